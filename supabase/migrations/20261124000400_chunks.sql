@@ -1,0 +1,97 @@
+-- A run's range of keys, the lease on it, and the ledger of what was found and done in it.
+create table image_sync.chunks (
+  run_id uuid not null,
+  number integer not null,
+  from_key text not null,
+  to_key text,
+  state text not null,
+  attempts integer not null default 0,
+  lease_token uuid,
+  lease_expires_at timestamptz,
+  not_before timestamptz,
+  worker_id uuid,
+  listed integer not null default 0,
+  bytes bigint not null default 0,
+  images integer not null default 0,
+  not_images integer not null default 0,
+  recorded integer not null default 0,
+  inserted integer not null default 0,
+  collided integer not null default 0,
+  vanished integer not null default 0,
+  missing integer not null default 0,
+  images_signed integer not null default 0,
+  to_sign integer not null default 0,
+  signed integer not null default 0,
+  withdrawn integer not null default 0,
+  failed integer not null default 0,
+  orphaned integer not null default 0,
+  removed integer not null default 0,
+  restored integer not null default 0,
+  skipped integer not null default 0,
+  records integer not null default 0,
+  records_signed integer not null default 0,
+  records_expired integer not null default 0,
+  orphans_unsigned integer not null default 0,
+  orphans_expired integer not null default 0,
+  soonest_expiry timestamptz,
+  storage_calls integer not null default 0,
+  retries integer not null default 0,
+  facts jsonb not null default '{}',
+  problems jsonb not null default '[]',
+  error jsonb,
+  closed_at timestamptz,
+  constraint chunks_pkey primary key (run_id, number),
+  constraint chunks_run_id_fkey foreign key (run_id) references image_sync.runs (id) on delete cascade,
+  constraint chunks_state_check check (state in ('pending', 'leased', 'done', 'dead')),
+  constraint chunks_lease_check check (state <> 'leased' or (lease_token is not null and lease_expires_at is not null)),
+  -- No object in two chunks: every range begins where another one ended.
+  constraint chunks_run_id_from_key_key unique (run_id, from_key)
+);
+
+-- What is left to claim: a handful of rows in a run of thousands of chunks.
+create index chunks_open_idx on image_sync.chunks (run_id, number) where state in ('pending', 'leased');
+
+comment on table image_sync.chunks is 'A run''s range of keys with its lease and its ledger. Balanced: listed = images + not_images, images = recorded + inserted + collided + vanished + missing and, once done, to_sign = signed + withdrawn + failed.';
+comment on column image_sync.chunks.run_id is 'The run that the chunk belongs to.';
+comment on column image_sync.chunks.number is 'The chunk''s place in its run, from 1.';
+comment on column image_sync.chunks.from_key is 'The range begins behind this key (byte order); empty: at the beginning.';
+comment on column image_sync.chunks.to_key is 'The range ends with this key, included; null: at the end of the bucket.';
+comment on column image_sync.chunks.state is 'pending, leased, done, or dead after too many attempts.';
+comment on column image_sync.chunks.attempts is 'How many attempts have failed: reported by a worker, or ended by an expired lease.';
+comment on column image_sync.chunks.lease_token is 'The token of the present or last lease; closing with another one changes nothing.';
+comment on column image_sync.chunks.lease_expires_at is 'From then on another worker may take the chunk over.';
+comment on column image_sync.chunks.not_before is 'A pending chunk is not leased again before this time.';
+comment on column image_sync.chunks.worker_id is 'The invocation that leased or walked the chunk last.';
+comment on column image_sync.chunks.listed is 'Objects in the range when it was listed.';
+comment on column image_sync.chunks.bytes is 'Size of those objects in bytes.';
+comment on column image_sync.chunks.images is 'Objects whose extension makes them images.';
+comment on column image_sync.chunks.not_images is 'All other objects.';
+comment on column image_sync.chunks.recorded is 'Images that had a record already.';
+comment on column image_sync.chunks.inserted is 'Images whose record this chunk inserted.';
+comment on column image_sync.chunks.collided is 'Images whose record the table refuses: a unique value is taken by another record, or a constraint or trigger of its owner says no. In a run that only reads: images without a record whose part number is taken and has to be unique.';
+comment on column image_sync.chunks.vanished is 'Images that were deleted between listing and inserting.';
+comment on column image_sync.chunks.missing is 'Images without a record that the run left so because it only reads; 0 in a sync.';
+comment on column image_sync.chunks.images_signed is 'Images whose record has a URL that works, when the chunk was closed.';
+comment on column image_sync.chunks.to_sign is 'Records with an object that needed a URL when the chunk was listed.';
+comment on column image_sync.chunks.signed is 'Records that were given a new URL.';
+comment on column image_sync.chunks.withdrawn is 'Records whose object was deleted between listing and signing: orphaned from then on.';
+comment on column image_sync.chunks.failed is 'Records whose URL could not be made.';
+comment on column image_sync.chunks.orphaned is 'Records in the range without an object.';
+comment on column image_sync.chunks.removed is 'Records that an applied cleanup moved to the archive.';
+comment on column image_sync.chunks.restored is 'Records that a restore brought back.';
+comment on column image_sync.chunks.skipped is 'Records of the list that were left as they are, each named with its reason in problems.';
+comment on column image_sync.chunks.records is 'Records in the range.';
+comment on column image_sync.chunks.records_signed is 'Records in the range with a URL, when the chunk was closed.';
+comment on column image_sync.chunks.records_expired is 'Records in the range whose URL has expired, or whose expiry is unknown, when the chunk was closed.';
+comment on column image_sync.chunks.orphans_unsigned is 'Orphaned records without a URL: nothing can sign those.';
+comment on column image_sync.chunks.orphans_expired is 'Orphaned records whose URL has expired.';
+comment on column image_sync.chunks.soonest_expiry is 'The earliest expiry of a URL in the range that still works.';
+comment on column image_sync.chunks.storage_calls is 'Requests made to the Storage API for the chunk, retries included.';
+comment on column image_sync.chunks.retries is 'Requests to any service that had to be repeated while the chunk was worked on.';
+comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, samples, and for a dry run the orphaned records'' names.';
+comment on column image_sync.chunks.problems is 'Items that failed or were skipped: name, code, detail.';
+comment on column image_sync.chunks.error is 'The last failure of the chunk as a whole.';
+comment on column image_sync.chunks.closed_at is 'When the chunk became done or dead.';
+
+alter table image_sync.chunks enable row level security;
+grant select, insert, update, delete on image_sync.chunks to service_role;

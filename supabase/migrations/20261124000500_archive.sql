@@ -1,0 +1,30 @@
+-- Records that were taken out of public.part_images, whole, with whatever columns their owner added.
+create table image_sync.archive (
+  id bigint generated always as identity,
+  bucket_id text not null,
+  file_name text not null,
+  record jsonb not null,
+  reason text not null,
+  run_id uuid,
+  archived_at timestamptz not null default now(),
+  restored_at timestamptz,
+  constraint archive_pkey primary key (id),
+  constraint archive_run_id_fkey foreign key (run_id) references image_sync.runs (id) on delete set null,
+  constraint archive_reason_check check (reason in ('orphaned', 'duplicate'))
+);
+
+-- A restore walks the records of one cleanup run in key order.
+create index archive_run_id_file_name_idx on image_sync.archive (run_id, file_name collate "C");
+
+comment on table image_sync.archive is 'Records that were taken out of public.part_images, whole and restorable. Never pruned by image-sync.';
+comment on column image_sync.archive.id is 'The archived record.';
+comment on column image_sync.archive.bucket_id is 'The bucket that it belonged to.';
+comment on column image_sync.archive.file_name is 'The object that it was the record of.';
+comment on column image_sync.archive.record is 'The whole row as to_jsonb() gave it, columns of its owner included.';
+comment on column image_sync.archive.reason is 'orphaned: removed by a confirmed cleanup; duplicate: a second row of one file, found when the table was adopted.';
+comment on column image_sync.archive.run_id is 'The cleanup run that removed it; null for duplicates found at adoption, and once that run was pruned.';
+comment on column image_sync.archive.archived_at is 'When it was removed.';
+comment on column image_sync.archive.restored_at is 'When it was put back; null while it is only here.';
+
+alter table image_sync.archive enable row level security;
+grant select, insert, update, delete on image_sync.archive to service_role;

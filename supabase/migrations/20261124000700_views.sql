@@ -1,0 +1,59 @@
+-- What the two sides look like to a run: objects and records, each defined once.
+
+-- Delete markers and archived versions are no objects of the bucket. Older storage schemas lack those columns: an unqualified
+-- name in the lateral query means the column where there is one, and the constant beside it where there is none.
+create view image_sync.objects with (security_invoker = on) as
+select
+  o.bucket_id,
+  o.name,
+  lower(coalesce(substring(o.name from '\.([^./]+)$'), '')) as extension,
+  regexp_replace(regexp_replace(o.name, '^.*/', ''), '\.[^.]*$', '') as part_number,
+  case when o.metadata ->> 'size' ~ '^[0-9]{1,15}$' then (o.metadata ->> 'size')::bigint else 0 end as bytes
+from (select false as is_delete_marker, null::timestamptz as archived_at) as absent
+cross join lateral (
+  select s.bucket_id, s.name, s.metadata, is_delete_marker as is_deleted, archived_at is not null as is_archived
+  from storage.objects s
+) as o
+where o.is_deleted is not true
+  and not o.is_archived
+  and o.name !~ '(^|/)\.emptyFolderPlaceholder$';
+
+comment on view image_sync.objects is 'The files of every bucket: storage.objects without delete markers, archived versions and the dashboard''s folder placeholders. Walk it by (bucket_id, name collate "C"): idx_objects_bucket_id_name serves that.';
+comment on column image_sync.objects.bucket_id is 'The bucket.';
+comment on column image_sync.objects.name is 'The object''s key in the bucket, folders included.';
+comment on column image_sync.objects.extension is 'What follows the last dot of the file name, in lower case; empty where there is none.';
+comment on column image_sync.objects.part_number is 'The file name without folders and extension.';
+comment on column image_sync.objects.bytes is 'Size in bytes as the upload recorded it; 0 where that is unknown.';
+
+create view image_sync.records with (security_invoker = on) as
+select
+  p.bucket_id,
+  p.file_name,
+  p.part_number,
+  nullif(p.signed_url, '') is not null as signed,
+  nullif(p.signed_url, '') is not null and coalesce(p.signed_url_expires_at <= now(), true) as expired,
+  case when nullif(p.signed_url, '') is not null and p.signed_url_expires_at > now() then p.signed_url_expires_at end as usable_until
+from public.part_images p;
+
+comment on view image_sync.records is 'The rows of public.part_images with the state of their URLs. Walk it by (bucket_id, file_name collate "C"): part_images_bucket_id_file_name_key serves that.';
+comment on column image_sync.records.bucket_id is 'The bucket.';
+comment on column image_sync.records.file_name is 'The object that the record is of.';
+comment on column image_sync.records.part_number is 'The file name without folders and extension, or what the record''s owner made of it.';
+comment on column image_sync.records.signed is 'There is a URL, working or not.';
+comment on column image_sync.records.expired is 'There is a URL and it has expired, or its expiry is unknown.';
+comment on column image_sync.records.usable_until is 'Until when the URL works; null where it does not.';
+
+grant select on image_sync.objects, image_sync.records to service_role;
+
+-- Above every key of the walk in byte order: longer than any key that a btree index can hold, of the highest character there is.
+create function image_sync.last_key()
+returns text
+language sql
+immutable
+set search_path = ''
+return repeat(U&'\+10FFFF', 700);
+
+comment on function image_sync.last_key() is 'A key above all others in byte order: the upper bound of a chunk that reaches to the end of the bucket.';
+
+revoke all on function image_sync.last_key() from public;
+grant execute on function image_sync.last_key() to service_role;

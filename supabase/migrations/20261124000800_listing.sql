@@ -1,0 +1,296 @@
+-- One chunk of a sync or analyze: list ▸ diff ▸ insert, and which records need a URL.
+
+-- Inserts the records that are missing and accounts for every one of them.
+-- p_names and p_part_numbers are parallel arrays of at most chunk_size images without a record.
+create function image_sync.insert_missing(
+  p_bucket_id text,
+  p_names text[],
+  p_part_numbers text[],
+  out inserted text[],
+  out recorded integer,
+  out collided integer,
+  out vanished integer,
+  out collided_samples text[],
+  out problems jsonb
+)
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_missing record;
+begin
+  inserted := '{}';
+  problems := '[]';
+  begin
+    with added as (
+      insert into public.part_images (bucket_id, file_name, part_number)
+      select p_bucket_id, m.name, m.part_number
+      from unnest(p_names, p_part_numbers) as m (name, part_number)
+      order by m.name collate "C"
+      on conflict do nothing
+      returning file_name
+    )
+    select coalesce(array_agg(added.file_name), '{}')
+    into inserted
+    from added;
+  exception
+    -- A constraint or a trigger of the table's owner refuses a row: find out which, so that the others get in.
+    when integrity_constraint_violation or data_exception or raise_exception or program_limit_exceeded then
+      for v_missing in
+        select m.name, m.part_number
+        from unnest(p_names, p_part_numbers) as m (name, part_number)
+        order by m.name collate "C"
+      loop
+        begin
+          insert into public.part_images (bucket_id, file_name, part_number)
+          values (p_bucket_id, v_missing.name, v_missing.part_number)
+          on conflict do nothing;
+          if found then
+            inserted := inserted || v_missing.name;
+          end if;
+        exception
+          when integrity_constraint_violation or data_exception or raise_exception or program_limit_exceeded then
+            problems := problems || jsonb_build_object('name', v_missing.name, 'code', 'record_refused', 'detail', sqlerrm);
+        end;
+      end loop;
+  end;
+
+  select
+    count(*) filter (where rest.is_recorded),
+    count(*) filter (where not rest.is_recorded and not rest.is_object),
+    count(*) filter (where not rest.is_recorded and rest.is_object),
+    (array_agg(rest.name order by rest.name collate "C") filter (where not rest.is_recorded and rest.is_object))[1:20]
+  into recorded, vanished, collided, collided_samples
+  from (
+    select
+      m.name,
+      exists (
+        select
+        from public.part_images p
+        where p.bucket_id = p_bucket_id
+          and p.file_name collate "C" = m.name
+      ) as is_recorded,
+      exists (
+        select
+        from image_sync.objects o
+        where o.bucket_id = p_bucket_id
+          and o.name collate "C" = m.name
+      ) as is_object
+    from unnest(p_names) as m (name)
+    where cardinality(inserted) < cardinality(p_names)
+      and m.name <> all (inserted)
+  ) as rest;
+end;
+$$;
+
+comment on function image_sync.insert_missing(text, text[], text[]) is
+  'Inserts a record for each of the given images and accounts for the rest: recorded by somebody else meanwhile, vanished from the bucket, or collided with what the table demands.';
+
+-- Whether two records of one part number are impossible, by a unique index of the table's owner.
+create function image_sync.part_number_is_unique()
+returns boolean
+language sql
+stable
+set search_path = ''
+return exists (
+  select
+  from pg_catalog.pg_index i
+  join pg_catalog.pg_attribute a
+    on a.attrelid = i.indrelid
+    and a.attnum = i.indkey[0]
+  where i.indrelid = 'public.part_images'::regclass
+    and i.indisunique
+    and i.indnkeyatts = 1
+    and i.indpred is null
+    and a.attname = 'part_number'
+);
+
+comment on function image_sync.part_number_is_unique() is 'True where the table''s owner made part_number unique.';
+
+-- Makes the run's next chunk: at most chunk_size objects and at most chunk_size records behind the cursor, compared in one
+-- statement. Both sides are read by keyset from an index in byte order (idx_objects_bucket_id_name and
+-- part_images_bucket_id_file_name_key), so that a chunk costs the same at the end of a million objects as at the beginning.
+-- The chunk is stored as leased with p_lease where records need a URL, and as done where none does.
+create function image_sync.make_chunk(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_worker uuid,
+  p_lease uuid,
+  out chunk image_sync.chunks,
+  out names text[]
+)
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_writes constant boolean := p_run.mode = 'sync';
+  v_renew_at constant timestamptz := case when p_run.options ->> 'renew' = 'all' then 'infinity' else now() + p_settings.renew_before end;
+  v_last_key text;
+  v_orphans text[];
+  v_missing text[];
+  v_missing_part_numbers text[];
+  v_excluded text[];
+  v_by_extension jsonb;
+  v_collided text[];
+  v_insert record;
+begin
+  -- Whichever side fills the chunk first ends its range, so that a range of records without objects is bounded too.
+  select least(
+    (
+      select o.name
+      from image_sync.objects o
+      where o.bucket_id = p_run.bucket_id
+        and o.name collate "C" > p_run.cursor
+      order by o.name collate "C"
+      offset p_settings.chunk_size - 1
+      limit 1
+    ) collate "C",
+    (
+      select r.file_name
+      from image_sync.records r
+      where r.bucket_id = p_run.bucket_id
+        and r.file_name collate "C" > p_run.cursor
+      order by r.file_name collate "C"
+      offset p_settings.chunk_size - 1
+      limit 1
+    ) collate "C"
+  )
+  into chunk.to_key;
+  v_last_key := coalesce(chunk.to_key, image_sync.last_key());
+
+  with objects as materialized (
+    select o.name, o.extension, o.part_number, o.bytes, o.extension = any (p_settings.extensions) as is_image
+    from image_sync.objects o
+    where o.bucket_id = p_run.bucket_id
+      and o.name collate "C" > p_run.cursor
+      and o.name collate "C" <= v_last_key
+    order by o.name collate "C"
+    limit p_settings.chunk_size
+  ), records as materialized (
+    select r.file_name, r.signed, r.expired, r.usable_until
+    from image_sync.records r
+    where r.bucket_id = p_run.bucket_id
+      and r.file_name collate "C" > p_run.cursor
+      and r.file_name collate "C" <= v_last_key
+    order by r.file_name collate "C"
+    limit p_settings.chunk_size
+  )
+  select
+    count(o.name),
+    coalesce(sum(o.bytes), 0),
+    count(*) filter (where o.is_image),
+    count(*) filter (where not o.is_image),
+    count(*) filter (where o.is_image and r.file_name is not null),
+    count(*) filter (where o.is_image and r.usable_until is not null),
+    count(*) filter (where o.name is null),
+    count(*) filter (where o.name is null and not r.signed),
+    count(*) filter (where o.name is null and r.expired),
+    count(r.file_name),
+    count(*) filter (where r.signed),
+    count(*) filter (where r.expired),
+    min(r.usable_until),
+    coalesce(array_agg(r.file_name) filter (where o.name is not null and r.file_name is not null and coalesce(r.usable_until < v_renew_at, true)), '{}'),
+    array_agg(r.file_name order by r.file_name collate "C") filter (where o.name is null),
+    array_agg(o.name) filter (where o.is_image and r.file_name is null),
+    array_agg(o.part_number) filter (where o.is_image and r.file_name is null),
+    (array_agg(o.name order by o.name collate "C") filter (where not o.is_image))[1:20],
+    (
+      select jsonb_object_agg(e.extension, e.files)
+      from (
+        select left(objects.extension, 16) as extension, count(*) as files
+        from objects
+        group by left(objects.extension, 16)
+      ) as e
+    )
+  into
+    chunk.listed, chunk.bytes, chunk.images, chunk.not_images, chunk.recorded, chunk.images_signed, chunk.orphaned, chunk.orphans_unsigned, chunk.orphans_expired,
+    chunk.records, chunk.records_signed, chunk.records_expired, chunk.soonest_expiry,
+    names, v_orphans, v_missing, v_missing_part_numbers, v_excluded, v_by_extension
+  from objects o
+  full join records r on r.file_name = o.name;
+
+  chunk.inserted := 0;
+  chunk.collided := 0;
+  chunk.vanished := 0;
+  chunk.missing := 0;
+  chunk.problems := '[]';
+  if v_missing is not null and v_writes then
+    select *
+    into v_insert
+    from image_sync.insert_missing(p_run.bucket_id, v_missing, v_missing_part_numbers);
+    chunk.recorded := chunk.recorded + v_insert.recorded;
+    chunk.inserted := cardinality(v_insert.inserted);
+    chunk.collided := v_insert.collided;
+    chunk.vanished := v_insert.vanished;
+    chunk.problems := v_insert.problems;
+    v_collided := v_insert.collided_samples;
+    chunk.records := chunk.records + chunk.inserted;
+    names := names || v_insert.inserted;
+  elsif v_missing is not null and image_sync.part_number_is_unique() then
+    select count(*), (array_agg(m.name order by m.name collate "C"))[1:20]
+    into chunk.collided, v_collided
+    from unnest(v_missing, v_missing_part_numbers) as m (name, part_number)
+    where exists (
+      select
+      from public.part_images p
+      where p.part_number = m.part_number
+    );
+    chunk.missing := cardinality(v_missing) - chunk.collided;
+  elsif v_missing is not null then
+    chunk.missing := cardinality(v_missing);
+  end if;
+
+  chunk.run_id := p_run.id;
+  chunk.number := 1 + coalesce(
+    (
+      select c.number
+      from image_sync.chunks c
+      where c.run_id = p_run.id
+      order by c.number desc
+      limit 1
+    ), 0);
+  chunk.from_key := p_run.cursor;
+  chunk.worker_id := p_worker;
+  chunk.to_sign := case when v_writes then cardinality(names) else 0 end;
+  chunk.state := case when chunk.to_sign > 0 then 'leased' else 'done' end;
+  chunk.facts := jsonb_strip_nulls(jsonb_build_object(
+    'by_extension', v_by_extension,
+    'orphaned', case when p_run.mode = 'cleanup' then v_orphans else v_orphans[1:20] end,
+    'missing', case when chunk.missing > 0 then v_missing[1:20] end,
+    'collided', v_collided,
+    'excluded', v_excluded
+  ));
+  if chunk.state = 'leased' then
+    chunk.lease_token := p_lease;
+    chunk.lease_expires_at := clock_timestamp() + p_settings.lease_duration;
+  else
+    chunk.closed_at := clock_timestamp();
+    names := '{}';
+  end if;
+
+  insert into image_sync.chunks (
+    run_id, number, from_key, to_key, state, lease_token, lease_expires_at, worker_id,
+    listed, bytes, images, not_images, recorded, inserted, collided, vanished, missing, images_signed, to_sign, orphaned,
+    records, records_signed, records_expired, orphans_unsigned, orphans_expired, soonest_expiry, facts, problems, closed_at
+  )
+  values (
+    chunk.run_id, chunk.number, chunk.from_key, chunk.to_key, chunk.state, chunk.lease_token, chunk.lease_expires_at, chunk.worker_id,
+    chunk.listed, chunk.bytes, chunk.images, chunk.not_images, chunk.recorded, chunk.inserted, chunk.collided, chunk.vanished, chunk.missing, chunk.images_signed, chunk.to_sign, chunk.orphaned,
+    chunk.records, chunk.records_signed, chunk.records_expired, chunk.orphans_unsigned, chunk.orphans_expired, chunk.soonest_expiry, chunk.facts, chunk.problems, chunk.closed_at
+  );
+end;
+$$;
+
+comment on function image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid) is
+  'Lists and compares the run''s next range of keys, inserts missing records in a sync, and stores the chunk: leased where records need a URL (their names are returned), done where none does.';
+
+revoke all on function
+  image_sync.insert_missing(text, text[], text[]),
+  image_sync.part_number_is_unique(),
+  image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid)
+from public;
+grant execute on function
+  image_sync.insert_missing(text, text[], text[]),
+  image_sync.part_number_is_unique(),
+  image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid)
+to service_role;

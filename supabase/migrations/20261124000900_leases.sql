@@ -1,0 +1,278 @@
+-- The lease on a chunk: who may close it, and what becomes of it when its worker does not. docs/leases.md has the whole of it.
+
+-- The names in a leased chunk that need a URL now. A worker that takes a chunk over asks again instead of trusting a list
+-- that a dead one left: objects may be gone and URLs may have been made since.
+create function image_sync.names_to_sign(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
+returns text[]
+language sql
+stable
+set search_path = ''
+return (
+  select coalesce(array_agg(r.file_name), '{}')
+  from image_sync.records r
+  join image_sync.objects o
+    on o.bucket_id = r.bucket_id
+    and o.name collate "C" = r.file_name
+  where r.bucket_id = p_run.bucket_id
+    and r.file_name collate "C" > p_chunk.from_key
+    and r.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
+    and coalesce(
+      r.usable_until < case when p_run.options ->> 'renew' = 'all' then 'infinity' else now() + p_settings.renew_before end,
+      true
+    )
+);
+
+comment on function image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks) is
+  'Records of the chunk that have an object and need a URL: none, expired, expiring within renew_before, or all of them after renew = all.';
+
+-- Ends an attempt that failed: the chunk waits for the next one, longer each time, or is dead.
+create function image_sync.end_attempt(p_settings image_sync.settings, p_chunk image_sync.chunks, p_error jsonb)
+returns void
+language sql
+set search_path = ''
+begin atomic
+  update image_sync.chunks c
+  set
+    state = case when c.attempts + 1 >= p_settings.max_attempts then 'dead' else 'pending' end,
+    attempts = c.attempts + 1,
+    -- A chunk that failed costs its records their URLs, not their place in the ledger.
+    failed = case when c.attempts + 1 >= p_settings.max_attempts then c.to_sign else 0 end,
+    not_before = clock_timestamp() + p_settings.retry_delay * power(2, least(c.attempts, 10)),
+    lease_expires_at = null,
+    error = p_error,
+    closed_at = case when c.attempts + 1 >= p_settings.max_attempts then clock_timestamp() end
+  where c.run_id = p_chunk.run_id
+    and c.number = p_chunk.number;
+end;
+
+comment on function image_sync.end_attempt(image_sync.settings, image_sync.chunks, jsonb) is
+  'Counts a failed attempt at a leased chunk: pending again after retry_delay, doubled each time, or dead after max_attempts.';
+
+-- Closes the chunk that p_token holds with what signing gave. p_names, p_urls and p_expires (seconds since 1970) are parallel.
+-- Returns closed; already_closed where this very call was made before (its answer got lost); stale where the token is not, or no
+-- longer, the chunk's: then nothing changes.
+create function image_sync.close_chunk(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_token uuid,
+  p_names text[],
+  p_urls text[],
+  p_expires bigint[],
+  p_failures jsonb,
+  p_error jsonb,
+  p_storage_calls integer,
+  p_retries integer
+)
+returns text
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks;
+  v_stored integer;
+  v_withdrawn integer;
+  v_problems jsonb;
+begin
+  select c.*
+  into v_chunk
+  from image_sync.chunks c
+  where c.run_id = p_run.id
+    and c.lease_token = p_token
+  for update;
+
+  if v_chunk.state is distinct from 'leased' then
+    return case
+      when v_chunk.state is null or v_chunk.error ->> 'code' = 'lease_expired' then 'stale'
+      else 'already_closed'
+    end;
+  end if;
+
+  update image_sync.chunks c
+  set storage_calls = c.storage_calls + p_storage_calls, retries = c.retries + p_retries
+  where c.run_id = v_chunk.run_id
+    and c.number = v_chunk.number;
+
+  if p_error is not null then
+    perform image_sync.end_attempt(p_settings, v_chunk, p_error);
+    return 'closed';
+  end if;
+
+  with stored as (
+    update public.part_images p
+    set signed_url = s.url, signed_url_expires_at = to_timestamp(s.expires)
+    from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
+    where p.bucket_id = p_run.bucket_id
+      and p.file_name collate "C" = s.name
+      -- The token's range and nothing else, whatever the caller sends.
+      and s.name collate "C" > v_chunk.from_key
+      and s.name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
+    returning 1
+  )
+  select count(*)
+  into v_stored
+  from stored;
+
+  -- An object that went away since it was listed is no failure: its record is orphaned from now on.
+  select
+    count(*) filter (where not f.is_object),
+    coalesce(jsonb_agg(jsonb_build_object('name', f.name, 'code', 'signing_failed', 'detail', f.error)) filter (where f.is_object), '[]')
+  into v_withdrawn, v_problems
+  from (
+    select
+      e.name,
+      e.error,
+      exists (
+        select
+        from image_sync.objects o
+        where o.bucket_id = p_run.bucket_id
+          and o.name collate "C" = e.name
+      ) as is_object
+    from jsonb_to_recordset(p_failures) as e (name text, error text)
+  ) as f;
+
+  with measured as (
+    select
+      count(*) as records,
+      count(*) filter (where r.signed) as records_signed,
+      count(*) filter (where r.expired) as records_expired,
+      count(r.usable_until) as usable,
+      min(r.usable_until) as soonest_expiry
+    from image_sync.records r
+    where r.bucket_id = p_run.bucket_id
+      and r.file_name collate "C" > v_chunk.from_key
+      and r.file_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
+  )
+  update image_sync.chunks c
+  set
+    state = 'done',
+    signed = v_stored,
+    withdrawn = v_withdrawn + cardinality(p_names) - v_stored,
+    failed = jsonb_array_length(v_problems),
+    problems = c.problems || v_problems,
+    records = measured.records,
+    records_signed = measured.records_signed,
+    records_expired = measured.records_expired,
+    soonest_expiry = measured.soonest_expiry,
+    images_signed = measured.usable - case
+      -- Only where the range holds records of no image are those with a URL told apart.
+      when measured.records > c.recorded + c.inserted then (
+        select count(*)
+        from image_sync.records r
+        left join image_sync.objects o
+          on o.bucket_id = r.bucket_id
+          and o.name collate "C" = r.file_name
+          and o.extension = any (p_settings.extensions)
+        where r.bucket_id = p_run.bucket_id
+          and r.file_name collate "C" > v_chunk.from_key
+          and r.file_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
+          and r.usable_until is not null
+          and o.name is null
+      )
+      else 0
+    end,
+    lease_expires_at = null,
+    error = null,
+    closed_at = clock_timestamp()
+  from measured
+  where c.run_id = v_chunk.run_id
+    and c.number = v_chunk.number;
+  return 'closed';
+end;
+$$;
+
+comment on function image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer) is
+  'Stores the URLs of a leased chunk and closes it, or counts its failed attempt (p_error). Returns closed, already_closed or stale; a stale call changes nothing.';
+
+-- Leases a chunk that waits or whose lease ran out. The caller holds the run's row lock, which makes claiming one at a time;
+-- skip locked passes over a chunk that its late worker is closing at this moment.
+create function image_sync.claim_chunk(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_worker uuid,
+  p_lease uuid,
+  out chunk image_sync.chunks,
+  out names text[]
+)
+language plpgsql
+set search_path = ''
+as $$
+begin
+  loop
+    select c.*
+    into chunk
+    from image_sync.chunks c
+    where c.run_id = p_run.id
+      and (
+        c.state = 'pending' and coalesce(c.not_before <= clock_timestamp(), true)
+        or c.state = 'leased' and c.lease_expires_at <= clock_timestamp()
+      )
+    order by c.number
+    limit 1
+    for update skip locked;
+    if not found then
+      return;
+    end if;
+
+    if chunk.state = 'leased' then
+      perform image_sync.end_attempt(
+        p_settings, chunk,
+        jsonb_build_object('code', 'lease_expired', 'title', 'A worker did not finish its chunk in time', 'detail', format('Worker %s leased chunk %s and was not heard of again.', chunk.worker_id, chunk.number))
+      );
+      continue when chunk.attempts + 1 >= p_settings.max_attempts;
+    end if;
+
+    names := image_sync.names_to_sign(p_run, p_settings, chunk);
+    update image_sync.chunks c
+    set
+      state = 'leased',
+      lease_token = p_lease,
+      lease_expires_at = clock_timestamp() + p_settings.lease_duration,
+      not_before = null,
+      worker_id = p_worker,
+      to_sign = cardinality(names)
+    where c.run_id = chunk.run_id
+      and c.number = chunk.number
+    returning c.*
+    into chunk;
+    return;
+  end loop;
+end;
+$$;
+
+comment on function image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid) is
+  'Leases the first chunk that waits or whose lease expired, with the names in it that need a URL now; null where there is none. A lease that expired counts as a failed attempt.';
+
+-- Gives back what a worker holds and will not do any more: no attempt is counted.
+create function image_sync.release_chunks(p_run uuid, p_leases uuid[])
+returns integer
+language sql
+set search_path = ''
+begin atomic
+  with released as (
+    update image_sync.chunks c
+    set state = 'pending', lease_token = null, lease_expires_at = null, not_before = null
+    where c.run_id = p_run
+      and c.state = 'leased'
+      and (p_leases is null or c.lease_token = any (p_leases))
+    returning 1
+  )
+  select count(*)::integer
+  from released;
+end;
+
+comment on function image_sync.release_chunks(uuid, uuid[]) is 'Makes the chunks that hold these leases (null: all leases of the run) pending again and returns how many there were.';
+
+revoke all on function
+  image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks),
+  image_sync.end_attempt(image_sync.settings, image_sync.chunks, jsonb),
+  image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
+  image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid),
+  image_sync.release_chunks(uuid, uuid[])
+from public;
+grant execute on function
+  image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks),
+  image_sync.end_attempt(image_sync.settings, image_sync.chunks, jsonb),
+  image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
+  image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid),
+  image_sync.release_chunks(uuid, uuid[])
+to service_role;

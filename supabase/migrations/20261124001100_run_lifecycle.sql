@@ -1,0 +1,301 @@
+-- How a run begins, moves and ends.
+
+-- A problem that a caller can do something about: an expected condition, so a return value (docs: RFC 9457 in the API).
+create function image_sync.problem(p_status integer, p_code text, p_title text, p_detail text, p_numbers jsonb default '{}')
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return jsonb_build_object('problem', p_numbers || jsonb_build_object('status', p_status, 'code', p_code, 'title', p_title, 'detail', p_detail));
+
+comment on function image_sync.problem(integer, text, text, text, jsonb) is 'A refusal as the API answers it: HTTP status, stable code, title, detail with the way out, and the numbers behind it.';
+
+create function image_sync.unknown_run(p_run uuid)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return image_sync.problem(404, 'unknown_run', 'There is no such run', format('Cannot find run %s: it never was, or housekeeping pruned it.', p_run));
+
+comment on function image_sync.unknown_run(uuid) is 'The refusal of a request about a run that does not exist.';
+
+-- Opens a run, or finds the one that is open in this mode. p_run is made by the caller: repeating the call opens nothing twice.
+create function image_sync.open_run(
+  p_run uuid,
+  p_bucket_id text,
+  p_mode text,
+  p_trigger text,
+  p_options jsonb,
+  p_plan uuid,
+  p_total bigint
+)
+returns image_sync.runs
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+begin
+  insert into image_sync.runs (id, bucket_id, mode, trigger, options, plan_id, total_estimate, bucket_created_at)
+  values (
+    p_run, p_bucket_id, p_mode, p_trigger, p_options, p_plan, p_total,
+    (
+      select b.created_at
+      from storage.buckets b
+      where b.id = p_bucket_id
+    )
+  )
+  on conflict do nothing
+  returning *
+  into v_run;
+  if v_run.id is null then
+    -- This very call made before, else the run that is open in this mode.
+    select r.*
+    into v_run
+    from image_sync.runs r
+    where r.id = p_run
+      or (r.bucket_id = p_bucket_id and r.mode = p_mode and r.finished_at is null)
+    order by (r.id = p_run) desc
+    limit 1;
+  end if;
+  return v_run;
+end;
+$$;
+
+comment on function image_sync.open_run(uuid, text, text, text, jsonb, uuid, bigint) is
+  'Opens a run with this id, or returns the one that has it, or the one that is open for the bucket and mode; a partial unique index decides.';
+
+-- Closes a run for good. The caller holds the run's row lock. Without p_outcome the chunks decide.
+create function image_sync.finish_run(p_run uuid, p_outcome text, p_stop_reason text, p_error jsonb, p_probe jsonb)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+  v_summary jsonb;
+  v_totals record;
+begin
+  perform image_sync.release_chunks(p_run, null);
+  v_summary := image_sync.summarize(p_run);
+  select t.*
+  into v_totals
+  from jsonb_to_record(v_summary -> 'totals') as t (to_sign bigint, signed bigint, failed bigint);
+
+  update image_sync.runs r
+  set
+    finished_at = clock_timestamp(),
+    moved_at = clock_timestamp(),
+    outcome = coalesce(p_outcome, case
+      when v_totals.failed > 0 and v_totals.signed = 0 then 'failed'
+      when v_totals.failed > 0 or (v_summary ->> 'dead_chunks')::integer > 0 or not (v_summary ->> 'balanced')::boolean then 'partial'
+      else 'succeeded'
+    end),
+    stop_reason = coalesce(p_stop_reason, case
+      when v_totals.failed > 0 and v_totals.signed = 0 then 'signing_impossible'
+      when (v_summary ->> 'dead_chunks')::integer > 0 then 'dead_chunks'
+      when v_totals.failed > 0 then 'items_failed'
+      when not (v_summary ->> 'balanced')::boolean then 'unbalanced'
+    end),
+    -- Why a call could not be queued matters only where the run did not get through all the same.
+    error = coalesce(p_error, case when p_outcome is not null then r.error end),
+    summary = v_summary
+  where r.id = p_run
+    and r.finished_at is null
+  returning *
+  into v_run;
+
+  if v_run.exhausted and v_run.mode in ('sync', 'analyze') then
+    update image_sync.runs r
+    set report = image_sync.measure(v_run, p_probe)
+    where r.id = v_run.id;
+  end if;
+end;
+$$;
+
+comment on function image_sync.finish_run(uuid, text, text, jsonb, jsonb) is
+  'Closes an open run: releases its leases, keeps its totals and, for a sync or analyze that reached the end, what it measured. Outcome and stop reason follow from the chunks where none is given.';
+
+-- Takes the run's row lock, which makes walking and claiming one worker at a time, and gives up soon: a worker that has to wait
+-- is told so instead of holding a connection.
+create function image_sync.lock_run(p_run uuid, out run image_sync.runs, out busy boolean)
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+begin
+  busy := false;
+  select r.*
+  into run
+  from image_sync.runs r
+  where r.id = p_run
+  for update;
+exception
+  when lock_not_available then
+    busy := true;
+end;
+$$;
+
+comment on function image_sync.lock_run(uuid) is 'Locks the run''s row and returns it; busy after 400 ms without the lock.';
+
+-- The bucket as Storage has it. A listing by a key without rights, or of a bucket that does not exist, is empty and proves
+-- nothing; only storage.buckets says whether there is a bucket.
+create function image_sync.bucket_problem(p_run image_sync.runs)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  select case
+    when b.id is null then jsonb_build_object(
+      'code', 'bucket_missing',
+      'title', 'The bucket does not exist',
+      'detail', format('Cannot list bucket %s: storage.buckets has no such id. Create it, or correct bucket_id in image_sync.settings.', p_run.bucket_id)
+    )
+    when b.created_at is distinct from p_run.bucket_created_at then jsonb_build_object(
+      'code', 'bucket_recreated',
+      'title', 'The bucket was deleted and made again',
+      'detail', format('Bucket %s is not the one that run %s began with. Start a new run.', p_run.bucket_id, p_run.id)
+    )
+  end
+  from (select) as always
+  left join storage.buckets b on b.id = p_run.bucket_id
+);
+
+comment on function image_sync.bucket_problem(image_sync.runs) is 'Why the run''s bucket cannot be walked: it is missing, or another one than at the beginning; null where it can.';
+
+-- Walks over chunks that need no signing, up to the first that does, bounded in names and in time. The caller holds the run's
+-- row lock. 250 ms keep every call far from the API's limits, and others waiting for the lock no longer than that.
+create function image_sync.walk(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_worker uuid,
+  p_lease uuid,
+  out run image_sync.runs,
+  out chunk image_sync.chunks,
+  out names text[]
+)
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_until constant timestamptz := clock_timestamp() + interval '250 milliseconds';
+  v_names integer := 0;
+begin
+  run := p_run;
+  while not run.exhausted and v_names < 100000 and clock_timestamp() < v_until loop
+    if run.plan_id is not null then
+      select s.*
+      into chunk
+      from image_sync.settle_chunk(run, p_settings, p_worker) as s;
+    else
+      select m.chunk, m.names
+      into chunk, names
+      from image_sync.make_chunk(run, p_settings, p_worker, p_lease) as m;
+    end if;
+    run.exhausted := chunk.to_key is null;
+    run.cursor := coalesce(chunk.to_key, run.cursor);
+    v_names := v_names + chunk.listed + 1;
+    exit when chunk.state = 'leased';
+  end loop;
+
+  update image_sync.runs r
+  set cursor = run.cursor, exhausted = run.exhausted, moved_at = clock_timestamp()
+  where r.id = run.id;
+  if chunk.state is distinct from 'leased' then
+    chunk := null;
+  end if;
+end;
+$$;
+
+comment on function image_sync.walk(image_sync.runs, image_sync.settings, uuid, uuid) is
+  'Makes chunks from the cursor on until one needs signing (leased with p_lease and returned with its names), the bucket ends, 100,000 names are passed or 250 ms are over.';
+
+-- Storage that refuses every call would otherwise be asked max_attempts times for every chunk of a large bucket.
+create function image_sync.too_many_failures(p_run image_sync.runs, p_settings image_sync.settings)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  select jsonb_build_object(
+    'code', coalesce(max(last_failed.error ->> 'code'), 'too_many_failures'),
+    'title', 'Too many chunks failed in a row',
+    'detail', format('The last %s chunks that needed signing all failed. The last error: %s', count(*), max(last_failed.error ->> 'detail'))
+  )
+  from (
+    select c.error, c.state
+    from image_sync.chunks c
+    where c.run_id = p_run.id
+      and c.to_sign > 0
+      and (c.state in ('done', 'dead') or c.attempts > 0)
+    order by c.closed_at desc nulls first
+    limit 3 * p_settings.max_attempts
+  ) as last_failed
+  having count(*) >= 3 * p_settings.max_attempts
+    and bool_and(last_failed.state <> 'done' and last_failed.error ->> 'code' <> 'lease_expired')
+);
+
+comment on function image_sync.too_many_failures(image_sync.runs, image_sync.settings) is
+  'Why a run should stop before its end: its last 3 x max_attempts chunks to sign all failed at signing; null where it should go on.';
+
+-- Random URLs for the live probe: a random record in each of a few random chunks, so that the cost does not grow with the table.
+create function image_sync.pick_urls(p_run image_sync.runs, p_settings image_sync.settings)
+returns text[]
+language sql
+set search_path = ''
+return (
+  select coalesce(array_agg(picked.signed_url), '{}')
+  from (
+    select c.from_key, c.to_key, floor(random() * c.records_signed) as place
+    from image_sync.chunks c
+    cross join generate_series(1, p_settings.probe_size)
+    where p_run.mode = 'sync'
+      and c.run_id = p_run.id
+      and c.records_signed > c.orphaned
+    order by random()
+    limit p_settings.probe_size
+  ) as spots
+  cross join lateral (
+    select p.signed_url
+    from public.part_images p
+    where p.bucket_id = p_run.bucket_id
+      and p.file_name collate "C" > spots.from_key
+      and p.file_name collate "C" <= coalesce(spots.to_key, image_sync.last_key())
+      and p.signed_url_expires_at > now()
+      and exists (
+        select
+        from image_sync.objects o
+        where o.bucket_id = p_run.bucket_id
+          and o.name collate "C" = p.file_name
+      )
+    order by p.file_name collate "C"
+    offset spots.place
+    limit 1
+  ) as picked
+);
+
+comment on function image_sync.pick_urls(image_sync.runs, image_sync.settings) is 'Up to probe_size signed URLs of random records of a sync that have an object.';
+
+revoke all on function
+  image_sync.too_many_failures(image_sync.runs, image_sync.settings),
+  image_sync.pick_urls(image_sync.runs, image_sync.settings),
+  image_sync.unknown_run(uuid),
+  image_sync.problem(integer, text, text, text, jsonb),
+  image_sync.open_run(uuid, text, text, text, jsonb, uuid, bigint),
+  image_sync.finish_run(uuid, text, text, jsonb, jsonb),
+  image_sync.lock_run(uuid),
+  image_sync.bucket_problem(image_sync.runs),
+  image_sync.walk(image_sync.runs, image_sync.settings, uuid, uuid)
+from public;
+grant execute on function
+  image_sync.too_many_failures(image_sync.runs, image_sync.settings),
+  image_sync.pick_urls(image_sync.runs, image_sync.settings),
+  image_sync.unknown_run(uuid),
+  image_sync.problem(integer, text, text, text, jsonb),
+  image_sync.open_run(uuid, text, text, text, jsonb, uuid, bigint),
+  image_sync.finish_run(uuid, text, text, jsonb, jsonb),
+  image_sync.lock_run(uuid),
+  image_sync.bucket_problem(image_sync.runs),
+  image_sync.walk(image_sync.runs, image_sync.settings, uuid, uuid)
+to service_role;

@@ -1,0 +1,319 @@
+-- What the function calls, by name, through the Data API. All are security invoker and executable by service_role alone, and all
+-- can be repeated after a lost answer: supabase-js never retries a POST, so the worker does.
+
+-- Opens a run in a mode, or finds the one that is open.
+-- Returns {"run": document, "created": boolean} or {"problem": {...}}: unknown_bucket (404), conflicting_run (409), and for
+-- cleanup and restore the guards.
+create function public.image_sync_start(p_run uuid, p_bucket text, p_mode text, p_options jsonb default '{}')
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+  v_problem jsonb;
+  v_plan uuid;
+  v_total bigint;
+begin
+  if not exists (
+    select
+    from image_sync.settings s
+    where s.bucket_id = p_bucket
+  ) then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot %s bucket %s: image_sync.settings has no row for it. Add one with: insert into image_sync.settings (bucket_id) values (%L);', p_mode, p_bucket, p_bucket)
+    );
+  end if;
+
+  -- Starting is one at a time per bucket, so that what excludes each other cannot begin together.
+  perform pg_advisory_xact_lock(hashtextextended('image_sync.start ' || p_bucket, 0));
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run
+    or (r.bucket_id = p_bucket and r.mode = p_mode and r.finished_at is null)
+  order by (r.id = p_run) desc
+  limit 1;
+
+  if v_run.id is null then
+    if p_mode in ('cleanup', 'restore') then
+      select g.problem, g.plan_id, g.total
+      into v_problem, v_plan, v_total
+      from image_sync.check_guards(p_bucket, p_mode, p_options) as g;
+      if v_problem is not null then
+        return v_problem;
+      end if;
+    end if;
+    v_run := image_sync.open_run(p_run, p_bucket, p_mode, 'request', p_options, v_plan, coalesce(v_total, image_sync.estimate_total(p_bucket)));
+  end if;
+  return jsonb_build_object('run', image_sync.run_document(v_run.id), 'created', v_run.id = p_run);
+end;
+$$;
+
+comment on function public.image_sync_start(uuid, text, text, jsonb) is
+  'Opens a run with the id that the caller made, or returns the run that is open in this mode (created: false). Problems: unknown_bucket, conflicting_run, and the guards of cleanup and restore.';
+
+-- The one call of a worker at work: closes the chunk just finished, if any, and leases the next. Two requests per chunk that
+-- needs signing (this one and the signing), none per chunk that does not: one call walks over many of those.
+--   p_lease    the token of the next chunk, made by the worker: repeating the call returns the same chunk
+--   p_closing  the token of the chunk just finished; p_names, p_urls and p_expires (seconds since 1970) are parallel,
+--              p_failures is [{"name", "error"}], p_error says why the whole chunk failed
+-- Returns {"closed": closed | already_closed | stale | null, "next": ..., ...} with next one of
+--   sign    {"chunk": {"number", "names", "expires_in" (s), "lease_ms"}}
+--   again   the bounds of this call were reached, nothing is left to sign up to here: call again
+--   wait    {"wait_ms"}: others hold what is left
+--   probe   {"urls"}: all is done; fetch these URLs and call image_sync_finish
+--   stop    the run is finished
+create function public.image_sync_advance(
+  p_run uuid,
+  p_worker uuid,
+  p_lease uuid,
+  p_closing uuid default null,
+  p_names text[] default '{}',
+  p_urls text[] default '{}',
+  p_expires bigint[] default '{}',
+  p_failures jsonb default '[]',
+  p_error jsonb default null,
+  p_storage_calls integer default 0,
+  p_retries integer default 0
+)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+  v_settings image_sync.settings;
+  v_busy boolean;
+  v_closed text;
+  v_chunk image_sync.chunks;
+  v_names text[];
+  v_error jsonb;
+  v_wait_ms integer;
+  v_urls text[];
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run;
+  if v_run.id is null then
+    raise exception 'Cannot advance run %: there is no such run', p_run
+      using errcode = 'no_data_found', hint = 'Start one with image_sync_start.';
+  end if;
+  select s.*
+  into v_settings
+  from image_sync.settings s
+  where s.bucket_id = v_run.bucket_id;
+
+  -- Closing touches this worker's chunk alone and comes before the run's lock: the expensive part runs side by side.
+  if p_closing is not null and v_settings.bucket_id is not null then
+    v_closed := image_sync.close_chunk(v_run, v_settings, p_closing, p_names, p_urls, p_expires, p_failures, p_error, p_storage_calls, p_retries);
+  end if;
+
+  select l.run, l.busy
+  into v_run, v_busy
+  from image_sync.lock_run(p_run) as l;
+  if v_busy then
+    return jsonb_build_object('closed', v_closed, 'next', 'wait', 'wait_ms', 100);
+  end if;
+  if v_run.finished_at is not null then
+    return jsonb_build_object('closed', v_closed, 'next', 'stop');
+  end if;
+
+  v_error := case
+    when v_settings.bucket_id is null then jsonb_build_object(
+      'code', 'settings_missing', 'title', 'The bucket''s settings were removed', 'detail', format('image_sync.settings has no row for bucket %s any more.', v_run.bucket_id)
+    )
+    else coalesce(image_sync.bucket_problem(v_run), image_sync.too_many_failures(v_run, v_settings))
+  end;
+  if v_error is not null then
+    perform image_sync.finish_run(p_run, 'failed', v_error ->> 'code', v_error, null);
+    return jsonb_build_object('closed', v_closed, 'next', 'stop');
+  end if;
+
+  -- This very call made before, its answer lost.
+  select c.*
+  into v_chunk
+  from image_sync.chunks c
+  where c.run_id = p_run
+    and c.lease_token = p_lease
+    and c.state = 'leased';
+  if found then
+    v_names := image_sync.names_to_sign(v_run, v_settings, v_chunk);
+  else
+    select c.chunk, c.names
+    into v_chunk, v_names
+    from image_sync.claim_chunk(v_run, v_settings, p_worker, p_lease) as c;
+    if v_chunk.run_id is null then
+      select w.run, w.chunk, w.names
+      into v_run, v_chunk, v_names
+      from image_sync.walk(v_run, v_settings, p_worker, p_lease) as w;
+    else
+      update image_sync.runs r
+      set moved_at = clock_timestamp()
+      where r.id = p_run;
+    end if;
+  end if;
+
+  if v_chunk.run_id is not null then
+    return jsonb_build_object(
+      'closed', v_closed,
+      'next', 'sign',
+      'chunk', jsonb_build_object(
+        'number', v_chunk.number,
+        'names', v_names,
+        'expires_in', extract(epoch from v_settings.signed_url_ttl)::integer,
+        'lease_ms', floor(1000 * extract(epoch from v_chunk.lease_expires_at - clock_timestamp())),
+        'public_url', v_settings.public_url
+      )
+    );
+  end if;
+  if not v_run.exhausted then
+    return jsonb_build_object('closed', v_closed, 'next', 'again');
+  end if;
+
+  select ceil(1000 * extract(epoch from min(coalesce(c.lease_expires_at, c.not_before, clock_timestamp())) - clock_timestamp()))
+  into v_wait_ms
+  from image_sync.chunks c
+  where c.run_id = p_run
+    and c.state in ('pending', 'leased');
+  if v_wait_ms is not null then
+    return jsonb_build_object('closed', v_closed, 'next', 'wait', 'wait_ms', greatest(v_wait_ms, 50));
+  end if;
+
+  v_urls := image_sync.pick_urls(v_run, v_settings);
+  if cardinality(v_urls) > 0 then
+    return jsonb_build_object('closed', v_closed, 'next', 'probe', 'urls', v_urls);
+  end if;
+  perform image_sync.finish_run(p_run, null, null, null, null);
+  return jsonb_build_object('closed', v_closed, 'next', 'stop');
+end;
+$$;
+
+comment on function public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer) is
+  'Closes the chunk that a worker finished and leases its next one, in one transaction; answers sign, again, wait, probe or stop. Can be repeated with the same tokens. A late close with a token that is no longer the chunk''s changes nothing and answers closed: stale.';
+
+-- Finishes a run whose chunks are all closed with what probing gave, or fails it with p_error.
+-- p_probe is {"checked", "ok", "failures": [{"name", "status", "content_type", "error"}]}.
+create function public.image_sync_finish(p_run uuid, p_probe jsonb default null, p_error jsonb default null)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run
+  for update;
+  if v_run.finished_at is null and p_error is not null then
+    perform image_sync.finish_run(p_run, 'failed', p_error ->> 'code', p_error, null);
+  elsif v_run.finished_at is null and v_run.exhausted and not exists (
+    select
+    from image_sync.chunks c
+    where c.run_id = p_run
+      and c.state in ('pending', 'leased')
+  ) then
+    perform image_sync.finish_run(p_run, null, null, null, p_probe);
+  end if;
+  return jsonb_build_object('run', image_sync.run_document(p_run));
+end;
+$$;
+
+comment on function public.image_sync_finish(uuid, jsonb, jsonb) is
+  'Closes a run whose chunks are all closed, with the result of the live probe; with p_error closes it as failed. Changes nothing in a run that is finished or has chunks left.';
+
+-- A worker ends before the run does: releases the leases it holds and queues the next call of the function, in one transaction.
+create function public.image_sync_hand_off(p_run uuid, p_worker uuid, p_leases uuid[])
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+  v_problem jsonb;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run
+  for update;
+  perform image_sync.release_chunks(p_run, p_leases);
+  if v_run.finished_at is not null or v_run.handed_off_by = p_worker then
+    return jsonb_build_object('kicked', false);
+  end if;
+  update image_sync.runs r
+  set handed_off_by = p_worker, moved_at = clock_timestamp()
+  where r.id = p_run;
+  v_problem := image_sync.kick(p_run);
+  return jsonb_build_object('kicked', v_problem is null);
+end;
+$$;
+
+comment on function public.image_sync_hand_off(uuid, uuid, uuid[]) is
+  'Releases the worker''s leases and queues a call of the function that goes on with the run; repeated by the same worker it queues nothing again. kicked: false where nothing was queued; why stands in the run''s error.';
+
+-- Cancels an open run. What its workers still close afterwards is stale.
+create function public.image_sync_cancel(p_run uuid)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run
+  for update;
+  if v_run.id is null then
+    return image_sync.unknown_run(p_run);
+  end if;
+  if v_run.finished_at is null then
+    perform image_sync.finish_run(p_run, 'cancelled', 'cancelled', null, null);
+  elsif v_run.outcome <> 'cancelled' then
+    return image_sync.problem(409, 'run_finished', 'The run is finished', format('Cannot cancel run %s: it ended as %s at %s.', p_run, v_run.outcome, v_run.finished_at));
+  end if;
+  return jsonb_build_object('run', image_sync.run_document(p_run));
+end;
+$$;
+
+comment on function public.image_sync_cancel(uuid) is 'Cancels an open run. Problems: unknown_run (404), run_finished (409).';
+
+-- One run, open or finished.
+create function public.image_sync_run(p_run uuid)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return coalesce(
+  (
+    select jsonb_build_object('run', d.document)
+    from (select image_sync.run_document(p_run) as document) as d
+    where d.document is not null
+  ),
+  image_sync.unknown_run(p_run)
+);
+
+comment on function public.image_sync_run(uuid) is 'One run with its progress or final report. Problem: unknown_run (404).';
+
+revoke all on function
+  public.image_sync_start(uuid, text, text, jsonb),
+  public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
+  public.image_sync_finish(uuid, jsonb, jsonb),
+  public.image_sync_hand_off(uuid, uuid, uuid[]),
+  public.image_sync_cancel(uuid),
+  public.image_sync_run(uuid)
+from public, anon, authenticated;
+grant execute on function
+  public.image_sync_start(uuid, text, text, jsonb),
+  public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
+  public.image_sync_finish(uuid, jsonb, jsonb),
+  public.image_sync_hand_off(uuid, uuid, uuid[]),
+  public.image_sync_cancel(uuid),
+  public.image_sync_run(uuid)
+to service_role;
