@@ -181,6 +181,7 @@ as $$
 declare
   v_until constant timestamptz := clock_timestamp() + interval '250 milliseconds';
   v_names integer := 0;
+  v_made record;
 begin
   run := p_run;
   while not run.exhausted and v_names < 100000 and clock_timestamp() < v_until loop
@@ -189,9 +190,11 @@ begin
       into chunk
       from image_sync.settle_chunk(run, p_settings, p_worker) as s;
     else
-      select m.chunk, m.names
-      into chunk, names
+      select m.*
+      into v_made
       from image_sync.make_chunk(run, p_settings, p_worker, p_lease) as m;
+      chunk := v_made.chunk;
+      names := v_made.names;
     end if;
     run.exhausted := chunk.to_key is null;
     run.cursor := coalesce(chunk.to_key, run.cursor);
@@ -240,12 +243,12 @@ comment on function image_sync.too_many_failures(image_sync.runs, image_sync.set
   'Why a run should stop before its end: its last 3 x max_attempts chunks to sign all failed at signing; null where it should go on.';
 
 -- Random URLs for the live probe: a random record in each of a few random chunks, so that the cost does not grow with the table.
-create function image_sync.pick_urls(p_run image_sync.runs, p_settings image_sync.settings)
-returns text[]
+create function image_sync.pick_probe_targets(p_run image_sync.runs, p_settings image_sync.settings)
+returns jsonb
 language sql
 set search_path = ''
 return (
-  select coalesce(array_agg(picked.signed_url), '{}')
+  select coalesce(jsonb_agg(jsonb_build_object('name', picked.file_name, 'url', picked.signed_url)), '[]')
   from (
     select c.from_key, c.to_key, floor(random() * c.records_signed) as place
     from image_sync.chunks c
@@ -257,7 +260,7 @@ return (
     limit p_settings.probe_size
   ) as spots
   cross join lateral (
-    select p.signed_url
+    select p.file_name, p.signed_url
     from public.part_images p
     where p.bucket_id = p_run.bucket_id
       and p.file_name collate "C" > spots.from_key
@@ -275,11 +278,11 @@ return (
   ) as picked
 );
 
-comment on function image_sync.pick_urls(image_sync.runs, image_sync.settings) is 'Up to probe_size signed URLs of random records of a sync that have an object.';
+comment on function image_sync.pick_probe_targets(image_sync.runs, image_sync.settings) is 'Up to probe_size records of a sync that have an object, chosen at random, as [{"name", "url"}]: for the worker''s eyes alone.';
 
 revoke all on function
   image_sync.too_many_failures(image_sync.runs, image_sync.settings),
-  image_sync.pick_urls(image_sync.runs, image_sync.settings),
+  image_sync.pick_probe_targets(image_sync.runs, image_sync.settings),
   image_sync.unknown_run(uuid),
   image_sync.problem(integer, text, text, text, jsonb),
   image_sync.open_run(uuid, text, text, text, jsonb, uuid, bigint),
@@ -290,7 +293,7 @@ revoke all on function
 from public;
 grant execute on function
   image_sync.too_many_failures(image_sync.runs, image_sync.settings),
-  image_sync.pick_urls(image_sync.runs, image_sync.settings),
+  image_sync.pick_probe_targets(image_sync.runs, image_sync.settings),
   image_sync.unknown_run(uuid),
   image_sync.problem(integer, text, text, text, jsonb),
   image_sync.open_run(uuid, text, text, text, jsonb, uuid, bigint),

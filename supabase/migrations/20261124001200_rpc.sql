@@ -63,7 +63,7 @@ comment on function public.image_sync_start(uuid, text, text, jsonb) is
 --   sign    {"chunk": {"number", "names", "expires_in" (s), "lease_ms"}}
 --   again   the bounds of this call were reached, nothing is left to sign up to here: call again
 --   wait    {"wait_ms"}: others hold what is left
---   probe   {"urls"}: all is done; fetch these URLs and call image_sync_finish
+--   probe   {"targets": [{"name", "url"}]}: all is done; fetch these URLs and call image_sync_finish
 --   stop    the run is finished
 create function public.image_sync_advance(
   p_run uuid,
@@ -85,13 +85,14 @@ as $$
 declare
   v_run image_sync.runs;
   v_settings image_sync.settings;
-  v_busy boolean;
+  v_locked record;
+  v_step record;
   v_closed text;
   v_chunk image_sync.chunks;
   v_names text[];
   v_error jsonb;
   v_wait_ms integer;
-  v_urls text[];
+  v_targets jsonb;
 begin
   select r.*
   into v_run
@@ -111,10 +112,11 @@ begin
     v_closed := image_sync.close_chunk(v_run, v_settings, p_closing, p_names, p_urls, p_expires, p_failures, p_error, p_storage_calls, p_retries);
   end if;
 
-  select l.run, l.busy
-  into v_run, v_busy
+  select l.*
+  into v_locked
   from image_sync.lock_run(p_run) as l;
-  if v_busy then
+  v_run := v_locked.run;
+  if v_locked.busy then
     return jsonb_build_object('closed', v_closed, 'next', 'wait', 'wait_ms', 100);
   end if;
   if v_run.finished_at is not null then
@@ -142,13 +144,18 @@ begin
   if found then
     v_names := image_sync.names_to_sign(v_run, v_settings, v_chunk);
   else
-    select c.chunk, c.names
-    into v_chunk, v_names
+    select c.*
+    into v_step
     from image_sync.claim_chunk(v_run, v_settings, p_worker, p_lease) as c;
+    v_chunk := v_step.chunk;
+    v_names := v_step.names;
     if v_chunk.run_id is null then
-      select w.run, w.chunk, w.names
-      into v_run, v_chunk, v_names
+      select w.*
+      into v_step
       from image_sync.walk(v_run, v_settings, p_worker, p_lease) as w;
+      v_run := v_step.run;
+      v_chunk := v_step.chunk;
+      v_names := v_step.names;
     else
       update image_sync.runs r
       set moved_at = clock_timestamp()
@@ -182,9 +189,9 @@ begin
     return jsonb_build_object('closed', v_closed, 'next', 'wait', 'wait_ms', greatest(v_wait_ms, 50));
   end if;
 
-  v_urls := image_sync.pick_urls(v_run, v_settings);
-  if cardinality(v_urls) > 0 then
-    return jsonb_build_object('closed', v_closed, 'next', 'probe', 'urls', v_urls);
+  v_targets := image_sync.pick_probe_targets(v_run, v_settings);
+  if jsonb_array_length(v_targets) > 0 then
+    return jsonb_build_object('closed', v_closed, 'next', 'probe', 'targets', v_targets);
   end if;
   perform image_sync.finish_run(p_run, null, null, null, null);
   return jsonb_build_object('closed', v_closed, 'next', 'stop');

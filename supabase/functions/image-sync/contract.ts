@@ -1,0 +1,247 @@
+/**
+ * Every shape that crosses a boundary, defined once: what callers send, what the database and Storage answer, what the
+ * function answers. Documents that only pass through (a run, a report) keep the names of the wire; what the worker works
+ * with is turned into camelCase here and nowhere else. Words and shapes: DESIGN.md sections 2, 7 and 8.
+ */
+import { z } from "zod";
+
+/** The bucket that a request means when it names none. */
+export const DEFAULT_BUCKET = "part-images";
+/** The largest request body, in bytes. */
+export const MAX_BODY_BYTES = 65_536;
+/** The longest that `Prefer: wait=N` waits, in seconds: the platform answers 504 after 150. */
+export const MAX_WAIT_SECONDS = 120;
+
+/** How a run passes over its bucket. */
+export const modeSchema = z.enum(["sync", "analyze", "cleanup", "restore"]);
+export type Mode = z.infer<typeof modeSchema>;
+
+const bucketSchema = z.string().min(1).max(100).refine(hasNoNull, "must not contain the character U+0000");
+const runIdSchema = z.uuid();
+
+/**
+ * The body of a `POST`. Everything is optional: an empty body starts a sync of the default bucket. With `run` alone it wakes
+ * that run and starts nothing.
+ */
+export const startRequestSchema = z.strictObject({
+  mode: modeSchema.default("sync"),
+  bucket: bucketSchema.default(DEFAULT_BUCKET),
+  /** Sign every record again, as after a rotation of the URL-signing key. */
+  renew: z.literal("all").optional(),
+  /** The dry run whose list a cleanup applies. */
+  confirm: runIdSchema.optional(),
+  /** The cleanup run that a restore undoes. */
+  restore: runIdSchema.optional(),
+  /** Raises the guard of that name for this cleanup. */
+  max_delete_count: z.int().min(0).max(2_147_483_647).optional(),
+  max_delete_fraction: z.number().min(0).max(1).optional(),
+}).superRefine((body, context) => {
+  const demands: readonly (readonly [keyof typeof body, Mode])[] = [
+    ["renew", "sync"],
+    ["confirm", "cleanup"],
+    ["max_delete_count", "cleanup"],
+    ["max_delete_fraction", "cleanup"],
+    ["restore", "restore"],
+  ];
+  for (const [option, mode] of demands) {
+    if (body[option] !== undefined && body.mode !== mode) {
+      context.addIssue({ code: "custom", path: [option], message: `goes with mode ${mode}, not ${body.mode}` });
+    }
+  }
+  if (body.mode === "restore" && body.restore === undefined) {
+    context.addIssue({ code: "custom", path: ["restore"], message: "must name the cleanup run to undo" });
+  }
+});
+export type StartRequest = z.infer<typeof startRequestSchema>;
+
+/** The body of a `POST` that only wakes a run: what the schedule sends. */
+export const wakeRequestSchema = z.strictObject({ run: runIdSchema });
+
+/** The query of a `GET`: one of the three questions. */
+export const readQuerySchema = z.strictObject({
+  bucket: bucketSchema.default(DEFAULT_BUCKET),
+  run: runIdSchema.optional(),
+  file: z.string().min(1).max(4096).refine(hasNoNull, "must not contain the character U+0000").optional(),
+}).refine((query) => query.run === undefined || query.file === undefined, "ask for run or for file, not for both");
+
+/** The query of a `DELETE`. */
+export const cancelQuerySchema = z.strictObject({ run: runIdSchema });
+
+const timestampSchema = z.string();
+const countSchema = z.number();
+
+/** A named item that failed or was skipped. */
+export const itemProblemSchema = z.looseObject({
+  name: z.string().optional(),
+  code: z.string(),
+  detail: z.string().nullish(),
+});
+
+/** What went wrong for a run or a chunk as a whole. */
+export const faultSchema = z.looseObject({ code: z.string(), title: z.string(), detail: z.string() });
+export type Fault = z.infer<typeof faultSchema>;
+
+/** One run. */
+export const runSchema = z.looseObject({
+  id: runIdSchema,
+  bucket_id: z.string(),
+  mode: modeSchema,
+  trigger: z.enum(["schedule", "request"]),
+  options: z.record(z.string(), z.unknown()),
+  plan_id: runIdSchema.nullable(),
+  state: z.enum(["open", "succeeded", "partial", "failed", "cancelled"]),
+  stop_reason: z.string().nullable(),
+  started_at: timestampSchema,
+  finished_at: timestampSchema.nullable(),
+  duration_seconds: z.number(),
+  progress: z.object({
+    done: countSchema,
+    total_estimate: countSchema.nullable(),
+    percent: z.number(),
+    rate_per_second: z.number(),
+    eta_seconds: z.number().nullable(),
+  }),
+  totals: z.record(z.string(), countSchema),
+  chunks: countSchema,
+  invocations: countSchema,
+  balanced: z.boolean(),
+  error: faultSchema.nullable(),
+  problems: z.array(itemProblemSchema),
+});
+export type Run = z.infer<typeof runSchema>;
+
+const differenceSchema = z.object({ count: countSchema.nullable(), samples: z.array(z.string()) });
+
+/** Something the report tells the operator to look at. */
+export const findingSchema = z.object({
+  code: z.string(),
+  level: z.enum(["error", "warning", "info"]),
+  title: z.string(),
+  count: countSchema,
+  samples: z.array(z.string()),
+  remediation: z.string(),
+});
+export type Finding = z.infer<typeof findingSchema>;
+
+/** What fetching a few random signed URLs gave. */
+export const probeSchema = z.object({
+  checked: countSchema,
+  ok: countSchema,
+  failures: z.array(z.object({
+    name: z.string(),
+    status: z.number().nullable(),
+    content_type: z.string().nullable(),
+    error: z.string().nullable(),
+  })),
+});
+export type Probe = z.infer<typeof probeSchema>;
+
+/** The status report. Counts are null until a first run has measured them. */
+export const reportSchema = z.looseObject({
+  generated_at: timestampSchema,
+  measured_at: timestampSchema.nullable(),
+  healthy: z.boolean(),
+  bucket: z.object({
+    id: z.string(),
+    objects: countSchema.nullable(),
+    images: countSchema.nullable(),
+    bytes: countSchema.nullable(),
+    by_extension: z.record(z.string(), countSchema),
+  }),
+  records: z.object({
+    total: countSchema.nullable(),
+    signed: countSchema.nullable(),
+    unsigned: countSchema.nullable(),
+    expired: countSchema.nullable(),
+    soonest_expiry: timestampSchema.nullable(),
+  }),
+  difference: z.object({ missing: differenceSchema, orphaned: differenceSchema, collided: differenceSchema }),
+  coverage: z.object({ recorded: z.number().nullable(), signed: z.number().nullable() }),
+  probe: probeSchema,
+  open_run: runSchema.nullable(),
+  next_run_at: timestampSchema.nullable(),
+  last_runs: z.object({
+    sync: runSchema.nullable(),
+    analyze: runSchema.nullable(),
+    cleanup: runSchema.nullable(),
+    restore: runSchema.nullable(),
+  }),
+  findings: z.array(findingSchema),
+});
+export type Report = z.infer<typeof reportSchema>;
+
+/** Why one file is, or is not, in sync. */
+export const fileSchema = z.looseObject({
+  bucket_id: z.string(),
+  file_name: z.string(),
+  in_sync: z.boolean(),
+  reasons: z.array(z.object({ code: z.string(), detail: z.string() })),
+});
+export type FileStatus = z.infer<typeof fileSchema>;
+
+/** A refusal, RFC 9457 with a stable `code`; the numbers behind it stand beside as members of their own. */
+export const problemSchema = z.looseObject({
+  status: z.int().min(400).max(599),
+  code: z.string(),
+  title: z.string(),
+  detail: z.string(),
+});
+export type Problem = z.infer<typeof problemSchema>;
+
+/** An RPC that answers with something, or with a refusal. */
+const problemAnswerSchema = z.object({ problem: problemSchema });
+export const startAnswerSchema = z.union([problemAnswerSchema, z.object({ run: runSchema, created: z.boolean() })]);
+export const runAnswerSchema = z.union([problemAnswerSchema, z.object({ run: runSchema })]);
+export const reportAnswerSchema = z.union([problemAnswerSchema, z.object({ report: reportSchema })]);
+export const fileAnswerSchema = z.union([problemAnswerSchema, z.object({ file: fileSchema })]);
+export const handOffAnswerSchema = z.object({ kicked: z.boolean() });
+
+/** A leased chunk. */
+const chunkSchema = z.object({
+  number: z.int(),
+  names: z.array(z.string()),
+  expires_in: z.int().positive(),
+  lease_ms: z.number(),
+  public_url: z.string().nullable(),
+}).transform((chunk) => ({
+  number: chunk.number,
+  names: chunk.names,
+  /** Lifetime of a new URL, in seconds. */
+  expiresIn: chunk.expires_in,
+  /** What is left of the lease, in ms. */
+  leaseMs: chunk.lease_ms,
+  /** Scheme and host for readers, where those differ from the project's URL. */
+  publicUrl: chunk.public_url,
+}));
+export type Chunk = z.infer<typeof chunkSchema>;
+
+const closedSchema = z.enum(["closed", "already_closed", "stale"]).nullable();
+
+/** What `image_sync_advance` says to do next. */
+export const advanceAnswerSchema = z.discriminatedUnion("next", [
+  z.object({ closed: closedSchema, next: z.literal("sign"), chunk: chunkSchema }),
+  z.object({ closed: closedSchema, next: z.literal("again") }),
+  z.object({ closed: closedSchema, next: z.literal("wait"), wait_ms: z.number() })
+    .transform(({ closed, next, wait_ms }) => ({ closed, next, waitMs: wait_ms })),
+  z.object({
+    closed: closedSchema,
+    next: z.literal("probe"),
+    targets: z.array(z.object({ name: z.string(), url: z.string() })),
+  }),
+  z.object({ closed: closedSchema, next: z.literal("stop") }),
+]);
+export type Advance = z.infer<typeof advanceAnswerSchema>;
+
+/** One item of Storage's answer to a signing call; `signedURL` is relative and ends in `?token=JWT`. */
+export const signedItemSchema = z.object({
+  path: z.string().nullish(),
+  error: z.string().nullish(),
+  signedURL: z.string().nullish(),
+});
+
+/** The payload of a signed URL's token, as far as it matters here. */
+export const tokenPayloadSchema = z.object({ exp: z.int().positive() });
+
+function hasNoNull(text: string): boolean {
+  return !text.includes("\0");
+}
