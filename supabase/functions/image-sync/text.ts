@@ -1,0 +1,384 @@
+/**
+ * The documents of the API as a person reads them: `Accept: text/plain` and the commands print the same. Pure: the only clock is
+ * the document's own. No colours, and no character that a terminal would obey.
+ */
+import type { FileStatus, Finding, Report, Run } from "./contract.ts";
+import { DEFAULT_BUCKET } from "./contract.ts";
+
+/** The list that a cleanup's dry run keeps: how many records, and the first of them. */
+export type Plan = { readonly count: number; readonly samples: readonly string[] };
+
+type Row = readonly [label: string, text: string];
+
+// A difference or a finding shows its first few names; all of the samples are in the JSON.
+const SAMPLES_SHOWN = 5;
+const LABEL_WIDTH = 12;
+const LEVEL_SIGNS = { error: "✖", warning: "▲", info: "ℹ" } as const;
+const DIFFERENCES = ["missing", "orphaned", "collided"] as const;
+
+/**
+ * Text of foreign origin with everything that a terminal obeys or hides written as `\u{..}`: control characters, bidirectional
+ * and other invisible formatting, unusual spaces, lone surrogates. A backslash that could be taken for such an escape is itself
+ * escaped, so the name can be read back.
+ */
+export function safeText(text: string): string {
+  return text.replace(
+    /\\(?=u\{)|[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]|(?! )\p{Zs}/gu,
+    (character) => `\\u{${character.codePointAt(0)?.toString(16).padStart(2, "0")}}`,
+  );
+}
+
+/** The list of a finished dry run of cleanup; `undefined` for any other run. */
+export function planOf(run: Run): Plan | undefined {
+  const plan: unknown = run["plan"];
+  if (run.mode !== "cleanup" || run.plan_id !== null || typeof plan !== "object" || plan === null) {
+    return undefined;
+  }
+  const { count, samples } = plan as { count?: unknown; samples?: unknown };
+  if (typeof count !== "number" || !Array.isArray(samples)) return undefined;
+  return { count, samples: samples.filter((name) => typeof name === "string") };
+}
+
+/** The status report, verdict first. Ends with a newline. */
+export function renderReport(report: Report): string {
+  const now = Date.parse(report.generated_at);
+  return sections([
+    [verdict(report), `  ${whenMeasured(report, now)}`],
+    rows(sizes(report)),
+    differences(report),
+    findings(report.findings),
+    rows(runs(report, now)),
+  ]);
+}
+
+/** One run: its progress while it is open, its outcome afterwards. Ends with a newline. */
+export function renderRun(run: Run): string {
+  return sections([
+    [`${runName(run)} of ${name(run.bucket_id)}: ${run.state}`],
+    rows([...course(run), ...work(run), ...trouble(run)]),
+    problems(run),
+    nextStep(run),
+  ]);
+}
+
+/** Why a file is, or is not, in sync. Ends with a newline. */
+export function renderFile(file: FileStatus): string {
+  return sections([
+    [`${name(file.file_name)} in ${name(file.bucket_id)}: ${file.in_sync ? "in sync" : "not in sync"}`],
+    file.reasons.map(({ code, detail }) => `  ${safeText(detail)} [${safeText(code)}]`),
+  ]);
+}
+
+/** How far a run is, in one line: `1,200 of 4,000 (30 %), 410 a second, about 7 s left`. */
+export function renderProgress({ progress }: Pick<Run, "progress">): string {
+  const parts = [
+    progress.total_estimate === null
+      ? count(progress.done)
+      : `${count(progress.done)} of ${count(progress.total_estimate)} (${progress.percent} %)`,
+  ];
+  if (progress.rate_per_second > 0) parts.push(`${count(progress.rate_per_second)} a second`);
+  if ((progress.eta_seconds ?? 0) > 0) parts.push(`about ${duration(progress.eta_seconds ?? 0)} left`);
+  return parts.join(", ");
+}
+
+/** A moment in GMT, as the schedule has it: `2026-11-24 02:00 GMT`. */
+export function renderTime(timestamp: string): string {
+  const time = new Date(timestamp);
+  if (Number.isNaN(time.getTime())) return safeText(timestamp);
+  return `${time.toISOString().slice(0, 16).replace("T", " ")} GMT`;
+}
+
+/** ` --bucket NAME` for a command line where the bucket is not the default one, else nothing. */
+export function bucketFlag(bucket: string): string {
+  if (bucket === DEFAULT_BUCKET) return "";
+  return /^[\w.-]+$/.test(bucket)
+    ? ` --bucket ${bucket}`
+    : ` --bucket '${safeText(bucket).replaceAll("'", `'\\''`)}'`;
+}
+
+function verdict(report: Report): string {
+  const found = (["error", "warning"] as const)
+    .map((level) => [report.findings.filter((finding) => finding.level === level).length, level] as const)
+    .filter(([number]) => number > 0)
+    .map(([number, level]) => quantity(number, level))
+    .join(", ");
+  const state = report.healthy ? "healthy" : "needs attention";
+  return `${name(report.bucket.id)}: ${state}${found === "" ? "" : ` (${found})`}`;
+}
+
+function whenMeasured({ measured_at }: Report, now: number): string {
+  if (measured_at === null) return "Nothing was measured yet: start an analyze or a sync";
+  return `Measured ${renderTime(measured_at)}, ${age(measured_at, now)}`;
+}
+
+function sizes(report: Report): Row[] {
+  const { bucket, records, coverage, probe } = report;
+  if (bucket.objects === null) return [];
+  const extensions = Object.entries(bucket.by_extension)
+    .sort(([, one], [, other]) => other - one)
+    .map(([extension, files]) => `${safeText(extension)} ${count(files)}`);
+  return [
+    [
+      "Bucket",
+      `${quantity(bucket.objects, "file")}, ${bytes(bucket.bytes ?? 0)}, ${
+        quantity(bucket.images ?? 0, "image")
+      }`,
+    ],
+    ["", extensions.join(", ")],
+    ["Records", quantity(records.total ?? 0, "record")],
+    [
+      "",
+      `${count(records.signed)} with a working URL, ${count(records.unsigned)} without one, ${
+        count(records.expired)
+      } expired`,
+    ],
+    ["", records.soonest_expiry === null ? "" : `first URL expires ${renderTime(records.soonest_expiry)}`],
+    [
+      "Coverage",
+      `${percent(coverage.recorded)} of the images have a record, ${percent(coverage.signed)} a working URL`,
+    ],
+    [
+      "Probe",
+      probe.checked === 0 ? "" : `${count(probe.ok)} of ${count(probe.checked)} random URLs show an image`,
+    ],
+    ...probe.failures.slice(0, SAMPLES_SHOWN).map((failure): Row => ["", `  ${probeFailure(failure)}`]),
+  ];
+}
+
+function probeFailure(
+  { name: file, status, content_type, error }: Report["probe"]["failures"][number],
+): string {
+  const answer = [status === null ? undefined : `HTTP ${status}`, content_type, error]
+    .filter((part) => part !== null && part !== undefined);
+  return `${name(file)}: ${safeText(answer.join(", "))}`;
+}
+
+function differences({ difference }: Report): string[] {
+  const meaning = {
+    missing: "images without a record",
+    orphaned: "records without a file",
+    collided: "images whose record the table refuses",
+  };
+  return DIFFERENCES.flatMap((kind) => {
+    const { count: number, samples } = difference[kind];
+    if (number === null) return [];
+    const [first = ""] = rows([[capital(kind), `${count(number)} ${meaning[kind]}`]]);
+    return [first, ...sampleLines({ samples, count: number, indent: LABEL_WIDTH + 4 })];
+  });
+}
+
+function findings(all: readonly Finding[]): string[] {
+  if (all.length === 0) return ["  Nothing to look at"];
+  return all.flatMap((finding) => [
+    `  ${LEVEL_SIGNS[finding.level]} ${safeText(finding.title)}: ${count(finding.count)} [${
+      safeText(finding.code)
+    }]`,
+    // The names of a difference stand above already.
+    ...DIFFERENCES.some((kind) => kind === finding.code)
+      ? []
+      : sampleLines({ samples: finding.samples, count: finding.count, indent: 6 }),
+    `    ${safeText(finding.remediation)}`,
+  ]);
+}
+
+function runs({ last_runs, open_run, next_run_at }: Report, now: number): Row[] {
+  const last = (["sync", "analyze", "cleanup", "restore"] as const).flatMap((mode): Row[] => {
+    const run = last_runs[mode];
+    if (run !== null) return [[`Last ${mode}`, summary(run, now)]];
+    return mode === "sync" ? [["Last sync", "none yet"]] : [];
+  });
+  const open = open_run === null
+    ? ""
+    : `${runName(open_run)}, ${renderProgress(open_run)}; run ${open_run.id}`;
+  const next = next_run_at === null
+    ? "none is scheduled"
+    : `${renderTime(next_run_at)}, ${age(next_run_at, now)}`;
+  return [...last, ["Open run", open], ["Next run", next]];
+}
+
+function summary(run: Run, now: number): string {
+  const done = results(run).map(([number, word]) => `${count(number)} ${word}`);
+  const kind = run.mode === "cleanup" && run.plan_id === null ? "dry run " : "";
+  const cause = run.error === null ? "" : `: ${safeText(run.error.title)}`;
+  return [
+    `${kind}${run.state}${cause}`,
+    `${renderTime(run.started_at)} (${age(run.started_at, now)}, ${startedBy(run)})`,
+    `took ${duration(run.duration_seconds)}`,
+    ...done,
+  ].join(", ");
+}
+
+// What a run of this kind is there to do, and what it could not.
+function results(run: Run): [number: number | undefined, word: string][] {
+  const { totals } = run;
+  const all: Record<Run["mode"], [number | undefined, string][]> = {
+    sync: [[totals["inserted"], "inserted"], [totals["signed"], "signed"], [totals["failed"], "failed"]],
+    analyze: [[totals["missing"], "missing"], [totals["orphaned"], "orphaned"], [
+      totals["collided"],
+      "collided",
+    ]],
+    cleanup: run.plan_id === null
+      ? [[totals["orphaned"], "would be removed"]]
+      : [[totals["removed"], "removed"], [totals["skipped"], "kept"]],
+    restore: [[totals["restored"], "restored"], [totals["skipped"], "skipped"]],
+  };
+  return all[run.mode];
+}
+
+function course(run: Run): Row[] {
+  return [
+    ["Run", `${run.id}, started by ${startedBy(run)}`],
+    ["Started", renderTime(run.started_at)],
+    run.finished_at === null
+      ? ["Progress", renderProgress(run)]
+      : ["Finished", `${renderTime(run.finished_at)} after ${duration(run.duration_seconds)}`],
+  ];
+}
+
+function work(run: Run): Row[] {
+  const { totals } = run;
+  const listed: Row[] = (totals["listed"] ?? 0) === 0 ? [] : [
+    ["Listed", `${quantity(totals["listed"] ?? 0, "file")}, ${count(totals["images"])} of them images`],
+    ["Records", recordCounts(run)],
+  ];
+  return [
+    ...listed,
+    ["Result", results(run).map(([number, word]) => `${count(number)} ${word}`).join(", ")],
+    [
+      "Work",
+      `${quantity(run.chunks, "chunk")}, ${quantity(run.invocations, "invocation")}, ` +
+      `${quantity(totals["rows_written"] ?? 0, "row")} written, ` +
+      `${quantity(totals["storage_calls"] ?? 0, "Storage call")}, ${
+        quantity(totals["retries"] ?? 0, "retry", "retries")
+      }`,
+    ],
+    [
+      "Ledger",
+      run.balanced
+        ? "balances"
+        : "does not balance: the totals do not add up, so the run does not count as a success",
+    ],
+  ];
+}
+
+function recordCounts({ totals }: Run): string {
+  const words = [["recorded", "were there"], ["inserted", "inserted"], ["missing", "missing"]] as const;
+  const rare = [["collided", "refused by the table"], ["vanished", "vanished meanwhile"]] as const;
+  return [...words, ...rare.filter(([key]) => (totals[key] ?? 0) > 0)]
+    .map(([key, word]) => `${count(totals[key])} ${word}`)
+    .join(", ");
+}
+
+function trouble(run: Run): Row[] {
+  return [
+    ["Stopped", run.stop_reason === null ? "" : safeText(run.stop_reason.replaceAll("_", " "))],
+    ["Error", run.error === null ? "" : `${safeText(run.error.title)}. ${safeText(run.error.detail)}`],
+  ];
+}
+
+function problems(run: Run): string[] {
+  if (run.problems.length === 0) return [];
+  const lines = run.problems.map((problem) => {
+    const detail = problem.detail ?? "";
+    return `    ${name(problem.name ?? "")}: ${safeText(problem.code)}${
+      detail === "" ? "" : `, ${safeText(detail)}`
+    }`;
+  });
+  return ["  Problems", ...lines];
+}
+
+function nextStep(run: Run): string[] {
+  const plan = planOf(run);
+  const flag = bucketFlag(run.bucket_id);
+  if (plan !== undefined && run.state === "succeeded") {
+    if (plan.count === 0) return ["  Nothing to clean up: every record has its file"];
+    return [
+      `  ${quantity(plan.count, "record")} without a file:`,
+      ...sampleLines({ samples: plan.samples, count: plan.count, indent: 4, shown: plan.samples.length }),
+      `  To remove them: npx image-sync cleanup --confirm ${run.id}${flag}`,
+    ];
+  }
+  if (run.mode === "cleanup" && (run.totals["removed"] ?? 0) > 0) {
+    return [`  To put the removed records back: npx image-sync restore ${run.id}${flag}`];
+  }
+  return [];
+}
+
+function sampleLines(
+  { samples, count: number, indent, shown = SAMPLES_SHOWN }: {
+    samples: readonly string[];
+    count: number;
+    indent: number;
+    shown?: number;
+  },
+): string[] {
+  const lines = samples.slice(0, shown).map(name);
+  const more = number - lines.length;
+  if (lines.length > 0 && more > 0) lines.push(`and ${count(more)} more`);
+  return lines.map((line) => " ".repeat(indent) + line);
+}
+
+function runName(run: Run): string {
+  return run.mode === "cleanup" && run.plan_id === null ? "Cleanup (dry run)" : capital(run.mode);
+}
+
+function startedBy(run: Run): string {
+  return run.trigger === "schedule" ? "the schedule" : "a request";
+}
+
+// A name whose ends cannot be seen is quoted.
+function name(text: string): string {
+  return text === "" || text.trim() !== text ? `"${safeText(text)}"` : safeText(text);
+}
+
+function sections(all: readonly (readonly string[])[]): string {
+  return all.filter((lines) => lines.length > 0).map((lines) => lines.join("\n")).join("\n\n") + "\n";
+}
+
+// Rows without a text have nothing to say.
+function rows(all: readonly Row[]): string[] {
+  return all.filter(([, text]) => text !== "").map(([label, text]) =>
+    `  ${label.padEnd(LABEL_WIDTH)}  ${text}`
+  );
+}
+
+const numbers = new Intl.NumberFormat("en-US", { maximumFractionDigits: 1 });
+
+function count(number: number | null | undefined): string {
+  return number === null || number === undefined ? "unknown" : numbers.format(number);
+}
+
+function quantity(number: number, one: string, many = `${one}s`): string {
+  return `${count(number)} ${number === 1 ? one : many}`;
+}
+
+// Rounded down: 100 % means all of them.
+function percent(fraction: number | null): string {
+  return fraction === null ? "an unknown part" : `${count(Math.floor(fraction * 1000) / 10)} %`;
+}
+
+function bytes(number: number): string {
+  const units = ["bytes", "kB", "MB", "GB", "TB", "PB"];
+  const power = number < 1000 ? 0 : Math.min(Math.floor(Math.log10(number) / 3), units.length - 1);
+  return `${count(number / 1000 ** power)} ${units[power]}`;
+}
+
+function duration(seconds: number): string {
+  if (seconds < 10) return `${count(seconds)} s`;
+  if (seconds < 60) return `${Math.round(seconds)} s`;
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 60) return `${minutes} min`;
+  const hours = Math.floor(minutes / 60);
+  return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.round(hours / 24)} days`;
+}
+
+function age(timestamp: string, now: number): string {
+  const seconds = (now - Date.parse(timestamp)) / 1000;
+  if (Number.isNaN(seconds)) return "at an unknown time";
+  if (Math.abs(seconds) < 1) return "just now";
+  return seconds < 0 ? `in ${duration(Math.ceil(-seconds))}` : `${duration(Math.floor(seconds))} ago`;
+}
+
+function capital(word: string): string {
+  return word.charAt(0).toUpperCase() + word.slice(1);
+}
