@@ -5,9 +5,6 @@
 import type { FileStatus, Finding, Report, Run } from "./contract.ts";
 import { DEFAULT_BUCKET } from "./contract.ts";
 
-/** The list that a cleanup's dry run keeps: how many records, and the first of them. */
-export type Plan = { readonly count: number; readonly samples: readonly string[] };
-
 type Row = readonly [label: string, text: string];
 
 // A difference or a finding shows its first few names; all of the samples are in the JSON.
@@ -26,17 +23,6 @@ export function safeText(text: string): string {
     /\\(?=u\{)|[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]|(?! )\p{Zs}/gu,
     (character) => `\\u{${character.codePointAt(0)?.toString(16).padStart(2, "0")}}`,
   );
-}
-
-/** The list of a finished dry run of cleanup; `undefined` for any other run. */
-export function planOf(run: Run): Plan | undefined {
-  const plan: unknown = run["plan"];
-  if (run.mode !== "cleanup" || run.plan_id !== null || typeof plan !== "object" || plan === null) {
-    return undefined;
-  }
-  const { count, samples } = plan as { count?: unknown; samples?: unknown };
-  if (typeof count !== "number" || !Array.isArray(samples)) return undefined;
-  return { count, samples: samples.filter((name) => typeof name === "string") };
 }
 
 /** The status report, verdict first. Ends with a newline. */
@@ -288,7 +274,7 @@ function problems(run: Run): string[] {
 }
 
 function nextStep(run: Run): string[] {
-  const plan = planOf(run);
+  const { plan } = run;
   const flag = bucketFlag(run.bucket_id);
   if (plan !== undefined && run.state === "succeeded") {
     if (plan.count === 0) return ["  Nothing to clean up: every record has its file"];

@@ -1,0 +1,95 @@
+import { z } from "zod";
+import {
+  fileSchema,
+  type FileStatus,
+  type Report,
+  reportSchema,
+  type Run,
+  runSchema,
+  type startRequestSchema,
+} from "../supabase/functions/image-sync/contract.ts";
+import { CommandError } from "./command_error.ts";
+import type { Connection } from "./connection.ts";
+import { noAnswer, noSense, refusal } from "./failures.ts";
+
+/** The body of a start, with what has a default left out at will. */
+export type StartBody = z.input<typeof startRequestSchema>;
+
+/** The function's HTTP API. Every call throws a {@linkcode CommandError} that says what to do. */
+export type Client = {
+  /** Starts a run, or finds the one that is open in its mode (`created` is false then). */
+  start(body: StartBody): Promise<{ readonly run: Run; readonly created: boolean }>;
+  run(id: string): Promise<Run>;
+  cancel(id: string): Promise<Run>;
+  report(bucket: string): Promise<Report>;
+  file(bucket: string, name: string): Promise<FileStatus>;
+};
+
+/** Options of {@linkcode createClient}. */
+export type ClientOptions = {
+  /** For one request and its whole answer, in ms. */
+  readonly timeout: number;
+  /** Gives every request up. */
+  readonly signal?: AbortSignal;
+};
+
+type Request = {
+  readonly method: "GET" | "POST" | "DELETE";
+  readonly query?: Record<string, string>;
+  readonly body?: unknown;
+};
+
+const startedSchema = runSchema.extend({ created: z.boolean() });
+
+/** Makes a client of the project's function `image-sync`. */
+export function createClient(connection: Connection, options: ClientOptions): Client {
+  const ask = async <T>(schema: z.ZodType<T>, request: Request): Promise<T> => {
+    const answer = await send(connection, request, options);
+    const parsed = schema.safeParse(answer);
+    if (parsed.success) return parsed.data;
+    throw noSense(connection.url, parsed.error);
+  };
+  return {
+    start: async (body) => {
+      const { created, ...run } = await ask(startedSchema, { method: "POST", body });
+      return { run: runSchema.parse(run), created };
+    },
+    run: (id) => ask(runSchema, { method: "GET", query: { run: id } }),
+    cancel: (id) => ask(runSchema, { method: "DELETE", query: { run: id } }),
+    report: (bucket) => ask(reportSchema, { method: "GET", query: { bucket } }),
+    file: (bucket, name) => ask(fileSchema, { method: "GET", query: { bucket, file: name } }),
+  };
+}
+
+async function send(connection: Connection, request: Request, options: ClientOptions): Promise<unknown> {
+  const timeout = AbortSignal.timeout(options.timeout);
+  const signal = options.signal === undefined ? timeout : AbortSignal.any([timeout, options.signal]);
+  const url = `${connection.url}/functions/v1/image-sync?${new URLSearchParams(request.query)}`;
+  try {
+    const response = await fetch(url, {
+      method: request.method,
+      headers: {
+        apikey: connection.key,
+        accept: "application/json, application/problem+json",
+        ...(request.body === undefined ? {} : { "content-type": "application/json" }),
+      },
+      ...(request.body === undefined ? {} : { body: JSON.stringify(request.body) }),
+      redirect: "manual", // the key is for this host alone
+      signal,
+    });
+    const text = await response.text();
+    if (!response.ok) throw refusal(connection.url, response.status, text);
+    return parseJson(text);
+  } catch (error) {
+    if (error instanceof CommandError || options.signal?.aborted === true) throw error;
+    throw noAnswer({ url: connection.url, error, timeout: timeout.aborted ? options.timeout : undefined });
+  }
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
