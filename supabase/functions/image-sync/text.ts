@@ -141,30 +141,34 @@ function probeFailure(
 
 function differences({ difference }: Report): string[] {
   const meaning = {
-    missing: "images without a record",
-    orphaned: "records without a file",
-    collided: "images whose record the table refuses",
-  };
+    missing: ["image without a record", "images without a record"],
+    orphaned: ["record without a file", "records without a file"],
+    collided: ["image whose record the table refuses", "images whose record the table refuses"],
+  } as const;
   return DIFFERENCES.flatMap((kind) => {
     const { count: number, samples } = difference[kind];
+    const [one, many] = meaning[kind];
     if (number === null) return [];
-    const [first = ""] = rows([[capital(kind), `${count(number)} ${meaning[kind]}`]]);
-    return [first, ...sampleLines({ samples, count: number, indent: LABEL_WIDTH + 4 })];
+    return [
+      ...rows([[capital(kind), quantity(number, one, many)]]),
+      ...sampleLines({ samples, count: number, indent: LABEL_WIDTH + 4 }),
+    ];
   });
 }
 
 function findings(all: readonly Finding[]): string[] {
   if (all.length === 0) return ["  Nothing to look at"];
-  return all.flatMap((finding) => [
-    `  ${LEVEL_SIGNS[finding.level]} ${safeText(finding.title)}: ${count(finding.count)} [${
-      safeText(finding.code)
-    }]`,
+  return all.flatMap(({ code, level, title, count: number, samples, remediation }) => {
+    // What is or is not the case has a count of 1, which says nothing.
+    const much = number === 1 && samples.length === 0 ? "" : `: ${count(number)}`;
     // The names of a difference stand above already.
-    ...DIFFERENCES.some((kind) => kind === finding.code)
-      ? []
-      : sampleLines({ samples: finding.samples, count: finding.count, indent: 6 }),
-    `    ${safeText(finding.remediation)}`,
-  ]);
+    const isDifference = DIFFERENCES.some((kind) => kind === code);
+    return [
+      `  ${LEVEL_SIGNS[level]} ${safeText(title)}${much} [${safeText(code)}]`,
+      ...(isDifference ? [] : sampleLines({ samples, count: number, indent: 6 })),
+      `    ${safeText(remediation)}`,
+    ];
+  });
 }
 
 function runs({ last_runs, open_run, next_run_at }: Report, now: number): Row[] {
@@ -188,7 +192,7 @@ function summary(run: Run, now: number): string {
   const cause = run.error === null ? "" : `: ${safeText(run.error.title)}`;
   return [
     `${kind}${run.state}${cause}`,
-    `${renderTime(run.started_at)} (${age(run.started_at, now)}, ${startedBy(run)})`,
+    `${renderTime(run.started_at)} (${age(run.started_at, now)}, by ${startedBy(run)})`,
     `took ${duration(run.duration_seconds)}`,
     ...done,
   ].join(", ");
@@ -355,7 +359,8 @@ function duration(seconds: number): string {
   const minutes = Math.round(seconds / 60);
   if (minutes < 60) return `${minutes} min`;
   const hours = Math.floor(minutes / 60);
-  return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.round(hours / 24)} days`;
+  if (hours >= 48) return `${Math.round(hours / 24)} days`;
+  return minutes % 60 === 0 ? `${hours} h` : `${hours} h ${minutes % 60} min`;
 }
 
 function age(timestamp: string, now: number): string {
