@@ -84,7 +84,6 @@ function launch(
     // As on the platform: network and environment, no files, no programs. Imports need no permission.
     args: [
       "serve",
-      "--quiet",
       "--no-prompt",
       "--allow-net",
       "--allow-env",

@@ -107,6 +107,22 @@ return exists (
 
 comment on function image_sync.part_number_is_unique() is 'True where the table''s owner made part_number unique.';
 
+create function image_sync.next_number(p_run uuid)
+returns integer
+language sql
+stable
+set search_path = ''
+return 1 + coalesce(
+  (
+    select c.number
+    from image_sync.chunks c
+    where c.run_id = p_run
+    order by c.number desc
+    limit 1
+  ), 0);
+
+comment on function image_sync.next_number(uuid) is 'The number of a run''s next chunk. The caller holds the run''s row lock.';
+
 -- Makes the run's next chunk: at most chunk_size objects and at most chunk_size records behind the cursor, compared in one
 -- statement. Both sides are read by keyset from an index in byte order (idx_objects_bucket_id_name and
 -- part_images_bucket_id_file_name_key), so that a chunk costs the same at the end of a million objects as at the beginning.
@@ -241,14 +257,7 @@ begin
   end if;
 
   chunk.run_id := p_run.id;
-  chunk.number := 1 + coalesce(
-    (
-      select c.number
-      from image_sync.chunks c
-      where c.run_id = p_run.id
-      order by c.number desc
-      limit 1
-    ), 0);
+  chunk.number := image_sync.next_number(p_run.id);
   chunk.from_key := p_run.cursor;
   chunk.worker_id := p_worker;
   chunk.to_sign := case when v_writes then cardinality(names) else 0 end;
@@ -287,10 +296,12 @@ comment on function image_sync.make_chunk(image_sync.runs, image_sync.settings, 
 revoke all on function
   image_sync.insert_missing(text, text[], text[]),
   image_sync.part_number_is_unique(),
+  image_sync.next_number(uuid),
   image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid)
 from public;
 grant execute on function
   image_sync.insert_missing(text, text[], text[]),
   image_sync.part_number_is_unique(),
+  image_sync.next_number(uuid),
   image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid)
 to service_role;

@@ -1,5 +1,26 @@
 -- A run as the world sees it: what its chunks add up to, how far it is, and how it ends.
 
+-- The first 20 names that a run's chunks kept under a key of their facts.
+create function image_sync.samples(p_run uuid, p_key text)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  select coalesce(jsonb_agg(s.name), '[]')
+  from (
+    select name
+    from image_sync.chunks c
+    cross join lateral jsonb_array_elements(c.facts -> p_key) as name
+    where c.run_id = p_run
+      and c.facts ? p_key
+    order by c.number
+    limit 20
+  ) as s
+);
+
+comment on function image_sync.samples(uuid, text) is 'Up to 20 sample names of a kind, from the chunks of a run in key order.';
+
 -- The totals of a run, from its chunks. Kept in runs.summary when it finishes, because chunks are pruned.
 create function image_sync.summarize(p_run uuid)
 returns jsonb
@@ -31,6 +52,7 @@ return (
       'withdrawn', coalesce(sum(c.withdrawn), 0),
       'failed', coalesce(sum(c.failed), 0),
       'orphaned', coalesce(sum(c.orphaned), 0),
+      'records', coalesce(sum(c.records), 0),
       'removed', coalesce(sum(c.removed), 0),
       'restored', coalesce(sum(c.restored), 0),
       'skipped', coalesce(sum(c.skipped), 0),
@@ -38,6 +60,7 @@ return (
       'storage_calls', coalesce(sum(c.storage_calls), 0),
       'retries', coalesce(sum(c.retries), 0)
     ),
+    'orphaned_samples', image_sync.samples(p_run, 'orphaned'),
     'problems', (
       select coalesce(jsonb_agg(p.problem), '[]')
       from (
@@ -99,7 +122,13 @@ return (
     'balanced', s.summary -> 'balanced',
     'error', r.error,
     'problems', s.summary -> 'problems'
-  )
+  ) || case
+    -- What a dry run would remove: the list itself stays in its chunks.
+    when r.mode = 'cleanup' and r.plan_id is null then jsonb_build_object('plan', jsonb_build_object(
+      'count', s.summary #> '{totals,orphaned}', 'samples', s.summary -> 'orphaned_samples'
+    ))
+    else '{}'
+  end
   from image_sync.runs r
   cross join lateral (select coalesce(r.summary, image_sync.summarize(r.id)) as summary) as s
   cross join lateral (select (s.summary ->> 'done')::bigint as done) as d
@@ -162,11 +191,13 @@ $$;
 comment on function image_sync.estimate_total(text) is 'About how many objects the bucket holds, in a few milliseconds at any size; for progress alone.';
 
 revoke all on function
+  image_sync.samples(uuid, text),
   image_sync.summarize(uuid),
   image_sync.run_document(uuid),
   image_sync.estimate_total(text)
 from public;
 grant execute on function
+  image_sync.samples(uuid, text),
   image_sync.summarize(uuid),
   image_sync.run_document(uuid),
   image_sync.estimate_total(text)

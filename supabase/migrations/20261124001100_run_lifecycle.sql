@@ -160,6 +160,8 @@ return (
   end
   from (select) as always
   left join storage.buckets b on b.id = p_run.bucket_id
+  -- Putting records back needs no bucket.
+  where p_run.mode <> 'restore'
 );
 
 comment on function image_sync.bucket_problem(image_sync.runs) is 'Why the run''s bucket cannot be walked: it is missing, or another one than at the beginning; null where it can.';

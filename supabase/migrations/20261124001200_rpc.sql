@@ -36,7 +36,8 @@ begin
   order by (r.id = p_run) desc
   limit 1;
 
-  if v_run.id is null then
+  -- The same list confirmed twice is one run; another list has to wait.
+  if v_run.id is null or (v_run.id <> p_run and v_run.plan_id is distinct from coalesce(p_options ->> 'confirm', p_options ->> 'restore')::uuid) then
     if p_mode in ('cleanup', 'restore') then
       select g.problem, g.plan_id, g.total
       into v_problem, v_plan, v_total
@@ -56,7 +57,7 @@ comment on function public.image_sync_start(uuid, text, text, jsonb) is
 
 -- The one call of a worker at work: closes the chunk just finished, if any, and leases the next. Two requests per chunk that
 -- needs signing (this one and the signing), none per chunk that does not: one call walks over many of those.
---   p_lease    the token of the next chunk, made by the worker: repeating the call returns the same chunk
+--   p_lease    the token of the next chunk, made by the worker: repeating the call returns the same chunk; null: close only
 --   p_closing  the token of the chunk just finished; p_names, p_urls and p_expires (seconds since 1970) are parallel,
 --              p_failures is [{"name", "error"}], p_error says why the whole chunk failed
 -- Returns {"closed": closed | already_closed | stale | null, "next": ..., ...} with next one of
@@ -110,6 +111,10 @@ begin
   -- Closing touches this worker's chunk alone and comes before the run's lock: the expensive part runs side by side.
   if p_closing is not null and v_settings.bucket_id is not null then
     v_closed := image_sync.close_chunk(v_run, v_settings, p_closing, p_names, p_urls, p_expires, p_failures, p_error, p_storage_calls, p_retries);
+  end if;
+
+  if p_lease is null then
+    return jsonb_build_object('closed', v_closed, 'next', 'again');
   end if;
 
   select l.*

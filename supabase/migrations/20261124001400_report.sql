@@ -1,27 +1,6 @@
 -- The status report. What grows with the bucket is measured by the runs, in their chunks; reading the report adds up nothing
 -- but a handful of rows, whatever the size of the bucket.
 
--- The first 20 names that a run's chunks kept under a key of their facts.
-create function image_sync.samples(p_run uuid, p_key text)
-returns jsonb
-language sql
-stable
-set search_path = ''
-return (
-  select coalesce(jsonb_agg(s.name), '[]')
-  from (
-    select name
-    from image_sync.chunks c
-    cross join lateral jsonb_array_elements(c.facts -> p_key) as name
-    where c.run_id = p_run
-      and c.facts ? p_key
-    order by c.number
-    limit 20
-  ) as s
-);
-
-comment on function image_sync.samples(uuid, text) is 'Up to 20 sample names of a kind, from the chunks of a run in key order.';
-
 -- What a finished sync or analyze measured, merged from its chunks: stored in runs.report.
 create function image_sync.measure(p_run image_sync.runs, p_probe jsonb)
 returns jsonb
@@ -559,7 +538,6 @@ comment on function public.image_sync_report(text) is
 
 revoke all on function
   image_sync.measure(image_sync.runs, jsonb),
-  image_sync.samples(uuid, text),
   image_sync.cron_field(text, integer, integer),
   image_sync.next_time(text, timestamptz),
   image_sync.schedule_facts(),
@@ -570,7 +548,6 @@ from public;
 revoke all on function public.image_sync_report(text) from public, anon, authenticated;
 grant execute on function
   image_sync.measure(image_sync.runs, jsonb),
-  image_sync.samples(uuid, text),
   image_sync.cron_field(text, integer, integer),
   image_sync.next_time(text, timestamptz),
   image_sync.schedule_facts(),

@@ -35,12 +35,15 @@ export const startRequestSchema = z.strictObject({
   /** Raises the guard of that name for this cleanup. */
   max_delete_count: z.int().min(0).max(2_147_483_647).optional(),
   max_delete_fraction: z.number().min(0).max(1).optional(),
+  /** Lets a cleanup of an empty bucket begin, where every record looks orphaned. */
+  allow_empty_bucket: z.boolean().optional(),
 }).superRefine((body, context) => {
   const demands: readonly (readonly [keyof typeof body, Mode])[] = [
     ["renew", "sync"],
     ["confirm", "cleanup"],
     ["max_delete_count", "cleanup"],
     ["max_delete_fraction", "cleanup"],
+    ["allow_empty_bucket", "cleanup"],
     ["restore", "restore"],
   ];
   for (const [option, mode] of demands) {
@@ -107,6 +110,8 @@ export const runSchema = z.looseObject({
   balanced: z.boolean(),
   error: faultSchema.nullable(),
   problems: z.array(itemProblemSchema),
+  /** What a finished dry run of a cleanup would remove. */
+  plan: z.object({ count: countSchema, samples: z.array(z.string()) }).optional(),
 });
 export type Run = z.infer<typeof runSchema>;
 

@@ -1,0 +1,145 @@
+/** The HTTP side (DESIGN.md section 7): route, validate, act, answer. */
+import { accepts } from "hono/accepts";
+import { Hono } from "hono";
+import {
+  cancelQuerySchema,
+  type FileStatus,
+  readQuerySchema,
+  type Report,
+  type Run,
+  startRequestSchema,
+  wakeRequestSchema,
+} from "./contract.ts";
+import { type Database, DatabaseError } from "./database.ts";
+import { log, messageOf } from "./log.ts";
+import { ProblemError, problemResponse, refuse } from "./problem.ts";
+import { parse, readJson, readWaitSeconds } from "./request.ts";
+import { renderFile, renderReport, renderRun } from "./text.ts";
+
+/** What the API acts through; made for each request. */
+export type Services = {
+  readonly database: Database;
+  /** Sets a worker to an open run; it goes on after the response. */
+  readonly work: (run: Run) => void;
+};
+
+/** How often a request that waits looks at its run, in ms. */
+const POLL_MS = 500;
+
+const FUNCTION_NAME = "image-sync";
+/** The platform cuts `/functions/v1`; a plain server does not, or serves the function at its root. */
+const PATHS = ["/", `/${FUNCTION_NAME}`, `/functions/v1/${FUNCTION_NAME}`].flatMap((path) =>
+  path === "/" ? [path] : [path, `${path}/`]
+);
+
+/** Answers one authenticated request. Never throws. */
+export async function answer(request: Request, services: Services): Promise<Response> {
+  return await routes.fetch(request, services);
+}
+
+const routes = new Hono<{ Bindings: Services }>();
+
+routes.on("POST", PATHS, async (context) => {
+  const waitSeconds = readWaitSeconds(context.req.raw);
+  const body = await readJson(context.req.raw);
+  const { run, created } = await startOrWake(body, context.env.database);
+  if (run.state === "open") context.env.work(run);
+  const seen = run.state === "open" && waitSeconds > 0 ? await waitForEnd(context.env.database, run, waitSeconds) : run;
+  return Response.json({ ...seen, created }, {
+    status: waitSeconds > 0 && seen.state !== "open" ? 200 : 202,
+    headers: { Location: `/functions/v1/${FUNCTION_NAME}?run=${run.id}` },
+  });
+});
+
+routes.on("GET", PATHS, async (context) => {
+  const { bucket, run, file } = parse(readQuerySchema, context.req.query(), "query");
+  const { database } = context.env;
+  const wantsText = accepts(context, {
+    header: "Accept",
+    supports: ["application/json", "text/plain"],
+    default: "application/json",
+  }) === "text/plain";
+  if (run !== undefined) return await present(context.req.raw, await database.readRun(run), wantsText && renderRun);
+  if (file !== undefined) {
+    return await present(context.req.raw, await database.readFile(bucket, file), wantsText && renderFile);
+  }
+  return await present(context.req.raw, await database.readReport(bucket), wantsText && renderReport);
+});
+
+routes.on("DELETE", PATHS, async (context) => {
+  const { run } = parse(cancelQuerySchema, context.req.query(), "query");
+  return Response.json(await context.env.database.cancel(run));
+});
+
+routes.on(["PUT", "PATCH", "HEAD", "TRACE", "CONNECT"], PATHS, (context) => {
+  const problem = refuse(405, "method_not_allowed", "The method is not allowed", `Cannot ${context.req.method}: use GET, POST or DELETE`);
+  return problemResponse(problem.problem, { Allow: "GET, POST, DELETE, OPTIONS" });
+});
+
+routes.notFound((context) => {
+  const path = new URL(context.req.url).pathname.slice(0, 200);
+  return problemResponse(
+    refuse(404, "unknown_path", "There is nothing at this path", `Cannot find ${path}: the API is /functions/v1/${FUNCTION_NAME} alone`)
+      .problem,
+  );
+});
+
+routes.onError((error) => {
+  if (error instanceof ProblemError) return problemResponse(error.problem);
+  log("request_failed", { error: messageOf(error) });
+  if (error instanceof DatabaseError) return problemResponse(databaseProblem(error));
+  return problemResponse(
+    refuse(500, "internal_error", "The function failed", "An unexpected error occurred; the function's log says more").problem,
+  );
+});
+
+async function startOrWake(body: unknown, database: Database): Promise<{ run: Run; created: boolean }> {
+  // A wake-up starts nothing, so that a call that comes late or twice is harmless.
+  if (body !== null && typeof body === "object" && "run" in body) {
+    const { run } = parse(wakeRequestSchema, body, "body");
+    return { run: await database.readRun(run), created: false };
+  }
+  const { mode, bucket, ...options } = parse(startRequestSchema, body, "body");
+  return await database.start({ run: crypto.randomUUID(), bucket, mode, options });
+}
+
+async function waitForEnd(database: Database, run: Run, seconds: number): Promise<Run> {
+  const deadline = Date.now() + seconds * 1000;
+  let seen = run;
+  while (seen.state === "open" && Date.now() < deadline) {
+    await new Promise((resolve) => setTimeout(resolve, Math.min(POLL_MS, deadline - Date.now())));
+    seen = await database.readRun(run.id);
+  }
+  return seen;
+}
+
+/** JSON or text, with an `ETag` over everything but the time of asking, so that a poller can be told that nothing changed. */
+async function present<T extends Report | Run | FileStatus>(
+  request: Request,
+  document: T,
+  render: ((document: T) => string) | false,
+): Promise<Response> {
+  const etag = await etagOf(document, render ? "text" : "json");
+  const headers = { ETag: etag, Vary: "Accept", "Cache-Control": "private, no-cache" };
+  const known = request.headers.get("If-None-Match")?.split(",").map((tag) => tag.trim()) ?? [];
+  if (known.includes(etag) || known.includes("*")) return new Response(null, { status: 304, headers });
+  if (!render) return Response.json(document, { headers });
+  return new Response(render(document), { headers: { ...headers, "Content-Type": "text/plain; charset=utf-8" } });
+}
+
+async function etagOf(document: object, form: string): Promise<string> {
+  const { generated_at: _, ...lasting } = document as { generated_at?: string };
+  const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(form + JSON.stringify(lasting)));
+  const hex = Array.from(new Uint8Array(digest, 0, 12), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return `W/"${hex}"`;
+}
+
+function databaseProblem(error: DatabaseError) {
+  if (error.code === "PGRST202") {
+    return refuse(503, "schema_missing", "The database has no image-sync schema", "Apply the migrations: npx supabase db push").problem;
+  }
+  if (error.code === "42501") {
+    return refuse(503, "permission_denied", "The function may not read what it needs", `${messageOf(error)}`).problem;
+  }
+  return refuse(503, "database_unavailable", "The database did not answer", "Try again in a minute; if it lasts, look at the project's status").problem;
+}

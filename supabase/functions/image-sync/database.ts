@@ -1,0 +1,136 @@
+/** The database as the function uses it: a handful of RPCs, called by name, each answer parsed before it is believed. */
+import type { SupabaseClient } from "@supabase/supabase-js";
+import type { z } from "zod";
+import {
+  type Advance,
+  advanceAnswerSchema,
+  type Fault,
+  fileAnswerSchema,
+  type FileStatus,
+  handOffAnswerSchema,
+  type Mode,
+  type Probe,
+  type Problem,
+  type Report,
+  reportAnswerSchema,
+  type Run,
+  runAnswerSchema,
+  startAnswerSchema,
+} from "./contract.ts";
+import { messageOf } from "./log.ts";
+import { ProblemError } from "./problem.ts";
+
+/** A call of the database that failed, retries included. */
+export class DatabaseError extends Error {
+  constructor(
+    readonly rpc: string,
+    /** SQLSTATE or PostgREST code; empty where no answer came. */
+    readonly code: string,
+    /** HTTP status; 0 where no answer came. */
+    readonly status: number,
+    detail: string,
+  ) {
+    super(`${rpc} failed: ${detail}`);
+  }
+
+  /** Whether the database refused for a reason that another attempt will not mend. */
+  get isRefusal(): boolean {
+    return this.status >= 400 && this.status < 500 && this.status !== 408 && this.status !== 429;
+  }
+}
+
+/** A chunk that is ready to be closed: its lease with what signing gave, or with why it gave nothing. */
+export type Closing = {
+  readonly lease: string;
+  readonly names: readonly string[];
+  readonly urls: readonly string[];
+  /** When the tokens expire, in seconds since 1970, parallel to `names`. */
+  readonly expires: readonly number[];
+  readonly failures: readonly { readonly name: string; readonly error: string }[];
+  readonly error: Fault | null;
+  readonly storageCalls: number;
+  readonly retries: number;
+};
+
+/** What to advance with. */
+export type AdvanceRequest = {
+  readonly run: string;
+  readonly worker: string;
+  /** The token for the next chunk; null closes without leasing another. */
+  readonly lease: string | null;
+  readonly closing: Closing | null;
+};
+
+/** The RPCs. Each throws {@linkcode DatabaseError} when the call fails and {@linkcode ProblemError} when it is refused. */
+export type Database = {
+  start(
+    request: { run: string; bucket: string; mode: Mode; options: Record<string, unknown> },
+  ): Promise<{ run: Run; created: boolean }>;
+  advance(request: AdvanceRequest): Promise<Advance>;
+  finish(request: { run: string; probe: Probe | null; error: Fault | null }): Promise<Run>;
+  handOff(request: { run: string; worker: string; leases: readonly string[] }): Promise<boolean>;
+  cancel(run: string): Promise<Run>;
+  readRun(run: string): Promise<Run>;
+  readReport(bucket: string): Promise<Report>;
+  readFile(bucket: string, file: string): Promise<FileStatus>;
+};
+
+/** Speaks to the database through the Data API with the client's secret key. */
+export function createDatabase(client: SupabaseClient): Database {
+  async function call<T>(rpc: string, args: Record<string, unknown>, schema: z.ZodType<T>): Promise<T> {
+    const { data, error, status } = await client.rpc(rpc, args);
+    if (error) throw new DatabaseError(rpc, error.code ?? "", status, messageOf(error));
+    const parsed = schema.safeParse(data);
+    if (parsed.success) return parsed.data;
+    throw new DatabaseError(rpc, "unexpected_answer", status, "the answer has another shape than this version expects");
+  }
+
+  return {
+    async start({ run, bucket, mode, options }) {
+      const args = { p_run: run, p_bucket: bucket, p_mode: mode, p_options: options };
+      return unwrap(await call("image_sync_start", args, startAnswerSchema));
+    },
+    advance({ run, worker, lease, closing }) {
+      return call("image_sync_advance", {
+        p_run: run,
+        p_worker: worker,
+        p_lease: lease,
+        ...(closing === null ? {} : {
+          p_closing: closing.lease,
+          p_names: closing.names,
+          p_urls: closing.urls,
+          p_expires: closing.expires,
+          p_failures: closing.failures,
+          p_error: closing.error,
+          p_storage_calls: closing.storageCalls,
+          p_retries: closing.retries,
+        }),
+      }, advanceAnswerSchema);
+    },
+    async finish({ run, probe, error }) {
+      const args = { p_run: run, p_probe: probe, p_error: error };
+      return unwrap(await call("image_sync_finish", args, runAnswerSchema)).run;
+    },
+    async handOff({ run, worker, leases }) {
+      const args = { p_run: run, p_worker: worker, p_leases: leases };
+      return (await call("image_sync_hand_off", args, handOffAnswerSchema)).kicked;
+    },
+    async cancel(run) {
+      return unwrap(await call("image_sync_cancel", { p_run: run }, runAnswerSchema)).run;
+    },
+    async readRun(run) {
+      return unwrap(await call("image_sync_run", { p_run: run }, runAnswerSchema)).run;
+    },
+    async readReport(bucket) {
+      return unwrap(await call("image_sync_report", { p_bucket: bucket }, reportAnswerSchema)).report;
+    },
+    async readFile(bucket, file) {
+      return unwrap(await call("image_sync_file", { p_bucket: bucket, p_file: file }, fileAnswerSchema)).file;
+    },
+  };
+}
+
+function unwrap<T extends object>(answer: { problem: Problem } | T): T {
+  if ("problem" in answer) throw new ProblemError(answer.problem);
+  return answer;
+}

@@ -1,0 +1,161 @@
+/**
+ * Signs object names through the Storage API, up to a thousand paths a call, and builds URLs that work for every legal name.
+ */
+import type { SupabaseClient } from "@supabase/supabase-js";
+import { type Fault, signedItemSchema, tokenPayloadSchema } from "./contract.ts";
+import { messageOf } from "./log.ts";
+
+/** Storage refuses more paths in one call. */
+const MAX_PATHS = 1_000;
+/** Storage refuses a body over 1,048,576 bytes; the rest of the body needs less than what is left here. */
+const MAX_PATH_BYTES = 1_000_000;
+/** How many more calls may be spent on finding the names that make Storage refuse a whole call. */
+const MAX_SEARCH_CALLS = 40;
+
+/** What signing gave: three parallel arrays, and the names that could not be signed. */
+export type Signed = {
+  readonly names: string[];
+  readonly urls: string[];
+  /** When the token expires, in seconds since 1970, read from the token itself. */
+  readonly expires: number[];
+  readonly failures: { name: string; error: string }[];
+};
+
+/** Signing was impossible for the chunk as a whole. `isFinal`: the next chunk would fare no better. */
+export class SigningError extends Error {
+  constructor(readonly fault: Fault, readonly isFinal: boolean) {
+    super(`${fault.title}: ${fault.detail}`);
+  }
+}
+
+/** Signs names of one bucket. Throws {@linkcode SigningError}. */
+export type Signer = (request: {
+  bucket: string;
+  names: readonly string[];
+  /** Lifetime in seconds. */
+  expiresIn: number;
+  /** Scheme and host for readers; null: the project's own URL. */
+  publicUrl: string | null;
+}) => Promise<Signed>;
+
+/** Creates a signer that calls Storage with the client's secret key. `projectUrl` is `SUPABASE_URL`. */
+export function createSigner(client: SupabaseClient, projectUrl: string): Signer {
+  return async ({ bucket, names, expiresIn, publicUrl }) => {
+    const signed: Signed = { names: [], urls: [], expires: [], failures: [] };
+    const base = `${publicUrl ?? projectUrl}/storage/v1/object/sign/${encodeURIComponent(bucket)}/`;
+    let searchCalls = MAX_SEARCH_CALLS;
+
+    async function signAll(paths: readonly string[]): Promise<void> {
+      const { data, error } = await client.storage.from(bucket).createSignedUrls([...paths], expiresIn);
+      if (error === null) return collect(paths, signedItemSchema.array().parse(data));
+      const refusal = toSigningError(error, bucket);
+      if (refusal.isFinal || !isInvalidRequest(error)) throw refusal;
+      // One name that Storage does not accept refuses them all: halve until it stands alone.
+      if (paths.length === 1 || searchCalls <= 0) {
+        for (const name of paths) signed.failures.push({ name, error: refusal.fault.detail });
+        return;
+      }
+      searchCalls -= 2;
+      const middle = Math.ceil(paths.length / 2);
+      await signAll(paths.slice(0, middle));
+      await signAll(paths.slice(middle));
+    }
+
+    function collect(paths: readonly string[], items: readonly Item[]): void {
+      // By path, not by place: an answer with fewer or reordered items must not give one file's URL to another.
+      const itemByPath = new Map(items.map((item) => [item.path, item]));
+      for (const name of paths) {
+        const item = itemByPath.get(name);
+        const token = tokenOf(item?.signedURL);
+        const expires = token === null ? null : expiryOf(token);
+        if (token === null || expires === null) {
+          signed.failures.push({ name, error: item?.error ?? "Storage gave no usable URL for this name" });
+          continue;
+        }
+        signed.names.push(name);
+        signed.urls.push(`${base}${encodePath(name)}?token=${token}`);
+        signed.expires.push(expires);
+      }
+    }
+
+    const reachable: string[] = [];
+    for (const name of names) {
+      if (isReachable(name)) reachable.push(name);
+      else signed.failures.push({ name, error: "A path with a segment . or .. cannot be fetched by URL; rename the file" });
+    }
+    for (const batch of batches(reachable)) await signAll(batch);
+    return signed;
+  };
+}
+
+type Item = { path?: string | null | undefined; error?: string | null | undefined; signedURL?: string | null | undefined };
+
+function* batches(names: readonly string[]): Generator<readonly string[]> {
+  let batch: string[] = [];
+  let bytes = 0;
+  for (const name of names) {
+    // In JSON a character takes at most 6 bytes (\u0000) for each UTF-16 unit; plain names are not measured that closely.
+    const size = PLAIN.test(name) ? name.length + 3 : name.length * 6 + 3;
+    if (batch.length === MAX_PATHS || (bytes + size > MAX_PATH_BYTES && batch.length > 0)) {
+      yield batch;
+      batch = [];
+      bytes = 0;
+    }
+    batch.push(name);
+    bytes += size;
+  }
+  if (batch.length > 0) yield batch;
+}
+
+/** Names of these characters are the same in a URL and in JSON. */
+const PLAIN = /^[\w./-]*$/;
+
+/** supabase-js leaves `?` and `#` as they are, which would end the path too early. */
+function encodePath(name: string): string {
+  return PLAIN.test(name) ? name : name.split("/").map(encodeURIComponent).join("/");
+}
+
+/** Every URL parser removes such segments, escaped or not. */
+function isReachable(name: string): boolean {
+  return !/(^|\/)\.{1,2}(\/|$)/.test(name);
+}
+
+function tokenOf(signedUrl: string | null | undefined): string | null {
+  if (!signedUrl) return null;
+  const start = signedUrl.lastIndexOf("?token=");
+  return start < 0 ? null : signedUrl.slice(start + "?token=".length);
+}
+
+/** The true expiry: this machine's clock plus the lifetime could lie behind it. */
+function expiryOf(token: string): number | null {
+  const payload = token.split(".")[1];
+  if (payload === undefined) return null;
+  try {
+    const json: unknown = JSON.parse(atob(payload.replaceAll("-", "+").replaceAll("_", "/")));
+    return tokenPayloadSchema.parse(json).exp;
+  } catch {
+    return null;
+  }
+}
+
+function statusOf(error: unknown): string {
+  const status = (key: "statusCode" | "status") =>
+    error !== null && typeof error === "object" && key in error ? String((error as Record<string, unknown>)[key] ?? "") : "";
+  return status("statusCode") || status("status");
+}
+
+function isInvalidRequest(error: unknown): boolean {
+  return ["400", "413", "422", "InvalidRequest", "InvalidKey"].includes(statusOf(error));
+}
+
+function toSigningError(error: unknown, bucket: string): SigningError {
+  const status = statusOf(error);
+  const isFinal = ["401", "403", "404"].includes(status);
+  return new SigningError({
+    code: "signing_failed",
+    title: "Storage refused to sign",
+    detail: `Cannot sign files of bucket ${bucket}: ${messageOf(error)}${status ? ` (status ${status})` : ""}. ${
+      isFinal ? "Check that the bucket exists and that the function has a secret key" : "Storage may be unavailable"
+    }`,
+  }, isFinal);
+}
