@@ -31,6 +31,7 @@ create table image_sync.chunks (
   records integer not null default 0,
   records_signed integer not null default 0,
   records_expired integer not null default 0,
+  several_files integer not null default 0,
   orphans_unsigned integer not null default 0,
   orphans_expired integer not null default 0,
   soonest_expiry timestamptz,
@@ -83,6 +84,7 @@ comment on column image_sync.chunks.skipped is 'Records of the list that were le
 comment on column image_sync.chunks.records is 'Records in the range.';
 comment on column image_sync.chunks.records_signed is 'Records in the range with a URL, when the chunk was closed.';
 comment on column image_sync.chunks.records_expired is 'Records in the range whose URL has expired, or whose expiry is unknown, when the chunk was closed.';
+comment on column image_sync.chunks.several_files is 'Part numbers with several files, counted in the chunk of the first of them.';
 comment on column image_sync.chunks.orphans_unsigned is 'Orphaned records without a URL: nothing can sign those.';
 comment on column image_sync.chunks.orphans_expired is 'Orphaned records whose URL has expired.';
 comment on column image_sync.chunks.soonest_expiry is 'The earliest expiry of a URL in the range that still works.';

@@ -123,6 +123,87 @@ return 1 + coalesce(
 
 comment on function image_sync.next_number(uuid) is 'The number of a run''s next chunk. The caller holds the run''s row lock.';
 
+-- Part numbers that several image files stand for: other extension or case of it (a.jpg, a.JPG, a.png), a copy named a_JPG.jpg,
+-- or a file of that name in another folder. A group is counted in the chunk of its first file, by key order: the same group
+-- never twice, and none is lost at the edge of a chunk.
+--   p_names  the image files of a chunk, of whatever image extension
+-- One neighbour look-up by index per file would double the cost of an unchanged chunk, so only a stem that stands twice in the
+-- chunk, or at its edges, or with a copy's ending, is looked up.
+create function image_sync.find_several_files(p_bucket_id text, p_names text[], out part_numbers integer, out samples text[])
+language sql
+stable
+set search_path = ''
+begin atomic
+  with files as (
+    select
+      f.name,
+      regexp_replace(f.name, '\.[^./]*$', '') as stem,
+      f.place in (1, cardinality(p_names)) as at_edge
+    from unnest(p_names) with ordinality as f (name, place)
+  ), suspects as (
+    select s.stem
+    from files s
+    group by s.stem
+    having count(*) > 1 or bool_or(s.at_edge)
+    union
+    select regexp_replace(c.stem, '_(jpe?g|png)$', '', 'i')
+    from files c
+    where c.stem ~* '_(jpe?g|png)$'
+  ), found as (
+    select s.stem, array_agg(o.name order by o.name collate "C") as names
+    from suspects s
+    cross join lateral (
+      -- Between "stem." and "stem/", as far as a look is bounded, and copies named "stem_JPG.jpg" and the like.
+      select n.name
+      from (
+        select o.name, o.extension
+        from image_sync.objects o
+        where o.bucket_id = p_bucket_id
+          and o.name collate "C" >= s.stem || '.'
+          and o.name collate "C" < s.stem || '/'
+        order by o.name collate "C"
+        limit 100
+      ) as n
+      where n.extension = any ('{jpg,jpeg,png,gif,webp,avif,bmp,tif,tiff,heic}')
+        and regexp_replace(n.name, '\.[^./]*$', '') = s.stem
+      union all
+      select o.name
+      from unnest('{_JPG,_JPEG,_PNG,_jpg,_jpeg,_png}'::text[]) as copy (ending)
+      cross join unnest('{.jpg,.jpeg,.png,.JPG,.JPEG,.PNG}'::text[]) as dotted (extension)
+      join image_sync.objects o
+        on o.bucket_id = p_bucket_id
+        and o.name collate "C" = s.stem || copy.ending || dotted.extension
+    ) as o
+    group by s.stem
+    having count(*) > 1
+    union all
+    -- The same file name in several folders, as far as records know of it; counted where the first that lies in a folder is.
+    select
+      regexp_replace(f.stem, '^.*/', '/'),
+      array_agg(p.file_name order by (strpos(p.file_name, '/') = 0), p.file_name collate "C")
+    from files f
+    cross join lateral (
+      select p.file_name
+      from public.part_images p
+      where p.part_number = regexp_replace(f.stem, '^.*/', '')
+        and p.bucket_id = p_bucket_id
+      limit 20
+    ) as p
+    where strpos(f.name, '/') > 0
+    group by f.name, f.stem
+    having count(distinct regexp_replace(p.file_name, '[^/]*$', '')) > 1
+      and f.name = min(p.file_name collate "C") filter (where strpos(p.file_name, '/') > 0)
+  )
+  select
+    count(*)::integer,
+    (array_agg(regexp_replace(f.stem, '^.*/', '') || ': ' || array_to_string(f.names, ', ') order by f.stem collate "C"))[1:20]
+  from found f
+  where f.names[1] = any (p_names);
+end;
+
+comment on function image_sync.find_several_files(text, text[]) is
+  'Part numbers with several image files whose first file is among the given names, and up to 20 of them as "part number: files".';
+
 -- Makes the run's next chunk: at most chunk_size objects and at most chunk_size records behind the cursor, compared in one
 -- statement. Both sides are read by keyset from an index in byte order (idx_objects_bucket_id_name and
 -- part_images_bucket_id_file_name_key), so that a chunk costs the same at the end of a million objects as at the beginning.
@@ -148,6 +229,8 @@ declare
   v_excluded text[];
   v_by_extension jsonb;
   v_collided text[];
+  v_several_files record;
+  v_files text[];
   v_insert record;
 begin
   -- Whichever side fills the chunk first ends its range, so that a range of records without objects is bounded too.
@@ -210,6 +293,7 @@ begin
     array_agg(o.name) filter (where o.is_image and r.file_name is null),
     array_agg(o.part_number) filter (where o.is_image and r.file_name is null),
     (array_agg(o.name order by o.name collate "C") filter (where not o.is_image))[1:20],
+    array_agg(o.name order by o.name collate "C") filter (where o.extension = any (p_settings.extensions || '{jpg,jpeg,png,gif,webp,avif,bmp,tif,tiff,heic}'::text[])),
     (
       select jsonb_object_agg(e.extension, e.files)
       from (
@@ -221,7 +305,7 @@ begin
   into
     chunk.listed, chunk.bytes, chunk.images, chunk.not_images, chunk.recorded, chunk.images_signed, chunk.orphaned, chunk.orphans_unsigned, chunk.orphans_expired,
     chunk.records, chunk.records_signed, chunk.records_expired, chunk.soonest_expiry,
-    names, v_orphans, v_missing, v_missing_part_numbers, v_excluded, v_by_extension
+    names, v_orphans, v_missing, v_missing_part_numbers, v_excluded, v_files, v_by_extension
   from objects o
   full join records r on r.file_name = o.name;
 
@@ -256,6 +340,10 @@ begin
     chunk.missing := cardinality(v_missing);
   end if;
 
+  select f.part_numbers, f.samples
+  into v_several_files
+  from image_sync.find_several_files(p_run.bucket_id, v_files) as f;
+
   chunk.run_id := p_run.id;
   chunk.number := image_sync.next_number(p_run.id);
   chunk.from_key := p_run.cursor;
@@ -267,7 +355,8 @@ begin
     'orphaned', case when p_run.mode = 'cleanup' then v_orphans else v_orphans[1:20] end,
     'missing', case when chunk.missing > 0 then v_missing[1:20] end,
     'collided', v_collided,
-    'excluded', v_excluded
+    'excluded', v_excluded,
+    'several_files', v_several_files.samples
   ));
   if chunk.state = 'leased' then
     chunk.lease_token := p_lease;
@@ -279,12 +368,12 @@ begin
 
   insert into image_sync.chunks (
     run_id, number, from_key, to_key, state, lease_token, lease_expires_at, worker_id,
-    listed, bytes, images, not_images, recorded, inserted, collided, vanished, missing, images_signed, to_sign, orphaned,
+    listed, bytes, images, not_images, recorded, inserted, collided, vanished, missing, images_signed, to_sign, orphaned, several_files,
     records, records_signed, records_expired, orphans_unsigned, orphans_expired, soonest_expiry, facts, problems, closed_at
   )
   values (
     chunk.run_id, chunk.number, chunk.from_key, chunk.to_key, chunk.state, chunk.lease_token, chunk.lease_expires_at, chunk.worker_id,
-    chunk.listed, chunk.bytes, chunk.images, chunk.not_images, chunk.recorded, chunk.inserted, chunk.collided, chunk.vanished, chunk.missing, chunk.images_signed, chunk.to_sign, chunk.orphaned,
+    chunk.listed, chunk.bytes, chunk.images, chunk.not_images, chunk.recorded, chunk.inserted, chunk.collided, chunk.vanished, chunk.missing, chunk.images_signed, chunk.to_sign, chunk.orphaned, coalesce(v_several_files.part_numbers, 0),
     chunk.records, chunk.records_signed, chunk.records_expired, chunk.orphans_unsigned, chunk.orphans_expired, chunk.soonest_expiry, chunk.facts, chunk.problems, chunk.closed_at
   );
 end;
@@ -295,12 +384,14 @@ comment on function image_sync.make_chunk(image_sync.runs, image_sync.settings, 
 
 revoke all on function
   image_sync.insert_missing(text, text[], text[]),
+  image_sync.find_several_files(text, text[]),
   image_sync.part_number_is_unique(),
   image_sync.next_number(uuid),
   image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid)
 from public;
 grant execute on function
   image_sync.insert_missing(text, text[], text[]),
+  image_sync.find_several_files(text, text[]),
   image_sync.part_number_is_unique(),
   image_sync.next_number(uuid),
   image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid)

@@ -26,6 +26,7 @@ return (
       coalesce(sum(c.missing), 0) as missing,
       coalesce(sum(c.collided), 0) as collided,
       coalesce(sum(c.failed), 0) as failed,
+      coalesce(sum(c.several_files), 0) as several_files,
       min(c.soonest_expiry) as soonest_expiry
     from image_sync.chunks c
     where c.run_id = p_run.id
@@ -73,11 +74,7 @@ return (
     ),
     'probe', coalesce(p_probe, '{"checked": 0, "ok": 0, "failures": []}'),
     'excluded', jsonb_build_object('count', counted.not_images, 'samples', image_sync.samples(p_run.id, 'excluded')),
-    'several_files', jsonb_build_object('count', (
-      select coalesce(sum((c.facts ->> 'several_files_count')::bigint), 0)
-      from image_sync.chunks c
-      where c.run_id = p_run.id
-    ), 'samples', image_sync.samples(p_run.id, 'several_files')),
+    'several_files', jsonb_build_object('count', counted.several_files, 'samples', image_sync.samples(p_run.id, 'several_files')),
     'unsigned_with_object', counted.unsigned_with_object,
     'expired_with_object', counted.expired_with_object,
     'failed', jsonb_build_object('count', counted.failed, 'samples', (
@@ -457,8 +454,17 @@ return (
       )
     ),
     'schedule', image_sync.schedule_facts(),
+    -- The newest measurement, with the probe of the newest sync: an analyze fetches nothing.
     'measured', (
-      select r.report
+      select r.report || jsonb_build_object('probe', (
+        select s.report -> 'probe'
+        from image_sync.runs s
+        where s.bucket_id = p_settings.bucket_id
+          and s.mode = 'sync'
+          and s.report is not null
+        order by s.finished_at desc
+        limit 1
+      ))
       from image_sync.runs r
       where r.bucket_id = p_settings.bucket_id
         and r.report is not null
@@ -512,7 +518,7 @@ begin
     'records', coalesce(v_measured -> 'records', '{"total": null, "signed": null, "unsigned": null, "expired": null, "soonest_expiry": null}'),
     'difference', coalesce(v_measured -> 'difference', '{"missing": {"count": null, "samples": []}, "orphaned": {"count": null, "samples": []}, "collided": {"count": null, "samples": []}}'),
     'coverage', coalesce(v_measured -> 'coverage', '{"recorded": null, "signed": null}'),
-    'probe', coalesce(v_measured -> 'probe', '{"checked": 0, "ok": 0, "failures": []}'),
+    'probe', coalesce(nullif(v_measured -> 'probe', 'null'), '{"checked": 0, "ok": 0, "failures": []}'),
     'open_run', (
       select image_sync.run_document(r.id)
       from image_sync.runs r

@@ -23,8 +23,9 @@ export type Services = {
   readonly work: (run: Run) => void;
 };
 
-/** How often a request that waits looks at its run, in ms. */
-const POLL_MS = 500;
+/** How long a request that waits lets pass before it looks at its run: first and longest, in ms. */
+const FIRST_POLL_MS = 50;
+const LONGEST_POLL_MS = 1_000;
 
 const FUNCTION_NAME = "image-sync";
 /** The platform cuts `/functions/v1`; a plain server does not, or serves the function at its root. */
@@ -106,8 +107,8 @@ async function startOrWake(body: unknown, database: Database): Promise<{ run: Ru
 async function waitForEnd(database: Database, run: Run, seconds: number): Promise<Run> {
   const deadline = Date.now() + seconds * 1000;
   let seen = run;
-  while (seen.state === "open" && Date.now() < deadline) {
-    await new Promise((resolve) => setTimeout(resolve, Math.min(POLL_MS, deadline - Date.now())));
+  for (let pollMs = FIRST_POLL_MS; seen.state === "open" && Date.now() < deadline; pollMs *= 1.5) {
+    await new Promise((resolve) => setTimeout(resolve, Math.min(pollMs, LONGEST_POLL_MS, deadline - Date.now())));
     seen = await database.readRun(run.id);
   }
   return seen;

@@ -9,6 +9,7 @@ import { runInBackground } from "./background.ts";
 import { createBudget, DEFAULT_LIMITS, type Limits } from "./budget.ts";
 import type { Run } from "./contract.ts";
 import { createDatabase } from "./database.ts";
+import { log, messageOf } from "./log.ts";
 import { createOutbound } from "./outbound.ts";
 import { probe } from "./probe.ts";
 import { problemResponse } from "./problem.ts";
@@ -40,7 +41,15 @@ function createServices(keyName: string | undefined): Services {
       limits,
     });
     workers.add(worker);
-    runInBackground(worker.done.finally(() => workers.delete(worker)));
+    runInBackground(worker.done.then(async (result) => {
+      workers.delete(worker);
+      // Records were moved: measure anew, so that the next report shows it.
+      if (result === "finished" && run.plan_id !== null) {
+        const options = { after: run.id };
+        const follower = await database.start({ run: crypto.randomUUID(), bucket: run.bucket_id, mode: "analyze", options });
+        work(follower.run);
+      }
+    }).catch((error: unknown) => log("follow_up_failed", { run: run.id, error: messageOf(error) })));
   }
 
   return { database, work };

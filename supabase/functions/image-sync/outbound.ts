@@ -3,6 +3,7 @@
  * repeats what a moment may mend, and nothing else.
  */
 import pRetry, { AbortError } from "p-retry";
+import { log, messageOf } from "./log.ts";
 
 /** What may succeed a moment later (Supabase's own list for Storage and the Data API; 544 is a database timeout). */
 const RETRYABLE = new Set([408, 429, 500, 502, 503, 504, 520, 522, 524, 544]);
@@ -67,7 +68,8 @@ export function createOutbound(options: OutboundOptions = {}): Outbound {
         randomize: true,
         maxRetryTime: totalMs,
         ...(init?.signal ? { signal: init.signal } : {}),
-        async onFailedAttempt({ error, retriesLeft }) {
+        async onFailedAttempt({ error, attemptNumber, retriesLeft }) {
+          log("attempt_failed", { path: pathOf(urlOf(input)), attempt: attemptNumber, error: messageOf(error), cause: messageOf(error.cause ?? "") });
           if (!(error instanceof RetryableResponse) || retriesLeft === 0) return;
           const waitMs = retryAfterMs(error.response.headers.get("Retry-After"));
           if (Date.now() - started + waitMs > totalMs) throw error;
@@ -125,6 +127,11 @@ function retryAfterMs(header: string | null): number {
   const seconds = Number(header);
   const ms = Number.isFinite(seconds) ? seconds * 1000 : Date.parse(header) - Date.now();
   return Number.isFinite(ms) ? Math.max(ms, 0) : 0;
+}
+
+/** The path down to the bucket or the RPC; what follows may name a file. */
+function pathOf(url: string): string {
+  return new URL(url).pathname.split("/").slice(0, 7).join("/");
 }
 
 function urlOf(input: RequestInfo | URL): string {
