@@ -12,7 +12,7 @@ import { type PostgresServer, startPostgres, superuser } from "./postgres.ts";
 import { createRequestCounter, type RequestCounter } from "./request_counts.ts";
 import { createRest } from "./rest.ts";
 import { type Scheduler, startScheduler } from "./scheduler.ts";
-import { readRunningStack, removeRunningStack, writeRunningStack } from "./state_file.ts";
+import { defaultStateFile, readRunningStack, removeRunningStack, writeRunningStack } from "./state_file.ts";
 import { createStorage } from "./storage.ts";
 import { createStorageFiles } from "./storage_files.ts";
 import { createUrlSigner, type UrlSigner } from "./storage_signing.ts";
@@ -39,8 +39,8 @@ export type StackOptions = {
   readonly vaultSecrets?: boolean;
   /** Leave out what protects data from a crash of the machine. Default false. */
   readonly fast?: boolean;
-  /** Leave word of the stack in `.local/stack.json`, and refuse to start where one runs. Default true. */
-  readonly stateFile?: boolean;
+  /** Where to leave word of the stack; a second one refuses to start. Default `.local/stack.json`; false leaves none. */
+  readonly stateFile?: string | false;
   /** Receives what the parts have to say. Default: nothing is logged. */
   readonly log?: (line: string) => void;
 };
@@ -92,7 +92,8 @@ export async function startStack(options: StackOptions = {}): Promise<Stack> {
 type OnStop = (cleanup: () => Promise<void>) => void;
 
 async function start(options: StackOptions, onStop: OnStop, stop: () => Promise<void>): Promise<Stack> {
-  if (options.stateFile !== false) await refuseSecondStack();
+  const stateFile = options.stateFile ?? defaultStateFile;
+  if (stateFile !== false) await refuseSecondStack(stateFile);
   const log = options.log ?? (() => {});
   const keys = createKeys();
   const ports = choosePorts(options);
@@ -105,7 +106,7 @@ async function start(options: StackOptions, onStop: OnStop, stop: () => Promise<
     ...(options.postgresBin === undefined ? {} : { postgresBin: options.postgresBin }),
   });
   onStop(server.stop);
-  const superuserSql = connect(server.url(superuser), { onStop, max: 5 });
+  const superuserSql = await connect(server.url(superuser), { onStop, max: 5 });
   await createPlatform(superuserSql, { hasCron: server.hasCron });
   if (options.migrate !== false) await migrate({ projectDirectory, databaseUrl: server.url("postgres") });
   if (options.vaultSecrets !== false) {
@@ -143,12 +144,12 @@ async function start(options: StackOptions, onStop: OnStop, stop: () => Promise<
     signer,
     stop,
   };
-  if (options.stateFile !== false) await announce(stack, onStop);
+  if (stateFile !== false) await announce(stateFile, stack, onStop);
   return stack;
 }
 
-async function refuseSecondStack(): Promise<void> {
-  const running = await readRunningStack();
+async function refuseSecondStack(stateFile: string): Promise<void> {
+  const running = await readRunningStack(stateFile);
   if (running === undefined) return;
   throw new Error(
     `Cannot start a second stack in this checkout: one runs at ${running.url} (process ${running.pid}). ` +
@@ -163,16 +164,18 @@ function choosePorts(options: StackOptions): { gateway: number; database: number
   };
 }
 
-function connect(
+async function connect(
   databaseUrl: string,
   { onStop, max, role }: { onStop: OnStop; max: number; role?: string },
-): Sql {
+): Promise<Sql> {
   const sql = postgres(databaseUrl, {
     max,
     onnotice: () => {},
     connection: { application_name: "local", ...(role === undefined ? {} : { role }) },
   });
   onStop(() => sql.end({ timeout: 1 }));
+  // The first connection learns the array types; connections made beside it would send arrays wrongly.
+  await sql`select 1`;
   return sql;
 }
 
@@ -227,12 +230,12 @@ async function openGateway(port: number, context: GatewayContext): Promise<void>
   const storageUrl = server.url("supabase_storage_admin");
   const files = await createStorageFiles();
   onStop(files.close);
-  const rest = createRest({ sql: connect(server.url("authenticator"), { onStop, max: 20 }), keys, counter });
+  const rest = createRest({ sql: await connect(server.url("authenticator"), { onStop, max: 20 }), keys, counter });
   await context.superuserSql.listen("pgrst", rest.reloadSchema);
   const storage = createStorage({
     sql: {
-      service_role: connect(storageUrl, { onStop, max: 10, role: "service_role" }),
-      anon: connect(storageUrl, { onStop, max: 2, role: "anon" }),
+      service_role: await connect(storageUrl, { onStop, max: 10, role: "service_role" }),
+      anon: await connect(storageUrl, { onStop, max: 2, role: "anon" }),
     },
     keys,
     files,
@@ -265,9 +268,9 @@ async function openGateway(port: number, context: GatewayContext): Promise<void>
   });
 }
 
-async function announce(stack: Stack, onStop: OnStop): Promise<void> {
-  onStop(removeRunningStack);
-  await writeRunningStack({
+async function announce(stateFile: string, stack: Stack, onStop: OnStop): Promise<void> {
+  onStop(() => removeRunningStack(stateFile));
+  await writeRunningStack(stateFile, {
     url: stack.url,
     database_url: stack.dbUrl,
     secret_key: stack.secretKey,
