@@ -63,7 +63,8 @@ comment on function public.image_sync_start(uuid, text, text, jsonb) is
 -- Returns {"closed": closed | already_closed | stale | null, "next": ..., ...} with next one of
 --   sign    {"chunk": {"number", "names", "expires_in" (s), "lease_ms"}}
 --   again   the bounds of this call were reached, nothing is left to sign up to here: call again
---   wait    {"wait_ms"}: others hold what is left
+--   busy    other workers are at the run's row: call again in a moment
+--   wait    {"wait_ms"}: others hold what is left, or it waits for its next attempt
 --   probe   {"targets": [{"name", "url"}]}: all is done; fetch these URLs and call image_sync_finish
 --   stop    the run is finished
 create function public.image_sync_advance(
@@ -122,7 +123,7 @@ begin
   from image_sync.lock_run(p_run) as l;
   v_run := v_locked.run;
   if v_locked.busy then
-    return jsonb_build_object('closed', v_closed, 'next', 'wait', 'wait_ms', 100);
+    return jsonb_build_object('closed', v_closed, 'next', 'busy');
   end if;
   if v_run.finished_at is not null then
     return jsonb_build_object('closed', v_closed, 'next', 'stop');
@@ -204,7 +205,7 @@ end;
 $$;
 
 comment on function public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer) is
-  'Closes the chunk that a worker finished and leases its next one, in one transaction; answers sign, again, wait, probe or stop. Can be repeated with the same tokens. A late close with a token that is no longer the chunk''s changes nothing and answers closed: stale.';
+  'Closes the chunk that a worker finished and leases its next one, in one transaction; answers sign, again, busy, wait, probe or stop. Can be repeated with the same tokens. A late close with a token that is no longer the chunk''s changes nothing and answers closed: stale.';
 
 -- Finishes a run whose chunks are all closed with what probing gave, or fails it with p_error.
 -- p_probe is {"checked", "ok", "failures": [{"name", "status", "content_type", "error"}]}.

@@ -226,6 +226,7 @@ const closedSchema = z.enum(["closed", "already_closed", "stale"]).nullable();
 export const advanceAnswerSchema = z.discriminatedUnion("next", [
   z.object({ closed: closedSchema, next: z.literal("sign"), chunk: chunkSchema }),
   z.object({ closed: closedSchema, next: z.literal("again") }),
+  z.object({ closed: closedSchema, next: z.literal("busy") }),
   z.object({ closed: closedSchema, next: z.literal("wait"), wait_ms: z.number() })
     .transform(({ closed, next, wait_ms }) => ({ closed, next, waitMs: wait_ms })),
   z.object({

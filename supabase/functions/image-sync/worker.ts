@@ -15,6 +15,10 @@ import type { Probe } from "./contract.ts";
 
 /** The longest that an idle lane waits for chunks that others hold or that wait for their next attempt, in ms. */
 const MAX_IDLE_MS = 20_000;
+/** How long a lane leaves the run's lock to others before it asks again, in ms. */
+const BUSY_MS = 50;
+
+let nextLane = 0;
 
 /** What a worker works with. */
 export type WorkerOptions = {
@@ -37,13 +41,13 @@ export type Worker = {
 type State = WorkerOptions & {
   readonly worker: string;
   readonly leases: Set<string>;
-  readonly lanes: Set<Promise<void>>;
+  readonly lanes: Map<number, Promise<void>>;
   finished: boolean;
 };
 
 /** Starts a worker on an open run. */
 export function startWorker(options: WorkerOptions): Worker {
-  const state: State = { ...options, worker: crypto.randomUUID(), leases: new Set(), lanes: new Set(), finished: false };
+  const state: State = { ...options, worker: crypto.randomUUID(), leases: new Set(), lanes: new Map(), finished: false };
   return {
     done: work(state),
     async end() {
@@ -59,7 +63,7 @@ async function work(state: State): Promise<"finished" | "handed_off" | "left"> {
   try {
     startLane(state);
     // Lanes start lanes: wait until none is left.
-    while (state.lanes.size > 0) await Promise.all(state.lanes);
+    while (state.lanes.size > 0) await Promise.all(state.lanes.values());
     if (state.finished) result = "finished";
     else if (state.budget.isSpent() && await handOff(state)) result = "handed_off";
   } catch (error) {
@@ -72,11 +76,11 @@ async function work(state: State): Promise<"finished" | "handed_off" | "left"> {
 
 function startLane(state: State): void {
   if (state.lanes.size >= state.limits.concurrency) return;
-  const lane = runLane(state).finally(() => state.lanes.delete(lane));
-  state.lanes.add(lane);
+  const lane = nextLane++;
+  state.lanes.set(lane, runLane(state, lane).finally(() => state.lanes.delete(lane)));
 }
 
-async function runLane(state: State): Promise<void> {
+async function runLane(state: State, lane: number): Promise<void> {
   let closing: Closing | null = null;
   while (!state.finished) {
     // A spent budget closes what is in hand and leases nothing more.
@@ -95,17 +99,29 @@ async function runLane(state: State): Promise<void> {
       await finish(state, await state.probe(answer.targets));
     } else if (answer.next === "stop") {
       state.finished = true;
-    } else if (answer.next === "wait" && !await idle(state, answer.waitMs)) {
+    } else if (answer.next === "busy") {
+      await sleep(BUSY_MS);
+    } else if (answer.next === "wait" && !await idle(state, lane, answer.waitMs)) {
       return;
     }
   }
 }
 
-/** Waits for a chunk to come free. False where this lane is not needed: another one of this worker is at it, or it would wait too long. */
-async function idle(state: State, waitMs: number): Promise<boolean> {
-  if (state.lanes.size > 1 || waitMs > Math.min(MAX_IDLE_MS, state.budget.remainingMs())) return false;
-  await new Promise((resolve) => setTimeout(resolve, waitMs * (1 + Math.random() / 4)));
-  return true;
+/**
+ * Waits for a chunk to come free. False where this lane is not needed: another one of this worker is at it, or it would wait
+ * too long.
+ */
+async function idle(state: State, lane: number, waitMs: number): Promise<boolean> {
+  const isNeeded = state.lanes.size === 1 && waitMs <= Math.min(MAX_IDLE_MS, state.budget.remainingMs());
+  // Out of the count at once, so that of two lanes that ask at the same time one stays.
+  if (!isNeeded) state.lanes.delete(lane);
+  else await sleep(waitMs);
+  return isNeeded;
+}
+
+/** At least `ms`, and up to a quarter more, so that workers do not come back all at once. */
+function sleep(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms * (1 + Math.random() / 4)));
 }
 
 async function advance(state: State, lease: string | null, closing: Closing | null): Promise<Advance> {
