@@ -125,21 +125,32 @@ type Call = { readonly role: ApiRole; readonly text: string; readonly argumentNa
 
 async function call(sql: Sql, routine: Routine, { role, text, argumentNames }: Call): Promise<string> {
   const timeout = routine.statement_timeout ?? statementTimeoutOfRole[role];
-  const rows = await sql.begin(async (transaction) => {
-    await transaction`
-      select
-        set_config('role', ${role}, true),
-        set_config('request.jwt.claims', ${JSON.stringify({ role })}, true),
-        set_config('statement_timeout', coalesce(${
-      timeout ?? null
-    }, current_setting('statement_timeout')), true)`;
-    return await transaction.unsafe<{ body: string }[]>(
-      callStatement(routine, argumentNames),
-      takesWholeBody(routine) || argumentNames.length > 0 ? [text === "" ? "{}" : text] : [],
-      { prepare: true },
-    );
-  });
-  return rows[0]?.body ?? "null";
+  const transaction = await sql.reserve();
+  try {
+    // All four are sent at once: a transaction that holds a lock must not wait for this process to say commit. After an
+    // error the rest is refused by the server, and commit rolls back.
+    const outcomes = await Promise.allSettled([
+      transaction`begin`,
+      transaction`
+        select
+          set_config('role', ${role}, true),
+          set_config('request.jwt.claims', ${JSON.stringify({ role })}, true),
+          set_config('statement_timeout', coalesce(${
+        timeout ?? null
+      }, current_setting('statement_timeout')), true)`,
+      transaction.unsafe<{ body: string }[]>(
+        callStatement(routine, argumentNames),
+        takesWholeBody(routine) || argumentNames.length > 0 ? [text === "" ? "{}" : text] : [],
+        { prepare: true },
+      ),
+      transaction`commit`,
+    ]);
+    for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
+    const called = outcomes[2];
+    return called.status === "fulfilled" ? called.value[0]?.body ?? "null" : "null";
+  } finally {
+    transaction.release();
+  }
 }
 
 // json_to_record converts each argument to the parameter's type as PostgREST does: a JSON array becomes text[].

@@ -26,7 +26,13 @@ comment on function image_sync.names_to_sign(image_sync.runs, image_sync.setting
   'Records of the chunk that have an object and need a URL: none, expired, expiring within renew_before, or all of them after renew = all.';
 
 -- Ends an attempt that failed: the chunk waits for the next one, longer each time, or is dead.
-create function image_sync.end_attempt(p_settings image_sync.settings, p_chunk image_sync.chunks, p_error jsonb)
+create function image_sync.end_attempt(
+  p_settings image_sync.settings,
+  p_chunk image_sync.chunks,
+  p_error jsonb,
+  p_storage_calls integer default 0,
+  p_retries integer default 0
+)
 returns void
 language sql
 set search_path = ''
@@ -39,13 +45,15 @@ begin atomic
     failed = case when c.attempts + 1 >= p_settings.max_attempts then c.to_sign else 0 end,
     not_before = clock_timestamp() + p_settings.retry_delay * power(2, least(c.attempts, 10)),
     lease_expires_at = null,
+    storage_calls = c.storage_calls + p_storage_calls,
+    retries = c.retries + p_retries,
     error = p_error,
     closed_at = case when c.attempts + 1 >= p_settings.max_attempts then clock_timestamp() end
   where c.run_id = p_chunk.run_id
     and c.number = p_chunk.number;
 end;
 
-comment on function image_sync.end_attempt(image_sync.settings, image_sync.chunks, jsonb) is
+comment on function image_sync.end_attempt(image_sync.settings, image_sync.chunks, jsonb, integer, integer) is
   'Counts a failed attempt at a leased chunk: pending again after retry_delay, doubled each time, or dead after max_attempts.';
 
 -- Closes the chunk that p_token holds with what signing gave. p_names, p_urls and p_expires (seconds since 1970) are parallel.
@@ -87,13 +95,10 @@ begin
     end;
   end if;
 
-  update image_sync.chunks c
-  set storage_calls = c.storage_calls + p_storage_calls, retries = c.retries + p_retries
-  where c.run_id = v_chunk.run_id
-    and c.number = v_chunk.number;
-
+  -- One update of the chunk and no more: a second one of a row that this transaction wrote would check its foreign key again
+  -- and share-lock the run's row, which two workers that go on to lock it for themselves turn into a deadlock.
   if p_error is not null then
-    perform image_sync.end_attempt(p_settings, v_chunk, p_error);
+    perform image_sync.end_attempt(p_settings, v_chunk, p_error, p_storage_calls, p_retries);
     return 'closed';
   end if;
 
@@ -148,6 +153,8 @@ begin
     signed = v_stored,
     withdrawn = v_withdrawn + cardinality(p_names) - v_stored,
     failed = jsonb_array_length(v_problems),
+    storage_calls = c.storage_calls + p_storage_calls,
+    retries = c.retries + p_retries,
     problems = c.problems || v_problems,
     records = measured.records,
     records_signed = measured.records_signed,
@@ -264,14 +271,14 @@ comment on function image_sync.release_chunks(uuid, uuid[]) is 'Makes the chunks
 
 revoke all on function
   image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks),
-  image_sync.end_attempt(image_sync.settings, image_sync.chunks, jsonb),
+  image_sync.end_attempt(image_sync.settings, image_sync.chunks, jsonb, integer, integer),
   image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
   image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid),
   image_sync.release_chunks(uuid, uuid[])
 from public;
 grant execute on function
   image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks),
-  image_sync.end_attempt(image_sync.settings, image_sync.chunks, jsonb),
+  image_sync.end_attempt(image_sync.settings, image_sync.chunks, jsonb, integer, integer),
   image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
   image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid),
   image_sync.release_chunks(uuid, uuid[])

@@ -20,6 +20,7 @@ const projectUrl = Deno.env.get("SUPABASE_URL") ?? "";
 const limits: Limits = {
   ...DEFAULT_LIMITS,
   wallMs: Number(Deno.env.get("IMAGE_SYNC_WALL_MS") ?? DEFAULT_LIMITS.wallMs),
+  concurrency: Number(Deno.env.get("IMAGE_SYNC_CONCURRENCY") ?? DEFAULT_LIMITS.concurrency),
 };
 const workers = new Set<Worker>();
 
