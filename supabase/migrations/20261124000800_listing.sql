@@ -1,11 +1,10 @@
 -- One chunk of a sync or analyze: list ▸ diff ▸ insert, and which records need a URL.
 
 -- Inserts the records that are missing and accounts for every one of them.
--- p_names and p_part_numbers are parallel arrays of at most chunk_size images without a record.
+-- p_names are at most chunk_size images without a record.
 create function image_sync.insert_missing(
   p_bucket_id text,
   p_names text[],
-  p_part_numbers text[],
   out inserted text[],
   out recorded integer,
   out collided integer,
@@ -24,8 +23,8 @@ begin
   begin
     with added as (
       insert into public.part_images (bucket_id, file_name, part_number)
-      select p_bucket_id, m.name, m.part_number
-      from unnest(p_names, p_part_numbers) as m (name, part_number)
+      select p_bucket_id, m.name, image_sync.part_number_of(m.name)
+      from unnest(p_names) as m (name)
       order by m.name collate "C"
       on conflict do nothing
       returning file_name
@@ -37,13 +36,13 @@ begin
     -- A constraint or a trigger of the table's owner refuses a row: find out which, so that the others get in.
     when integrity_constraint_violation or data_exception or raise_exception or program_limit_exceeded then
       for v_missing in
-        select m.name, m.part_number
-        from unnest(p_names, p_part_numbers) as m (name, part_number)
+        select m.name
+        from unnest(p_names) as m (name)
         order by m.name collate "C"
       loop
         begin
           insert into public.part_images (bucket_id, file_name, part_number)
-          values (p_bucket_id, v_missing.name, v_missing.part_number)
+          values (p_bucket_id, v_missing.name, image_sync.part_number_of(v_missing.name))
           on conflict do nothing;
           if found then
             inserted := inserted || v_missing.name;
@@ -83,7 +82,7 @@ begin
 end;
 $$;
 
-comment on function image_sync.insert_missing(text, text[], text[]) is
+comment on function image_sync.insert_missing(text, text[]) is
   'Inserts a record for each of the given images and accounts for the rest: recorded by somebody else meanwhile, vanished from the bucket, or collided with what the table demands.';
 
 -- Whether two records of one part number are impossible, by a unique index of the table's owner.
@@ -137,7 +136,7 @@ begin atomic
   with files as (
     select
       f.name,
-      regexp_replace(f.name, '\.[^./]*$', '') as stem,
+      left(f.name, -(length(split_part(f.name, '.', -1)) + 1)) as stem,
       f.place in (1, cardinality(p_names)) as at_edge
     from unnest(p_names) with ordinality as f (name, place)
   ), suspects as (
@@ -148,7 +147,8 @@ begin atomic
     union
     select regexp_replace(c.stem, '_(jpe?g|png)$', '', 'i')
     from files c
-    where c.stem ~* '_(jpe?g|png)$'
+    where lower(right(c.stem, 4)) in ('_jpg', '_png')
+      or lower(right(c.stem, 5)) = '_jpeg'
   ), found as (
     select s.stem, array_agg(o.name order by o.name collate "C") as names
     from suspects s
@@ -165,7 +165,7 @@ begin atomic
         limit 100
       ) as n
       where n.extension = any ('{jpg,jpeg,png,gif,webp,avif,bmp,tif,tiff,heic}')
-        and regexp_replace(n.name, '\.[^./]*$', '') = s.stem
+        and left(n.name, -(length(n.extension) + 1)) = s.stem
       union all
       select o.name
       from unnest('{_JPG,_JPEG,_PNG,_jpg,_jpeg,_png}'::text[]) as copy (ending)
@@ -225,7 +225,6 @@ declare
   v_last_key text;
   v_orphans text[];
   v_missing text[];
-  v_missing_part_numbers text[];
   v_excluded text[];
   v_by_extension jsonb;
   v_collided text[];
@@ -258,7 +257,7 @@ begin
   v_last_key := coalesce(chunk.to_key, image_sync.last_key());
 
   with objects as materialized (
-    select o.name, o.extension, o.part_number, o.bytes, o.extension = any (p_settings.extensions) as is_image
+    select o.name, o.extension, o.bytes, o.extension = any (p_settings.extensions) as is_image
     from image_sync.objects o
     where o.bucket_id = p_run.bucket_id
       and o.name collate "C" > p_run.cursor
@@ -291,7 +290,6 @@ begin
     coalesce(array_agg(r.file_name) filter (where o.name is not null and r.file_name is not null and coalesce(r.usable_until < v_renew_at, true)), '{}'),
     array_agg(r.file_name order by r.file_name collate "C") filter (where o.name is null),
     array_agg(o.name) filter (where o.is_image and r.file_name is null),
-    array_agg(o.part_number) filter (where o.is_image and r.file_name is null),
     (array_agg(o.name order by o.name collate "C") filter (where not o.is_image))[1:20],
     array_agg(o.name order by o.name collate "C") filter (where o.extension = any (p_settings.extensions || '{jpg,jpeg,png,gif,webp,avif,bmp,tif,tiff,heic}'::text[])),
     (
@@ -305,7 +303,7 @@ begin
   into
     chunk.listed, chunk.bytes, chunk.images, chunk.not_images, chunk.recorded, chunk.images_signed, chunk.orphaned, chunk.orphans_unsigned, chunk.orphans_expired,
     chunk.records, chunk.records_signed, chunk.records_expired, chunk.soonest_expiry,
-    names, v_orphans, v_missing, v_missing_part_numbers, v_excluded, v_files, v_by_extension
+    names, v_orphans, v_missing, v_excluded, v_files, v_by_extension
   from objects o
   full join records r on r.file_name = o.name;
 
@@ -317,7 +315,7 @@ begin
   if v_missing is not null and v_writes then
     select *
     into v_insert
-    from image_sync.insert_missing(p_run.bucket_id, v_missing, v_missing_part_numbers);
+    from image_sync.insert_missing(p_run.bucket_id, v_missing);
     chunk.recorded := chunk.recorded + v_insert.recorded;
     chunk.inserted := cardinality(v_insert.inserted);
     chunk.collided := v_insert.collided;
@@ -329,11 +327,11 @@ begin
   elsif v_missing is not null and image_sync.part_number_is_unique() then
     select count(*), (array_agg(m.name order by m.name collate "C"))[1:20]
     into chunk.collided, v_collided
-    from unnest(v_missing, v_missing_part_numbers) as m (name, part_number)
+    from unnest(v_missing) as m (name)
     where exists (
       select
       from public.part_images p
-      where p.part_number = m.part_number
+      where p.part_number = image_sync.part_number_of(m.name)
     );
     chunk.missing := cardinality(v_missing) - chunk.collided;
   elsif v_missing is not null then
@@ -383,14 +381,14 @@ comment on function image_sync.make_chunk(image_sync.runs, image_sync.settings, 
   'Lists and compares the run''s next range of keys, inserts missing records in a sync, and stores the chunk: leased where records need a URL (their names are returned), done where none does.';
 
 revoke all on function
-  image_sync.insert_missing(text, text[], text[]),
+  image_sync.insert_missing(text, text[]),
   image_sync.find_several_files(text, text[]),
   image_sync.part_number_is_unique(),
   image_sync.next_number(uuid),
   image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid)
 from public;
 grant execute on function
-  image_sync.insert_missing(text, text[], text[]),
+  image_sync.insert_missing(text, text[]),
   image_sync.find_several_files(text, text[]),
   image_sync.part_number_is_unique(),
   image_sync.next_number(uuid),

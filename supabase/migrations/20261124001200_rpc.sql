@@ -140,14 +140,16 @@ begin
     return jsonb_build_object('closed', v_closed, 'next', 'stop');
   end if;
 
-  -- This very call made before, its answer lost.
+  -- This very call made before, its answer lost. Where the chunk is closed meanwhile this is a late duplicate that nobody waits
+  -- for: a token leases one chunk in its life, or a repeated close could meet a chunk that it does not mean.
   select c.*
   into v_chunk
   from image_sync.chunks c
   where c.run_id = p_run
-    and c.lease_token = p_lease
-    and c.state = 'leased';
-  if found then
+    and c.lease_token = p_lease;
+  if found and v_chunk.state <> 'leased' then
+    return jsonb_build_object('closed', v_closed, 'next', 'again');
+  elsif found then
     v_names := image_sync.names_to_sign(v_run, v_settings, v_chunk);
   else
     select c.*

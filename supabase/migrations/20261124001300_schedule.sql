@@ -115,34 +115,40 @@ comment on function image_sync.run_nightly() is
   'Closes stalled runs, opens a sync for every bucket with nightly settings (or finds the open one) and queues the call of the function. A run that cannot be called is closed as failed with the reason.';
 
 -- The watchdog, every minute: while nothing is open it looks into an empty partial index and does no more.
+-- It waits for no row, so that it can stand in nobody's way: a run that somebody works on at this moment needs no call.
 create function image_sync.watchdog()
 returns void
 language sql
 set search_path = ''
 begin atomic
-  select image_sync.kick(r.id)
-  from image_sync.runs r
-  where r.finished_at is null
-    and greatest(r.moved_at, r.kicked_at) < now() - interval '30 seconds'
-    -- A worker is at it as long as a lease is alive.
-    and not exists (
-      select
-      from image_sync.chunks c
-      where c.run_id = r.id
-        and c.state = 'leased'
-        and c.lease_expires_at > now()
-    )
-    -- Nothing to call for while all that is left waits for its next attempt.
-    and (
-      not r.exhausted
-      or not exists (
+  with still as materialized (
+    select r.id
+    from image_sync.runs r
+    where r.finished_at is null
+      and greatest(r.moved_at, r.kicked_at) < now() - interval '30 seconds'
+      -- A worker is at it as long as a lease is alive.
+      and not exists (
         select
         from image_sync.chunks c
         where c.run_id = r.id
-          and c.state = 'pending'
-          and c.not_before > now()
+          and c.state = 'leased'
+          and c.lease_expires_at > now()
       )
-    );
+      -- Nothing to call for while all that is left waits for its next attempt.
+      and (
+        not r.exhausted
+        or not exists (
+          select
+          from image_sync.chunks c
+          where c.run_id = r.id
+            and c.state = 'pending'
+            and c.not_before > now()
+        )
+      )
+    for update skip locked
+  )
+  select image_sync.kick(still.id)
+  from still;
 end;
 
 comment on function image_sync.watchdog() is 'Queues a call of the function for every open run that has not moved for 30 s, holds no live lease and has something to do.';
