@@ -252,7 +252,7 @@ set search_path = ''
 return (
   select coalesce(jsonb_agg(jsonb_build_object('name', picked.file_name, 'url', picked.signed_url)), '[]')
   from (
-    select c.from_key, c.to_key, floor(random() * c.records_signed) as place
+    select c.from_key, c.to_key, c.records_signed
     from image_sync.chunks c
     cross join generate_series(1, p_settings.probe_size)
     where p_run.mode = 'sync'
@@ -275,7 +275,8 @@ return (
           and o.name collate "C" = p.file_name
       )
     order by p.file_name collate "C"
-    offset spots.place
+    -- Not computed beside "order by random()" above: the planner would take the sort's value for it, always next to 0.
+    offset floor(random() * spots.records_signed)
     limit 1
   ) as picked
 );
