@@ -204,6 +204,11 @@ end;
 comment on function image_sync.find_several_files(text, text[]) is
   'Part numbers with several image files whose first file is among the given names, and up to 20 of them as "part number: files".';
 
+-- A chunk with the names in it that need a URL. Null columns: there is none.
+create type image_sync.chunk_to_sign as (chunk image_sync.chunks, names text[]);
+
+comment on type image_sync.chunk_to_sign is 'A leased chunk with the names in it that need a URL; or, with no names, one that needs none.';
+
 -- Makes the run's next chunk: at most chunk_size objects and at most chunk_size records behind the cursor, compared in one
 -- statement. Both sides are read by keyset from an index in byte order (idx_objects_bucket_id_name and
 -- part_images_bucket_id_file_name_key), so that a chunk costs the same at the end of a million objects as at the beginning.
@@ -212,14 +217,15 @@ create function image_sync.make_chunk(
   p_run image_sync.runs,
   p_settings image_sync.settings,
   p_worker uuid,
-  p_lease uuid,
-  out chunk image_sync.chunks,
-  out names text[]
+  p_lease uuid
 )
+returns image_sync.chunk_to_sign
 language plpgsql
 set search_path = ''
 as $$
 declare
+  v_chunk image_sync.chunks;
+  v_names text[];
   v_writes constant boolean := p_run.mode = 'sync';
   v_renew_at constant timestamptz := case when p_run.options ->> 'renew' = 'all' then 'infinity' else now() + p_settings.renew_before end;
   v_last_key text;
@@ -253,8 +259,8 @@ begin
       limit 1
     ) collate "C"
   )
-  into chunk.to_key;
-  v_last_key := coalesce(chunk.to_key, image_sync.last_key());
+  into v_chunk.to_key;
+  v_last_key := coalesce(v_chunk.to_key, image_sync.last_key());
 
   with objects as materialized (
     select o.name, o.extension, o.bytes, o.extension = any (p_settings.extensions) as is_image
@@ -306,67 +312,67 @@ begin
       ) as e
     )
   into
-    chunk.listed, chunk.bytes, chunk.images, chunk.not_images, chunk.recorded, chunk.images_signed, chunk.orphaned, chunk.orphans_unsigned, chunk.orphans_expired,
-    chunk.records, chunk.records_signed, chunk.records_expired, chunk.soonest_expiry,
-    names, v_orphans, v_missing, v_excluded, v_files, v_by_extension
+    v_chunk.listed, v_chunk.bytes, v_chunk.images, v_chunk.not_images, v_chunk.recorded, v_chunk.images_signed, v_chunk.orphaned, v_chunk.orphans_unsigned, v_chunk.orphans_expired,
+    v_chunk.records, v_chunk.records_signed, v_chunk.records_expired, v_chunk.soonest_expiry,
+    v_names, v_orphans, v_missing, v_excluded, v_files, v_by_extension
   from objects o
   full join records r on r.file_name = o.name;
 
-  chunk.inserted := 0;
-  chunk.collided := 0;
-  chunk.vanished := 0;
-  chunk.missing := 0;
-  chunk.problems := '[]';
+  v_chunk.inserted := 0;
+  v_chunk.collided := 0;
+  v_chunk.vanished := 0;
+  v_chunk.missing := 0;
+  v_chunk.problems := '[]';
   if v_missing is not null and v_writes then
     select *
     into v_insert
     from image_sync.insert_missing(p_run.bucket_id, v_missing);
-    chunk.recorded := chunk.recorded + v_insert.recorded;
-    chunk.inserted := cardinality(v_insert.inserted);
-    chunk.collided := v_insert.collided;
-    chunk.vanished := v_insert.vanished;
-    chunk.problems := v_insert.problems;
+    v_chunk.recorded := v_chunk.recorded + v_insert.recorded;
+    v_chunk.inserted := cardinality(v_insert.inserted);
+    v_chunk.collided := v_insert.collided;
+    v_chunk.vanished := v_insert.vanished;
+    v_chunk.problems := v_insert.problems;
     v_collided := v_insert.collided_samples;
-    chunk.records := chunk.records + chunk.inserted;
-    names := names || v_insert.inserted;
+    v_chunk.records := v_chunk.records + v_chunk.inserted + v_insert.recorded;
+    v_names := v_names || v_insert.inserted;
   elsif v_missing is not null and image_sync.part_number_is_unique() then
     select count(*), (array_agg(m.name order by m.name collate "C"))[1:20]
-    into chunk.collided, v_collided
+    into v_chunk.collided, v_collided
     from unnest(v_missing) as m (name)
     where exists (
       select
       from public.part_images p
       where p.part_number = image_sync.part_number_of(m.name)
     );
-    chunk.missing := cardinality(v_missing) - chunk.collided;
+    v_chunk.missing := cardinality(v_missing) - v_chunk.collided;
   elsif v_missing is not null then
-    chunk.missing := cardinality(v_missing);
+    v_chunk.missing := cardinality(v_missing);
   end if;
 
   select f.part_numbers, f.samples
   into v_several_files
   from image_sync.find_several_files(p_run.bucket_id, v_files) as f;
 
-  chunk.run_id := p_run.id;
-  chunk.number := image_sync.next_number(p_run.id);
-  chunk.from_key := p_run.cursor;
-  chunk.worker_id := p_worker;
-  chunk.to_sign := case when v_writes then cardinality(names) else 0 end;
-  chunk.state := case when chunk.to_sign > 0 then 'leased' else 'done' end;
-  chunk.facts := jsonb_strip_nulls(jsonb_build_object(
+  v_chunk.run_id := p_run.id;
+  v_chunk.number := image_sync.next_number(p_run.id);
+  v_chunk.from_key := p_run.cursor;
+  v_chunk.worker_id := p_worker;
+  v_chunk.to_sign := case when v_writes then cardinality(v_names) else 0 end;
+  v_chunk.state := case when v_chunk.to_sign > 0 then 'leased' else 'done' end;
+  v_chunk.facts := jsonb_strip_nulls(jsonb_build_object(
     'by_extension', v_by_extension,
     'orphaned', case when p_run.mode = 'cleanup' then v_orphans else v_orphans[1:20] end,
-    'missing', case when chunk.missing > 0 then v_missing[1:20] end,
+    'missing', case when v_chunk.missing > 0 then v_missing[1:20] end,
     'collided', v_collided,
     'excluded', v_excluded,
     'several_files', v_several_files.samples
   ));
-  if chunk.state = 'leased' then
-    chunk.lease_token := p_lease;
-    chunk.lease_expires_at := clock_timestamp() + p_settings.lease_duration;
+  if v_chunk.state = 'leased' then
+    v_chunk.lease_token := p_lease;
+    v_chunk.lease_expires_at := clock_timestamp() + p_settings.lease_duration;
   else
-    chunk.closed_at := clock_timestamp();
-    names := '{}';
+    v_chunk.closed_at := clock_timestamp();
+    v_names := '{}';
   end if;
 
   insert into image_sync.chunks (
@@ -375,10 +381,11 @@ begin
     records, records_signed, records_expired, orphans_unsigned, orphans_expired, soonest_expiry, facts, problems, closed_at
   )
   values (
-    chunk.run_id, chunk.number, chunk.from_key, chunk.to_key, chunk.state, chunk.lease_token, chunk.lease_expires_at, chunk.worker_id,
-    chunk.listed, chunk.bytes, chunk.images, chunk.not_images, chunk.recorded, chunk.inserted, chunk.collided, chunk.vanished, chunk.missing, chunk.images_signed, chunk.to_sign, chunk.orphaned, coalesce(v_several_files.part_numbers, 0),
-    chunk.records, chunk.records_signed, chunk.records_expired, chunk.orphans_unsigned, chunk.orphans_expired, chunk.soonest_expiry, chunk.facts, chunk.problems, chunk.closed_at
+    v_chunk.run_id, v_chunk.number, v_chunk.from_key, v_chunk.to_key, v_chunk.state, v_chunk.lease_token, v_chunk.lease_expires_at, v_chunk.worker_id,
+    v_chunk.listed, v_chunk.bytes, v_chunk.images, v_chunk.not_images, v_chunk.recorded, v_chunk.inserted, v_chunk.collided, v_chunk.vanished, v_chunk.missing, v_chunk.images_signed, v_chunk.to_sign, v_chunk.orphaned, coalesce(v_several_files.part_numbers, 0),
+    v_chunk.records, v_chunk.records_signed, v_chunk.records_expired, v_chunk.orphans_unsigned, v_chunk.orphans_expired, v_chunk.soonest_expiry, v_chunk.facts, v_chunk.problems, v_chunk.closed_at
   );
+  return (v_chunk, v_names)::image_sync.chunk_to_sign;
 end;
 $$;
 

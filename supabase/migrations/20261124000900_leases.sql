@@ -196,17 +196,19 @@ create function image_sync.claim_chunk(
   p_run image_sync.runs,
   p_settings image_sync.settings,
   p_worker uuid,
-  p_lease uuid,
-  out chunk image_sync.chunks,
-  out names text[]
+  p_lease uuid
 )
+returns image_sync.chunk_to_sign
 language plpgsql
 set search_path = ''
 as $$
+declare
+  v_chunk image_sync.chunks;
+  v_names text[];
 begin
   loop
     select c.*
-    into chunk
+    into v_chunk
     from image_sync.chunks c
     where c.run_id = p_run.id
       and (
@@ -217,18 +219,18 @@ begin
     limit 1
     for update skip locked;
     if not found then
-      return;
+      return null;
     end if;
 
-    if chunk.state = 'leased' then
+    if v_chunk.state = 'leased' then
       perform image_sync.end_attempt(
-        p_settings, chunk,
-        jsonb_build_object('code', 'lease_expired', 'title', 'A worker did not finish its chunk in time', 'detail', format('Worker %s leased chunk %s and was not heard of again.', chunk.worker_id, chunk.number))
+        p_settings, v_chunk,
+        jsonb_build_object('code', 'lease_expired', 'title', 'A worker did not finish its chunk in time', 'detail', format('Worker %s leased chunk %s and was not heard of again.', v_chunk.worker_id, v_chunk.number))
       );
-      continue when chunk.attempts + 1 >= p_settings.max_attempts;
+      continue when v_chunk.attempts + 1 >= p_settings.max_attempts;
     end if;
 
-    names := image_sync.names_to_sign(p_run, p_settings, chunk);
+    v_names := image_sync.names_to_sign(p_run, p_settings, v_chunk);
     update image_sync.chunks c
     set
       state = 'leased',
@@ -236,12 +238,12 @@ begin
       lease_expires_at = clock_timestamp() + p_settings.lease_duration,
       not_before = null,
       worker_id = p_worker,
-      to_sign = cardinality(names)
-    where c.run_id = chunk.run_id
-      and c.number = chunk.number
+      to_sign = cardinality(v_names)
+    where c.run_id = v_chunk.run_id
+      and c.number = v_chunk.number
     returning c.*
-    into chunk;
-    return;
+    into v_chunk;
+    return (v_chunk, v_names)::image_sync.chunk_to_sign;
   end loop;
 end;
 $$;

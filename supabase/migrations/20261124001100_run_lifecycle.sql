@@ -118,25 +118,28 @@ comment on function image_sync.finish_run(uuid, text, text, jsonb, jsonb) is
 
 -- Takes the run's row lock, which makes walking and claiming one worker at a time, and gives up soon: a worker that has to wait
 -- is told so instead of holding a connection.
-create function image_sync.lock_run(p_run uuid, out run image_sync.runs, out busy boolean)
+create function image_sync.lock_run(p_run uuid)
+returns image_sync.runs
 language plpgsql
 set search_path = ''
 set lock_timeout = '400ms'
 as $$
+declare
+  v_run image_sync.runs;
 begin
-  busy := false;
   select r.*
-  into run
+  into v_run
   from image_sync.runs r
   where r.id = p_run
   for update;
+  return v_run;
 exception
   when lock_not_available then
-    busy := true;
+    return null;
 end;
 $$;
 
-comment on function image_sync.lock_run(uuid) is 'Locks the run''s row and returns it; busy after 400 ms without the lock.';
+comment on function image_sync.lock_run(uuid) is 'Locks the run''s row and returns it; null after 400 ms without the lock.';
 
 -- The bucket as Storage has it. A listing by a key without rights, or of a bucket that does not exist, is empty and proves
 -- nothing; only storage.buckets says whether there is a bucket.
@@ -172,44 +175,34 @@ create function image_sync.walk(
   p_run image_sync.runs,
   p_settings image_sync.settings,
   p_worker uuid,
-  p_lease uuid,
-  out run image_sync.runs,
-  out chunk image_sync.chunks,
-  out names text[]
+  p_lease uuid
 )
+returns image_sync.chunk_to_sign
 language plpgsql
 set search_path = ''
 as $$
 declare
   v_until constant timestamptz := clock_timestamp() + interval '250 milliseconds';
-  v_names integer := 0;
-  v_made record;
+  v_run image_sync.runs := p_run;
+  v_made image_sync.chunk_to_sign;
+  v_passed integer := 0;
 begin
-  run := p_run;
-  while not run.exhausted and v_names < 100000 and clock_timestamp() < v_until loop
-    if run.plan_id is not null then
-      select s.*
-      into chunk
-      from image_sync.settle_chunk(run, p_settings, p_worker) as s;
+  while not v_run.exhausted and v_passed < 100000 and clock_timestamp() < v_until loop
+    if v_run.plan_id is not null then
+      v_made := (image_sync.settle_chunk(v_run, p_settings, p_worker), null);
     else
-      select m.*
-      into v_made
-      from image_sync.make_chunk(run, p_settings, p_worker, p_lease) as m;
-      chunk := v_made.chunk;
-      names := v_made.names;
+      v_made := image_sync.make_chunk(v_run, p_settings, p_worker, p_lease);
     end if;
-    run.exhausted := chunk.to_key is null;
-    run.cursor := coalesce(chunk.to_key, run.cursor);
-    v_names := v_names + chunk.listed + 1;
-    exit when chunk.state = 'leased';
+    v_run.exhausted := (v_made.chunk).to_key is null;
+    v_run.cursor := coalesce((v_made.chunk).to_key, v_run.cursor);
+    v_passed := v_passed + (v_made.chunk).listed + 1;
+    exit when (v_made.chunk).state = 'leased';
   end loop;
 
   update image_sync.runs r
-  set cursor = run.cursor, exhausted = run.exhausted, moved_at = clock_timestamp()
-  where r.id = run.id;
-  if chunk.state is distinct from 'leased' then
-    chunk := null;
-  end if;
+  set cursor = v_run.cursor, exhausted = v_run.exhausted, moved_at = clock_timestamp()
+  where r.id = v_run.id;
+  return case when (v_made.chunk).state = 'leased' then v_made end;
 end;
 $$;
 

@@ -39,7 +39,7 @@ begin
   -- The same list confirmed twice is one run; another list has to wait.
   if v_run.id is null or (v_run.id <> p_run and v_run.plan_id is distinct from coalesce(p_options ->> 'confirm', p_options ->> 'restore')::uuid) then
     if p_mode in ('cleanup', 'restore') then
-      select g.problem, g.plan_id, g.total
+      select g.problem, g.plan, g.total
       into v_problem, v_plan, v_total
       from image_sync.check_guards(p_bucket, p_mode, p_options) as g;
       if v_problem is not null then
@@ -87,8 +87,7 @@ as $$
 declare
   v_run image_sync.runs;
   v_settings image_sync.settings;
-  v_locked record;
-  v_step record;
+  v_leased image_sync.chunk_to_sign;
   v_closed text;
   v_chunk image_sync.chunks;
   v_names text[];
@@ -118,11 +117,8 @@ begin
     return jsonb_build_object('closed', v_closed, 'next', 'again');
   end if;
 
-  select l.*
-  into v_locked
-  from image_sync.lock_run(p_run) as l;
-  v_run := v_locked.run;
-  if v_locked.busy then
+  v_run := image_sync.lock_run(p_run);
+  if v_run.id is null then
     return jsonb_build_object('closed', v_closed, 'next', 'busy');
   end if;
   if v_run.finished_at is not null then
@@ -152,23 +148,16 @@ begin
   elsif found then
     v_names := image_sync.names_to_sign(v_run, v_settings, v_chunk);
   else
-    select c.*
-    into v_step
-    from image_sync.claim_chunk(v_run, v_settings, p_worker, p_lease) as c;
-    v_chunk := v_step.chunk;
-    v_names := v_step.names;
-    if v_chunk.run_id is null then
-      select w.*
-      into v_step
-      from image_sync.walk(v_run, v_settings, p_worker, p_lease) as w;
-      v_run := v_step.run;
-      v_chunk := v_step.chunk;
-      v_names := v_step.names;
+    v_leased := image_sync.claim_chunk(v_run, v_settings, p_worker, p_lease);
+    if (v_leased.chunk).run_id is null then
+      v_leased := image_sync.walk(v_run, v_settings, p_worker, p_lease);
     else
       update image_sync.runs r
       set moved_at = clock_timestamp()
       where r.id = p_run;
     end if;
+    v_chunk := v_leased.chunk;
+    v_names := v_leased.names;
   end if;
 
   if v_chunk.run_id is not null then
@@ -184,7 +173,12 @@ begin
       )
     );
   end if;
-  if not v_run.exhausted then
+  if not exists (
+    select
+    from image_sync.runs r
+    where r.id = p_run
+      and r.exhausted
+  ) then
     return jsonb_build_object('closed', v_closed, 'next', 'again');
   end if;
 

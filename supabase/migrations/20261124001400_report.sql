@@ -177,7 +177,7 @@ security definer
 set search_path = ''
 as $$
 declare
-  v_facts jsonb := '{}';
+  v_facts jsonb := '{}'::jsonb;
 begin
   if to_regclass('cron.job') is not null then
     select jsonb_build_object(

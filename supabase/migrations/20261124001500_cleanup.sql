@@ -8,7 +8,7 @@ create function image_sync.check_guards(
   p_mode text,
   p_options jsonb,
   out problem jsonb,
-  out plan_id uuid,
+  out plan uuid,
   out total bigint
 )
 language plpgsql
@@ -23,7 +23,7 @@ declare
   v_max_count bigint;
   v_max_fraction numeric;
 begin
-  plan_id := coalesce(p_options ->> 'confirm', p_options ->> 'restore')::uuid;
+  plan := coalesce(p_options ->> 'confirm', p_options ->> 'restore')::uuid;
 
   select jsonb_build_object('id', r.id, 'mode', r.mode)
   into problem
@@ -40,20 +40,20 @@ begin
     );
     return;
   end if;
-  if plan_id is null then
+  if plan is null then
     return;
   end if;
 
   select r.*
   into v_plan
   from image_sync.runs r
-  where r.id = plan_id;
+  where r.id = plan;
   if v_plan.id is null or v_plan.mode <> 'cleanup' or (v_plan.plan_id is null) <> (p_mode = 'cleanup') then
     problem := image_sync.problem(
       404, 'unknown_plan', 'There is no such list',
       case
-        when p_mode = 'cleanup' then format('Cannot confirm %s: it is not a dry run of a cleanup. Start one with {"mode": "cleanup"} and confirm its id.', plan_id)
-        else format('Cannot restore %s: it is not a cleanup that removed records. The archive says which are: select distinct run_id from image_sync.archive;', plan_id)
+        when p_mode = 'cleanup' then format('Cannot confirm %s: it is not a dry run of a cleanup. Start one with {"mode": "cleanup"} and confirm its id.', plan)
+        else format('Cannot restore %s: it is not a cleanup that removed records. The archive says which are: select distinct run_id from image_sync.archive;', plan)
       end
     );
     return;
@@ -61,7 +61,7 @@ begin
   if v_plan.bucket_id <> p_bucket_id then
     problem := image_sync.problem(
       409, 'plan_of_another_bucket', 'The list is of another bucket',
-      format('Cannot apply run %s to bucket %s: it is a run of bucket %s. Name that bucket.', plan_id, p_bucket_id, v_plan.bucket_id),
+      format('Cannot apply run %s to bucket %s: it is a run of bucket %s. Name that bucket.', plan, p_bucket_id, v_plan.bucket_id),
       jsonb_build_object('plan_bucket', v_plan.bucket_id)
     );
     return;
@@ -71,12 +71,12 @@ begin
     select count(*)
     into total
     from image_sync.archive a
-    where a.run_id = plan_id
+    where a.run_id = plan
       and a.restored_at is null;
     if v_plan.finished_at is null or total = 0 then
       problem := image_sync.problem(
         409, 'nothing_to_restore', 'There is nothing to restore',
-        format('The archive holds no record of cleanup %s that is not back already.', plan_id)
+        format('The archive holds no record of cleanup %s that is not back already.', plan)
       );
     end if;
     return;
@@ -85,7 +85,7 @@ begin
   if v_plan.outcome is distinct from 'succeeded' then
     problem := image_sync.problem(
       409, 'plan_not_finished', 'The list is not complete',
-      format('Cannot confirm dry run %s: it is %s, not succeeded. Start a new one with {"mode": "cleanup"}.', plan_id, coalesce(v_plan.outcome, 'open'))
+      format('Cannot confirm dry run %s: it is %s, not succeeded. Start a new one with {"mode": "cleanup"}.', plan, coalesce(v_plan.outcome, 'open'))
     );
     return;
   end if;
@@ -97,7 +97,7 @@ begin
   if found then
     problem := image_sync.problem(
       409, 'plan_already_applied', 'The list was applied already',
-      format('Cannot confirm dry run %s: run %s applied it. Start a new one with {"mode": "cleanup"} to see what is left.', plan_id, v_applied),
+      format('Cannot confirm dry run %s: run %s applied it. Start a new one with {"mode": "cleanup"} to see what is left.', plan, v_applied),
       jsonb_build_object('applied_by', v_applied)
     );
     return;
@@ -117,7 +117,7 @@ begin
   if v_bucket.created_at is distinct from v_plan.bucket_created_at then
     problem := image_sync.problem(
       409, 'bucket_recreated', 'The bucket was deleted and made again',
-      format('Cannot confirm dry run %s: bucket %s was made at %s, after that list. Start a new one with {"mode": "cleanup"}, look at it, and confirm that.', plan_id, p_bucket_id, v_bucket.created_at),
+      format('Cannot confirm dry run %s: bucket %s was made at %s, after that list. Start a new one with {"mode": "cleanup"}, look at it, and confirm that.', plan, p_bucket_id, v_bucket.created_at),
       jsonb_build_object('bucket_created_at', v_bucket.created_at, 'plan_bucket_created_at', v_plan.bucket_created_at)
     );
     return;
@@ -125,7 +125,7 @@ begin
   if v_plan.finished_at < now() - interval '1 day' then
     problem := image_sync.problem(
       409, 'plan_expired', 'The list is older than a day',
-      format('Cannot confirm dry run %s: it ended at %s. Start a new one with {"mode": "cleanup"} and confirm that.', plan_id, v_plan.finished_at),
+      format('Cannot confirm dry run %s: it ended at %s. Start a new one with {"mode": "cleanup"} and confirm that.', plan, v_plan.finished_at),
       jsonb_build_object('finished_at', v_plan.finished_at, 'max_age_hours', 24)
     );
     return;
@@ -137,7 +137,7 @@ begin
   ) then
     problem := image_sync.problem(
       409, 'bucket_empty', 'The bucket is empty',
-      format('Cannot clean up bucket %s: it holds no file, so every record looks orphaned. If that is meant: {"mode": "cleanup", "confirm": "%s", "allow_empty_bucket": true, "max_delete_fraction": 1}.', p_bucket_id, plan_id)
+      format('Cannot clean up bucket %s: it holds no file, so every record looks orphaned. If that is meant: {"mode": "cleanup", "confirm": "%s", "allow_empty_bucket": true, "max_delete_fraction": 1}.', p_bucket_id, plan)
     );
     return;
   end if;
@@ -153,13 +153,13 @@ begin
   if total > v_max_count then
     problem := image_sync.problem(
       409, 'too_many_records', 'The list is longer than allowed',
-      format('Cannot remove %s of %s records: at most %s are allowed (max_delete_count). If all of them should go: {"mode": "cleanup", "confirm": "%s", "max_delete_count": %s}.', total, v_records, v_max_count, plan_id, total),
+      format('Cannot remove %s of %s records: at most %s are allowed (max_delete_count). If all of them should go: {"mode": "cleanup", "confirm": "%s", "max_delete_count": %s}.', total, v_records, v_max_count, plan, total),
       jsonb_build_object('planned', total, 'records', v_records, 'max_delete_count', v_max_count)
     );
   elsif total > v_records * v_max_fraction then
     problem := image_sync.problem(
       409, 'too_large_fraction', 'The list is too large a part of the table',
-      format('Cannot remove %s of %s records (%s %%): at most %s %% are allowed (max_delete_fraction). If all of them should go: {"mode": "cleanup", "confirm": "%s", "max_delete_fraction": %s}.', total, v_records, round(100.0 * total / v_records, 1), round(100 * v_max_fraction, 1), plan_id, round(least(ceil(10000.0 * total / v_records) / 10000, 1), 4)),
+      format('Cannot remove %s of %s records (%s %%): at most %s %% are allowed (max_delete_fraction). If all of them should go: {"mode": "cleanup", "confirm": "%s", "max_delete_fraction": %s}.', total, v_records, round(100.0 * total / v_records, 1), round(100 * v_max_fraction, 1), plan, round(least(ceil(10000.0 * total / v_records) / 10000, 1), 4)),
       jsonb_build_object('planned', total, 'records', v_records, 'fraction', round(1.0 * total / v_records, 4), 'max_delete_fraction', v_max_fraction)
     );
   end if;
@@ -181,7 +181,7 @@ as $$
 declare
   v_key record;
   v_names text[];
-  v_referenced text[] := '{}';
+  v_referenced text[] := '{}'::text[];
 begin
   for v_key in
     select
@@ -250,7 +250,7 @@ as $$
 declare
   v_listed text[];
   v_referenced text[];
-  v_removed text[] := '{}';
+  v_removed text[] := '{}'::text[];
   v_name text;
 begin
   select

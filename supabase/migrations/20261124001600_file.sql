@@ -9,7 +9,7 @@ declare
   v_settings image_sync.settings;
   v_object record;
   v_record record;
-  v_reasons jsonb := '[]';
+  v_reasons jsonb := '[]'::jsonb;
 begin
   select s.*
   into v_settings
