@@ -41,8 +41,9 @@ export function redact(text: string): string {
     .replace(/sb_(secret|publishable)_[\w-]+/g, "sb_$1_[redacted]");
 }
 
-/** The words of whatever was thrown, redacted. */
+/** The words of whatever was thrown: redacted, at most 500 characters, and such that Postgres can store them. */
 export function messageOf(error: unknown): string {
   const message = error !== null && typeof error === "object" && "message" in error ? error.message : error;
-  return redact(String(message)).slice(0, 500);
+  // Neither U+0000 nor half a surrogate pair (the cut may make one) is text to Postgres: it would refuse the whole call.
+  return redact(String(message)).slice(0, 500).replaceAll("\0", "\ufffd").toWellFormed();
 }

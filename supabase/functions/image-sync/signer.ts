@@ -69,7 +69,7 @@ export function createSigner(client: SupabaseClient, projectUrl: string): Signer
         const token = tokenOf(item?.signedURL);
         const expires = token === null ? null : expiryOf(token);
         if (token === null || expires === null) {
-          signed.failures.push({ name, error: item?.error ?? "Storage gave no usable URL for this name" });
+          signed.failures.push({ name, error: messageOf(item?.error ?? "Storage gave no usable URL for this name") });
           continue;
         }
         signed.names.push(name);
