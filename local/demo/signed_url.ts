@@ -1,0 +1,33 @@
+import postgres from "postgres";
+
+/** What opening a signed URL of the table showed. */
+export type OpenedUrl = {
+  readonly url: string;
+  readonly status: number;
+  readonly contentType: string | null;
+  readonly bytes: number;
+};
+
+/** Opens one signed URL of the table as the register does: without a key. Undefined where no row has one that works. */
+export async function openSignedUrl(dbUrl: string): Promise<OpenedUrl | undefined> {
+  const sql = postgres(dbUrl, { max: 1 });
+  try {
+    const [row] = await sql<{ signed_url: string }[]>`
+      select signed_url
+      from public.part_images
+      where signed_url_expires_at > now()
+      order by part_number
+      limit 1`;
+    if (row === undefined) return undefined;
+    const response = await fetch(row.signed_url);
+    const { byteLength } = await response.arrayBuffer();
+    return {
+      url: row.signed_url,
+      status: response.status,
+      contentType: response.headers.get("content-type"),
+      bytes: byteLength,
+    };
+  } finally {
+    await sql.end();
+  }
+}
