@@ -70,7 +70,7 @@ comment on function public.image_sync_start(uuid, text, text, jsonb) is
 create function public.image_sync_advance(
   p_run uuid,
   p_worker uuid,
-  p_lease uuid,
+  p_lease uuid default null,
   p_closing uuid default null,
   p_names text[] default '{}',
   p_urls text[] default '{}',

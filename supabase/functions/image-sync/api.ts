@@ -45,7 +45,9 @@ routes.on("POST", PATHS, async (context) => {
   const body = await readJson(context.req.raw);
   const { run, created } = await startOrWake(body, context.env.database);
   if (run.state === "open") context.env.work(run);
-  const seen = run.state === "open" && waitSeconds > 0 ? await waitForEnd(context.env.database, run, waitSeconds) : run;
+  const seen = run.state === "open" && waitSeconds > 0
+    ? await waitForEnd(context.env.database, run, waitSeconds)
+    : run;
   return Response.json({ ...seen, created }, {
     status: waitSeconds > 0 && seen.state !== "open" ? 200 : 202,
     headers: { Location: `/functions/v1/${FUNCTION_NAME}?run=${run.id}` },
@@ -60,7 +62,9 @@ routes.on("GET", PATHS, async (context) => {
     supports: ["application/json", "text/plain"],
     default: "application/json",
   }) === "text/plain";
-  if (run !== undefined) return await present(context.req.raw, await database.readRun(run), wantsText && renderRun);
+  if (run !== undefined) {
+    return await present(context.req.raw, await database.readRun(run), wantsText && renderRun);
+  }
   if (file !== undefined) {
     return await present(context.req.raw, await database.readFile(bucket, file), wantsText && renderFile);
   }
@@ -73,14 +77,24 @@ routes.on("DELETE", PATHS, async (context) => {
 });
 
 routes.on(["PUT", "PATCH", "HEAD", "TRACE", "CONNECT"], PATHS, (context) => {
-  const problem = refuse(405, "method_not_allowed", "The method is not allowed", `Cannot ${context.req.method}: use GET, POST or DELETE`);
+  const problem = refuse(
+    405,
+    "method_not_allowed",
+    "The method is not allowed",
+    `Cannot ${context.req.method}: use GET, POST or DELETE`,
+  );
   return problemResponse(problem.problem, { Allow: "GET, POST, DELETE, OPTIONS" });
 });
 
 routes.notFound((context) => {
   const path = new URL(context.req.url).pathname.slice(0, 200);
   return problemResponse(
-    refuse(404, "unknown_path", "There is nothing at this path", `Cannot find ${path}: the API is /functions/v1/${FUNCTION_NAME} alone`)
+    refuse(
+      404,
+      "unknown_path",
+      "There is nothing at this path",
+      `Cannot find ${path}: the API is /functions/v1/${FUNCTION_NAME} alone`,
+    )
       .problem,
   );
 });
@@ -90,7 +104,12 @@ routes.onError((error) => {
   log("request_failed", { error: messageOf(error) });
   if (error instanceof DatabaseError) return problemResponse(databaseProblem(error));
   return problemResponse(
-    refuse(500, "internal_error", "The function failed", "An unexpected error occurred; the function's log says more").problem,
+    refuse(
+      500,
+      "internal_error",
+      "The function failed",
+      "An unexpected error occurred; the function's log says more",
+    ).problem,
   );
 });
 
@@ -108,7 +127,9 @@ async function waitForEnd(database: Database, run: Run, seconds: number): Promis
   const deadline = Date.now() + seconds * 1000;
   let seen = run;
   for (let pollMs = FIRST_POLL_MS; seen.state === "open" && Date.now() < deadline; pollMs *= 1.5) {
-    await new Promise((resolve) => setTimeout(resolve, Math.min(pollMs, LONGEST_POLL_MS, deadline - Date.now())));
+    await new Promise((resolve) =>
+      setTimeout(resolve, Math.min(pollMs, LONGEST_POLL_MS, deadline - Date.now()))
+    );
     seen = await database.readRun(run.id);
   }
   return seen;
@@ -125,22 +146,40 @@ async function present<T extends Report | Run | FileStatus>(
   const known = request.headers.get("If-None-Match")?.split(",").map((tag) => tag.trim()) ?? [];
   if (known.includes(etag) || known.includes("*")) return new Response(null, { status: 304, headers });
   if (!render) return Response.json(document, { headers });
-  return new Response(render(document), { headers: { ...headers, "Content-Type": "text/plain; charset=utf-8" } });
+  return new Response(render(document), {
+    headers: { ...headers, "Content-Type": "text/plain; charset=utf-8" },
+  });
 }
 
 async function etagOf(document: object, form: string): Promise<string> {
   const { generated_at: _, ...lasting } = document as { generated_at?: string };
-  const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(form + JSON.stringify(lasting)));
-  const hex = Array.from(new Uint8Array(digest, 0, 12), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  const digest = await crypto.subtle.digest(
+    "SHA-256",
+    new TextEncoder().encode(form + JSON.stringify(lasting)),
+  );
+  const hex = Array.from(new Uint8Array(digest, 0, 12), (byte) => byte.toString(16).padStart(2, "0")).join(
+    "",
+  );
   return `W/"${hex}"`;
 }
 
 function databaseProblem(error: DatabaseError) {
   if (error.code === "PGRST202") {
-    return refuse(503, "schema_missing", "The database has no image-sync schema", "Apply the migrations: npx supabase db push").problem;
+    return refuse(
+      503,
+      "schema_missing",
+      "The database has no image-sync schema",
+      "Apply the migrations: npx supabase db push",
+    ).problem;
   }
   if (error.code === "42501") {
-    return refuse(503, "permission_denied", "The function may not read what it needs", `${messageOf(error)}`).problem;
+    return refuse(503, "permission_denied", "The function may not read what it needs", `${messageOf(error)}`)
+      .problem;
   }
-  return refuse(503, "database_unavailable", "The database did not answer", "Try again in a minute; if it lasts, look at the project's status").problem;
+  return refuse(
+    503,
+    "database_unavailable",
+    "The database did not answer",
+    "Try again in a minute; if it lasts, look at the project's status",
+  ).problem;
 }

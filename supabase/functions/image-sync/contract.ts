@@ -48,7 +48,11 @@ export const startRequestSchema = z.strictObject({
   ];
   for (const [option, mode] of demands) {
     if (body[option] !== undefined && body.mode !== mode) {
-      context.addIssue({ code: "custom", path: [option], message: `goes with mode ${mode}, not ${body.mode}` });
+      context.addIssue({
+        code: "custom",
+        path: [option],
+        message: `goes with mode ${mode}, not ${body.mode}`,
+      });
     }
   }
   if (body.mode === "restore" && body.restore === undefined) {
@@ -65,7 +69,10 @@ export const readQuerySchema = z.strictObject({
   bucket: bucketSchema.default(DEFAULT_BUCKET),
   run: runIdSchema.optional(),
   file: z.string().min(1).max(4096).refine(hasNoNull, "must not contain the character U+0000").optional(),
-}).refine((query) => query.run === undefined || query.file === undefined, "ask for run or for file, not for both");
+}).refine(
+  (query) => query.run === undefined || query.file === undefined,
+  "ask for run or for file, not for both",
+);
 
 /** The query of a `DELETE`. */
 export const cancelQuerySchema = z.strictObject({ run: runIdSchema });
@@ -195,7 +202,10 @@ export type Problem = z.infer<typeof problemSchema>;
 
 /** An RPC that answers with something, or with a refusal. */
 const problemAnswerSchema = z.object({ problem: problemSchema });
-export const startAnswerSchema = z.union([problemAnswerSchema, z.object({ run: runSchema, created: z.boolean() })]);
+export const startAnswerSchema = z.union([
+  problemAnswerSchema,
+  z.object({ run: runSchema, created: z.boolean() }),
+]);
 export const runAnswerSchema = z.union([problemAnswerSchema, z.object({ run: runSchema })]);
 export const reportAnswerSchema = z.union([problemAnswerSchema, z.object({ report: reportSchema })]);
 export const fileAnswerSchema = z.union([problemAnswerSchema, z.object({ file: fileSchema })]);

@@ -17,6 +17,7 @@ import {
   runAnswerSchema,
   startAnswerSchema,
 } from "./contract.ts";
+import type { Database as Schema, Json } from "./database.types.ts";
 import { messageOf } from "./log.ts";
 import { ProblemError } from "./problem.ts";
 
@@ -75,14 +76,32 @@ export type Database = {
   readFile(bucket: string, file: string): Promise<FileStatus>;
 };
 
+type Rpcs = Schema["public"]["Functions"];
+
+/** The arguments of an RPC by name and type, as the database has them: readonly arrays will do, and any JSON where it takes JSON. */
+type Args<Name extends keyof Rpcs> = {
+  readonly [Key in keyof Rpcs[Name]["Args"]]: Json extends Rpcs[Name]["Args"][Key] ? unknown
+    : Rpcs[Name]["Args"][Key] extends (infer Item)[] | undefined ? readonly Item[]
+    : Rpcs[Name]["Args"][Key];
+};
+
 /** Speaks to the database through the Data API with the client's secret key. */
-export function createDatabase(client: SupabaseClient): Database {
-  async function call<T>(rpc: string, args: Record<string, unknown>, schema: z.ZodType<T>): Promise<T> {
-    const { data, error, status } = await client.rpc(rpc, args);
+export function createDatabase(client: SupabaseClient<Schema>): Database {
+  async function call<Name extends keyof Rpcs & string, T>(
+    rpc: Name,
+    args: Args<Name>,
+    schema: z.ZodType<T>,
+  ): Promise<T> {
+    const { data, error, status } = await client.rpc(rpc, args as Rpcs[Name]["Args"]);
     if (error) throw new DatabaseError(rpc, error.code ?? "", status, messageOf(error));
     const parsed = schema.safeParse(data);
     if (parsed.success) return parsed.data;
-    throw new DatabaseError(rpc, "unexpected_answer", status, "the answer has another shape than this version expects");
+    throw new DatabaseError(
+      rpc,
+      "unexpected_answer",
+      status,
+      "the answer has another shape than this version expects",
+    );
   }
 
   return {
@@ -94,7 +113,7 @@ export function createDatabase(client: SupabaseClient): Database {
       return call("image_sync_advance", {
         p_run: run,
         p_worker: worker,
-        p_lease: lease,
+        ...(lease === null ? {} : { p_lease: lease }),
         ...(closing === null ? {} : {
           p_closing: closing.lease,
           p_names: closing.names,

@@ -36,21 +36,32 @@ function createServices(keyName: string | undefined): Services {
     const worker = startWorker({
       run: run.id,
       database,
-      pipeline: { bucket: run.bucket_id, sign: createSigner(client, projectUrl), takeCounts: outbound.takeCounts },
+      pipeline: {
+        bucket: run.bucket_id,
+        sign: createSigner(client, projectUrl),
+        takeCounts: outbound.takeCounts,
+      },
       probe,
       budget: createBudget(limits),
       limits,
     });
     workers.add(worker);
-    runInBackground(worker.done.then(async (result) => {
-      workers.delete(worker);
-      // Records were moved: measure anew, so that the next report shows it.
-      if (result === "finished" && run.plan_id !== null) {
-        const options = { after: run.id };
-        const follower = await database.start({ run: crypto.randomUUID(), bucket: run.bucket_id, mode: "analyze", options });
-        work(follower.run);
-      }
-    }).catch((error: unknown) => log("follow_up_failed", { run: run.id, error: messageOf(error) })));
+    runInBackground(
+      worker.done.then(async (result) => {
+        workers.delete(worker);
+        // Records were moved: measure anew, so that the next report shows it.
+        if (result === "finished" && run.plan_id !== null) {
+          const options = { after: run.id };
+          const follower = await database.start({
+            run: crypto.randomUUID(),
+            bucket: run.bucket_id,
+            mode: "analyze",
+            options,
+          });
+          work(follower.run);
+        }
+      }).catch((error: unknown) => log("follow_up_failed", { run: run.id, error: messageOf(error) })),
+    );
   }
 
   return { database, work };

@@ -69,7 +69,12 @@ export function createOutbound(options: OutboundOptions = {}): Outbound {
         maxRetryTime: totalMs,
         ...(init?.signal ? { signal: init.signal } : {}),
         async onFailedAttempt({ error, attemptNumber, retriesLeft }) {
-          log("attempt_failed", { path: pathOf(urlOf(input)), attempt: attemptNumber, error: messageOf(error), cause: messageOf(error.cause ?? "") });
+          log("attempt_failed", {
+            path: pathOf(urlOf(input)),
+            attempt: attemptNumber,
+            error: messageOf(error),
+            cause: messageOf(error.cause ?? ""),
+          });
           if (!(error instanceof RetryableResponse) || retriesLeft === 0) return;
           const waitMs = retryAfterMs(error.response.headers.get("Retry-After"));
           if (Date.now() - started + waitMs > totalMs) throw error;
@@ -108,7 +113,9 @@ async function attemptOnce(
   } catch (error) {
     if (init?.signal?.aborted) throw new AbortError(error instanceof Error ? error : String(error));
     // p-retry repeats only those TypeErrors that it knows as network errors; every failure to get an answer is one here.
-    throw new Error(timeout.aborted ? `No answer within ${attemptMs} ms` : "The connection failed", { cause: error });
+    throw new Error(timeout.aborted ? `No answer within ${attemptMs} ms` : "The connection failed", {
+      cause: error,
+    });
   }
 }
 
@@ -117,7 +124,9 @@ async function isRetryable(response: Response): Promise<boolean> {
   if (RETRYABLE.has(response.status)) return true;
   if (response.status !== 400) return false;
   const body: unknown = await response.clone().json().catch(() => null);
-  const status = body !== null && typeof body === "object" && "statusCode" in body ? Number(body.statusCode) : NaN;
+  const status = body !== null && typeof body === "object" && "statusCode" in body
+    ? Number(body.statusCode)
+    : NaN;
   return RETRYABLE.has(status);
 }
 

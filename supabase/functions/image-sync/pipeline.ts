@@ -30,7 +30,11 @@ export async function workChunk(pipeline: Pipeline, lease: string, chunk: Chunk)
   return outcome;
 }
 
-async function signChunk({ bucket, sign, takeCounts }: Pipeline, lease: string, chunk: Chunk): Promise<Outcome> {
+async function signChunk(
+  { bucket, sign, takeCounts }: Pipeline,
+  lease: string,
+  chunk: Chunk,
+): Promise<Outcome> {
   const nothing = { lease, names: [], urls: [], expires: [], failures: [], error: null };
   try {
     const { names, expiresIn, publicUrl } = chunk;

@@ -26,6 +26,11 @@ async function probeOne(target: ProbeTarget, send: typeof fetch): Promise<Probe[
   } catch (error) {
     // The words of a failed fetch contain the URL, and with it the token.
     const isTimeout = error instanceof DOMException && error.name === "TimeoutError";
-    return { name: target.name, status: null, content_type: null, error: isTimeout ? "timed out" : "unreachable" };
+    return {
+      name: target.name,
+      status: null,
+      content_type: null,
+      error: isTimeout ? "timed out" : "unreachable",
+    };
   }
 }

@@ -21,9 +21,15 @@ export async function readJson(request: Request): Promise<unknown> {
 
 async function readText(request: Request): Promise<string> {
   const tooLarge = () =>
-    refuse(413, "body_too_large", "The body is too large", `A request body has at most ${MAX_BODY_BYTES} bytes`, {
-      limit_bytes: MAX_BODY_BYTES,
-    });
+    refuse(
+      413,
+      "body_too_large",
+      "The body is too large",
+      `A request body has at most ${MAX_BODY_BYTES} bytes`,
+      {
+        limit_bytes: MAX_BODY_BYTES,
+      },
+    );
   if (Number(request.headers.get("Content-Length")) > MAX_BODY_BYTES) throw tooLarge();
   const parts: Uint8Array<ArrayBuffer>[] = [];
   let bytes = 0;
@@ -35,7 +41,12 @@ async function readText(request: Request): Promise<string> {
   try {
     return new TextDecoder("utf-8", { fatal: true }).decode(await new Blob(parts).arrayBuffer());
   } catch {
-    throw refuse(400, "invalid_json", "The body is not JSON", "Cannot read the request body: it is not UTF-8");
+    throw refuse(
+      400,
+      "invalid_json",
+      "The body is not JSON",
+      "Cannot read the request body: it is not UTF-8",
+    );
   }
 }
 
@@ -49,13 +60,25 @@ export function parse<T>(schema: z.ZodType<T>, value: unknown, where: "body" | "
   }));
   const detail = errors.map(({ field, message }) => `${field}: ${message}`).join("; ");
   if (errors.some(({ field }) => field === "mode")) {
-    throw refuse(400, "unknown_mode", "There is no such mode", `${detail}. Modes: ${modeSchema.options.join(", ")}`, {
-      errors,
-    });
+    throw refuse(
+      400,
+      "unknown_mode",
+      "There is no such mode",
+      `${detail}. Modes: ${modeSchema.options.join(", ")}`,
+      {
+        errors,
+      },
+    );
   }
-  throw refuse(400, where === "body" ? "invalid_body" : "invalid_query", `The ${where} has the wrong shape`, detail, {
-    errors,
-  });
+  throw refuse(
+    400,
+    where === "body" ? "invalid_body" : "invalid_query",
+    `The ${where} has the wrong shape`,
+    detail,
+    {
+      errors,
+    },
+  );
 }
 
 /** Seconds to wait for the run's end, from `Prefer: wait=N` (RFC 7240); 0 without one. Throws a problem (400). */

@@ -69,7 +69,10 @@ export function createSigner(client: SupabaseClient, projectUrl: string): Signer
         const token = tokenOf(item?.signedURL);
         const expires = token === null ? null : expiryOf(token);
         if (token === null || expires === null) {
-          signed.failures.push({ name, error: messageOf(item?.error ?? "Storage gave no usable URL for this name") });
+          signed.failures.push({
+            name,
+            error: messageOf(item?.error ?? "Storage gave no usable URL for this name"),
+          });
           continue;
         }
         signed.names.push(name);
@@ -81,14 +84,21 @@ export function createSigner(client: SupabaseClient, projectUrl: string): Signer
     const reachable: string[] = [];
     for (const name of names) {
       if (isReachable(name)) reachable.push(name);
-      else signed.failures.push({ name, error: "A path with a segment . or .. cannot be fetched by URL; rename the file" });
+      else {signed.failures.push({
+          name,
+          error: "A path with a segment . or .. cannot be fetched by URL; rename the file",
+        });}
     }
     for (const batch of batches(reachable)) await signAll(batch);
     return signed;
   };
 }
 
-type Item = { path?: string | null | undefined; error?: string | null | undefined; signedURL?: string | null | undefined };
+type Item = {
+  path?: string | null | undefined;
+  error?: string | null | undefined;
+  signedURL?: string | null | undefined;
+};
 
 function* batches(names: readonly string[]): Generator<readonly string[]> {
   let batch: string[] = [];
@@ -140,7 +150,9 @@ function expiryOf(token: string): number | null {
 
 function statusOf(error: unknown): string {
   const status = (key: "statusCode" | "status") =>
-    error !== null && typeof error === "object" && key in error ? String((error as Record<string, unknown>)[key] ?? "") : "";
+    error !== null && typeof error === "object" && key in error
+      ? String((error as Record<string, unknown>)[key] ?? "")
+      : "";
   return status("statusCode") || status("status");
 }
 
@@ -154,8 +166,12 @@ function toSigningError(error: unknown, bucket: string): SigningError {
   return new SigningError({
     code: "signing_failed",
     title: "Storage refused to sign",
-    detail: `Cannot sign files of bucket ${bucket}: ${messageOf(error)}${status ? ` (status ${status})` : ""}. ${
-      isFinal ? "Check that the bucket exists and that the function has a secret key" : "Storage may be unavailable"
+    detail: `Cannot sign files of bucket ${bucket}: ${messageOf(error)}${
+      status ? ` (status ${status})` : ""
+    }. ${
+      isFinal
+        ? "Check that the bucket exists and that the function has a secret key"
+        : "Storage may be unavailable"
     }`,
   }, isFinal);
 }

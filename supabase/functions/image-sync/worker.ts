@@ -47,7 +47,13 @@ type State = WorkerOptions & {
 
 /** Starts a worker on an open run. */
 export function startWorker(options: WorkerOptions): Worker {
-  const state: State = { ...options, worker: crypto.randomUUID(), leases: new Set(), lanes: new Map(), finished: false };
+  const state: State = {
+    ...options,
+    worker: crypto.randomUUID(),
+    leases: new Set(),
+    lanes: new Map(),
+    finished: false,
+  };
   return {
     done: work(state),
     async end() {
@@ -135,7 +141,16 @@ async function advance(state: State, lease: string | null, closing: Closing | nu
     // Something in this chunk's URLs is refused (a constraint of the table's owner): that is the chunk's failure, not the run's.
     if (closing !== null && closing.error === null) {
       const { storageCalls, retries } = closing;
-      const failed = { ...closing, names: [], urls: [], expires: [], failures: [], error: fault, storageCalls, retries };
+      const failed = {
+        ...closing,
+        names: [],
+        urls: [],
+        expires: [],
+        failures: [],
+        error: fault,
+        storageCalls,
+        retries,
+      };
       return await database.advance({ run, worker, lease, closing: failed });
     }
     await fail(state, fault);
@@ -165,7 +180,12 @@ async function handOff({ database, run, worker, leases }: State): Promise<boolea
 }
 
 function reportEnd(run: Run): void {
-  log("run_ended", { run: run.id, state: run.state, stop_reason: run.stop_reason, seconds: run.duration_seconds });
+  log("run_ended", {
+    run: run.id,
+    state: run.state,
+    stop_reason: run.stop_reason,
+    seconds: run.duration_seconds,
+  });
 }
 
 /** Why the database refuses to go on with the run. */
@@ -174,15 +194,21 @@ function toFault(error: DatabaseError): Fault {
     return {
       code: "listing_failed",
       title: "Error listing files",
-      detail: `Cannot read the bucket's objects: ${error.message}. Run: grant usage on schema storage to service_role; grant select on storage.objects, storage.buckets to service_role;`,
+      detail:
+        `Cannot read the bucket's objects: ${error.message}. Run: grant usage on schema storage to service_role; grant select on storage.objects, storage.buckets to service_role;`,
     };
   }
   if (error.code === "42501") {
     return {
       code: "permission_denied",
       title: "The function may not do its work",
-      detail: `${error.message}. Grant service_role what it needs: grant select, insert, update, delete on public.part_images to service_role;`,
+      detail:
+        `${error.message}. Grant service_role what it needs: grant select, insert, update, delete on public.part_images to service_role;`,
     };
   }
-  return { code: "database_refused", title: "The database refused", detail: `${error.message} (${error.code})` };
+  return {
+    code: "database_refused",
+    title: "The database refused",
+    detail: `${error.message} (${error.code})`,
+  };
 }
