@@ -3,8 +3,10 @@ import { access, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { z } from "zod";
 import { type LocalStack, projectDirectory, startLocalStack } from "../support/stack.ts";
 
+const notesSchema = z.object({ results: z.array(z.object({ name: z.string() })) });
 const postgresBin = "/usr/lib/postgresql/15/bin";
 const plpgsqlCheck = "/usr/share/postgresql/15/extension/plpgsql_check.control";
 
@@ -42,16 +44,16 @@ describe.runIf(isInstalled || isRequired)("the database, as the Supabase CLI che
       "No issues found",
     );
     const notes = await supabase("db", "advisors", "--level", "info", "--output-format", "json");
-    const names = [...notes.matchAll(/"name": ?"(\w+)"/g)].map(([, name]) => name);
+    const { results } = notesSchema.parse(JSON.parse(notes.slice(notes.indexOf("{"))));
     const decisions = await readFile(join(projectDirectory, "docs/decisions.md"), "utf8");
-    for (const name of new Set(names)) expect(decisions).toContain(`\`${name}\``);
+    for (const { name } of results) expect(decisions).toContain(`\`${name}\``);
   });
 
   async function supabase(...args: string[]): Promise<string> {
     const path = join(projectDirectory, "node_modules/.bin/supabase");
     const env = { ...process.env, SUPABASE_TELEMETRY_DISABLED: "1", PGSSLMODE: "disable" };
     const { stdout, stderr } = await promisify(execFile)(path, [...args, `--remote=${stack.dbUrl}`], { env });
-    return stdout + stderr;
+    return stderr + stdout;
   }
 });
 
