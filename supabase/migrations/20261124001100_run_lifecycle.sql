@@ -65,6 +65,17 @@ $$;
 comment on function image_sync.open_run(uuid, text, text, text, jsonb, uuid, bigint) is
   'Opens a run with this id, or returns the one that has it, or the one that is open for the bucket and mode; a partial unique index decides.';
 
+-- Whether the name of an object is one that Storage signs: of the characters that it accepts, and without the segments . and ..
+-- that every URL parser removes. Objects of an older Storage may have other names.
+create function image_sync.is_signable(p_name text)
+returns boolean
+language sql
+immutable
+set search_path = ''
+return p_name ~ '^[A-Za-z0-9_/!.*''() &$@=;:+,?-]+$' and p_name !~ '(^|/)\.{1,2}(/|$)';
+
+comment on function image_sync.is_signable(text) is 'Whether Storage signs an object of this name.';
+
 -- Closes a run for good. The caller holds the run's row lock. Without p_outcome the chunks decide.
 create function image_sync.finish_run(p_run uuid, p_outcome text, p_stop_reason text, p_error jsonb, p_probe jsonb)
 returns void
@@ -75,24 +86,38 @@ declare
   v_run image_sync.runs;
   v_summary jsonb;
   v_totals record;
+  v_is_refused boolean;
 begin
   perform image_sync.release_chunks(p_run, null);
   v_summary := image_sync.summarize(p_run);
   select t.*
   into v_totals
   from jsonb_to_record(v_summary -> 'totals') as t (to_sign bigint, signed bigint, failed bigint);
+  -- Where nothing could be signed, Storage is at fault, unless nothing was left to sign but names that can never be.
+  v_is_refused := v_totals.failed > 0 and v_totals.signed = 0 and exists (
+    select
+    from image_sync.chunks c
+    where c.run_id = p_run
+      and c.failed > 0
+      and (c.state = 'dead' or exists (
+        select
+        from jsonb_array_elements(c.problems) as p (problem)
+        where p.problem ->> 'code' = 'signing_failed'
+          and image_sync.is_signable(p.problem ->> 'name')
+      ))
+  );
 
   update image_sync.runs r
   set
     finished_at = clock_timestamp(),
     moved_at = clock_timestamp(),
     outcome = coalesce(p_outcome, case
-      when v_totals.failed > 0 and v_totals.signed = 0 then 'failed'
+      when v_is_refused then 'failed'
       when v_totals.failed > 0 or (v_summary ->> 'dead_chunks')::integer > 0 or not (v_summary ->> 'balanced')::boolean then 'partial'
       else 'succeeded'
     end),
     stop_reason = coalesce(p_stop_reason, case
-      when v_totals.failed > 0 and v_totals.signed = 0 then 'signing_impossible'
+      when v_is_refused then 'signing_impossible'
       when (v_summary ->> 'dead_chunks')::integer > 0 then 'dead_chunks'
       when v_totals.failed > 0 then 'items_failed'
       when not (v_summary ->> 'balanced')::boolean then 'unbalanced'
@@ -277,6 +302,7 @@ return (
 comment on function image_sync.pick_probe_targets(image_sync.runs, image_sync.settings) is 'Up to probe_size records of a sync that have an object, chosen at random, as [{"name", "url"}]: for the worker''s eyes alone.';
 
 revoke all on function
+  image_sync.is_signable(text),
   image_sync.too_many_failures(image_sync.runs, image_sync.settings),
   image_sync.pick_probe_targets(image_sync.runs, image_sync.settings),
   image_sync.unknown_run(uuid),
@@ -288,6 +314,7 @@ revoke all on function
   image_sync.walk(image_sync.runs, image_sync.settings, uuid, uuid)
 from public;
 grant execute on function
+  image_sync.is_signable(text),
   image_sync.too_many_failures(image_sync.runs, image_sync.settings),
   image_sync.pick_probe_targets(image_sync.runs, image_sync.settings),
   image_sync.unknown_run(uuid),
