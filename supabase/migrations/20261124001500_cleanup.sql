@@ -76,7 +76,7 @@ begin
     if v_plan.finished_at is null or total = 0 then
       problem := image_sync.problem(
         409, 'nothing_to_restore', 'There is nothing to restore',
-        format('The archive holds no record of cleanup %s that is not back already.', plan)
+        format('Cannot restore cleanup %s: it is open, or the archive holds no record of it that is not back already. The archive says which are: select distinct run_id from image_sync.archive where restored_at is null;', plan)
       );
     end if;
     return;
