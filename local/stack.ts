@@ -230,7 +230,11 @@ async function openGateway(port: number, context: GatewayContext): Promise<void>
   const storageUrl = server.url("supabase_storage_admin");
   const files = await createStorageFiles();
   onStop(files.close);
-  const rest = createRest({ sql: await connect(server.url("authenticator"), { onStop, max: 20 }), keys, counter });
+  const rest = createRest({
+    sql: await connect(server.url("authenticator"), { onStop, max: 20 }),
+    keys,
+    counter,
+  });
   await context.superuserSql.listen("pgrst", rest.reloadSchema);
   const storage = createStorage({
     sql: {
