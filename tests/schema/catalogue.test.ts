@@ -1,0 +1,240 @@
+import type { PostgrestError } from "@supabase/supabase-js";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { createTestClient } from "../support/client.ts";
+import { type Lab, openLab } from "../sync/support/lab.ts";
+
+let lab: Lab;
+beforeAll(async () => {
+  lab = await openLab();
+});
+afterAll(() => lab?.close());
+
+/** The functions that are ours: all of image_sync, and image_sync_* of public. */
+const ourFunctions = `
+  select
+    p.oid, p.oid::regprocedure::text as name, n.nspname as schema, p.prosecdef as is_definer,
+    p.proconfig as config, p.prokind as kind, obj_description(p.oid, 'pg_proc') as comment
+  from pg_catalog.pg_proc p
+  join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+  where n.nspname = 'image_sync'
+    or (n.nspname = 'public' and p.proname like 'image\\_sync\\_%')
+  order by 2`;
+
+/** The tables and views that are ours. */
+const ourRelations = `
+  select c.oid, c.oid::regclass::text as name, c.relkind as kind, c.relrowsecurity as has_rls, c.reloptions as options
+  from pg_catalog.pg_class c
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  where c.relkind in ('r', 'p', 'v', 'm', 'f')
+    and (n.nspname = 'image_sync' or c.oid = 'public.part_images'::regclass)
+  order by 2`;
+
+const namesOf = (rows: readonly Record<string, unknown>[]) => rows.map(({ name }) => name);
+
+describe("every function", () => {
+  test("has an empty search path", async () => {
+    const functions = await lab.sql.unsafe(ourFunctions);
+    expect(functions.length).toBeGreaterThan(20);
+    expect(
+      functions.filter(({ config }) => !(config ?? []).includes('search_path=""')).map(({ name }) => name),
+    ).toEqual([]);
+  });
+
+  test("has a comment", async () => {
+    const functions = await lab.sql.unsafe(ourFunctions);
+    expect(namesOf(functions.filter(({ comment }) => !comment))).toEqual([]);
+  });
+
+  test("in public runs with its caller's rights; those that do not are narrow ones of image_sync", async () => {
+    const functions = await lab.sql.unsafe(ourFunctions);
+    const definers = functions.filter(({ is_definer }) => is_definer);
+    expect(definers.filter(({ schema }) => schema !== "image_sync")).toEqual([]);
+    expect(namesOf(definers)).toEqual([
+      "image_sync.kick(uuid)",
+      "image_sync.referenced_names(text,text[])",
+      "image_sync.schedule_facts()",
+    ]);
+  });
+
+  test("can be executed by neither anon nor authenticated nor everybody", async () => {
+    const rights = await lab.sql.unsafe(`
+      select f.name, r.role
+      from (${ourFunctions}) as f
+      cross join unnest('{anon,authenticated,public}'::text[]) as r (role)
+      where has_function_privilege(r.role, f.oid, 'execute')`);
+    expect(rights).toEqual([]);
+  });
+
+  test("of the API can be executed by service_role, and the schedule's own cannot", async () => {
+    const functions = await lab.sql.unsafe(`
+      select f.name, f.schema, has_function_privilege('service_role', f.oid, 'execute') as allowed from (${ourFunctions}) as f`);
+    const api = functions.filter(({ schema }) => schema === "public");
+    expect(api.length).toBeGreaterThanOrEqual(7);
+    expect(namesOf(api.filter(({ allowed }) => !allowed))).toEqual([]);
+    expect(namesOf(functions.filter(({ allowed }) => !allowed))).toEqual(
+      expect.arrayContaining([
+        "image_sync.run_nightly()",
+        "image_sync.watchdog()",
+        "image_sync.prune_history()",
+      ]),
+    );
+  });
+});
+
+describe("every table and view", () => {
+  test("has a comment, and so has each of its columns", async () => {
+    const silent = await lab.sql.unsafe(`
+      select r.name || coalesce('.' || a.attname, '') as name
+      from (${ourRelations}) as r
+      left join pg_catalog.pg_attribute a on a.attrelid = r.oid and a.attnum > 0 and not a.attisdropped
+      where col_description(r.oid, a.attnum) is null or obj_description(r.oid, 'pg_class') is null`);
+    expect(namesOf(silent)).toEqual([]);
+  });
+
+  test("is there", async () => {
+    const relations = namesOf(await lab.sql.unsafe(ourRelations));
+    expect(relations).toEqual(expect.arrayContaining([
+      "part_images",
+      "image_sync.settings",
+      "image_sync.runs",
+      "image_sync.chunks",
+      "image_sync.archive",
+    ]));
+  });
+
+  test("has row level security, or the rights of who asks where it is a view", async () => {
+    const relations = await lab.sql.unsafe(ourRelations);
+    const open = relations.filter(({ kind, has_rls, options }) =>
+      kind === "v" ? !(options ?? []).includes("security_invoker=on") : !has_rls
+    );
+    expect(namesOf(open)).toEqual([]);
+  });
+
+  test("grants nothing to anon, authenticated or everybody", async () => {
+    const rights = await lab.sql.unsafe(`
+      select r.name, g.role, p.privilege
+      from (${ourRelations}) as r
+      cross join unnest('{anon,authenticated,public}'::text[]) as g (role)
+      cross join unnest('{select,insert,update,delete,truncate,references,trigger}'::text[]) as p (privilege)
+      where has_table_privilege(g.role, r.oid, p.privilege)`);
+    expect(rights).toEqual([]);
+  });
+
+  test("grants service_role what it works with and no more", async () => {
+    const rights = await lab.sql.unsafe(`
+      select r.name, string_agg(p.privilege, ' ' order by p.privilege) filter (where has_table_privilege('service_role', r.oid, p.privilege)) as privileges
+      from (${ourRelations}) as r
+      cross join unnest('{select,insert,update,delete,truncate,references,trigger}'::text[]) as p (privilege)
+      group by r.name`);
+    const granted = Object.fromEntries(rights.map(({ name, privileges }) => [name, privileges]));
+    for (
+      const table of [
+        "part_images",
+        "image_sync.settings",
+        "image_sync.runs",
+        "image_sync.chunks",
+        "image_sync.archive",
+      ]
+    ) {
+      expect([table, granted[table]]).toEqual([table, "delete insert select update"]);
+    }
+    for (const view of ["image_sync.objects", "image_sync.records"]) {
+      expect([view, granted[view]]).toEqual([view, "select"]);
+    }
+  });
+
+  test("has an index for each of its foreign keys", async () => {
+    const bare = await lab.sql`
+      select k.conname as name
+      from pg_catalog.pg_constraint k
+      where k.contype = 'f'
+        and k.connamespace = 'image_sync'::regnamespace
+        and not exists (
+          select from pg_catalog.pg_index i where i.indrelid = k.conrelid and i.indkey[0] = k.conkey[1]
+        )`;
+    expect(namesOf(bare)).toEqual([]);
+  });
+});
+
+describe("the schema image_sync", () => {
+  test("has a comment and may be entered by service_role alone", async () => {
+    const [schema] = await lab.sql`
+      select
+        obj_description('image_sync'::regnamespace, 'pg_namespace') as comment,
+        has_schema_privilege('service_role', 'image_sync', 'usage') as service_role,
+        has_schema_privilege('anon', 'image_sync', 'usage') as anon,
+        has_schema_privilege('authenticated', 'image_sync', 'usage') as authenticated,
+        has_schema_privilege('service_role', 'image_sync', 'create') as may_create`;
+    expect(schema).toMatchObject({
+      service_role: true,
+      anon: false,
+      authenticated: false,
+      may_create: false,
+    });
+    expect(schema?.["comment"]).toMatch(/image/);
+  });
+
+  test("has the three jobs at their times, once each, also after they were scheduled again", async () => {
+    const jobs = () =>
+      lab
+        .sql`select jobname, schedule, command from cron.job where jobname like 'image-sync-%' order by jobname`;
+    const expected = [
+      {
+        jobname: "image-sync-housekeeping",
+        schedule: "30 3 * * *",
+        command: "select image_sync.prune_history()",
+      },
+      { jobname: "image-sync-nightly", schedule: "0 2 * * *", command: "select image_sync.run_nightly()" },
+      { jobname: "image-sync-watchdog", schedule: "* * * * *", command: "select image_sync.watchdog()" },
+    ];
+    expect(await jobs()).toEqual(expected);
+    await lab.sql`select cron.schedule('image-sync-nightly', '0 2 * * *', 'select image_sync.run_nightly()')`;
+    expect(await jobs()).toEqual(expected);
+  });
+});
+
+describe("with the publishable key", () => {
+  test("no RPC can be called", async () => {
+    const anon = createTestClient(lab.target.url, lab.target.publishableKey ?? "sb_publishable_unknown");
+    const calls: readonly [string, Record<string, unknown>][] = [
+      ["image_sync_start", { p_run: crypto.randomUUID(), p_bucket: "part-images", p_mode: "sync" }],
+      ["image_sync_report", { p_bucket: "part-images" }],
+      ["image_sync_run", { p_run: crypto.randomUUID() }],
+      ["image_sync_cancel", { p_run: crypto.randomUUID() }],
+      ["image_sync_file", { p_bucket: "part-images", p_file: "a.jpg" }],
+      ["image_sync_hand_off", { p_run: crypto.randomUUID(), p_worker: crypto.randomUUID(), p_leases: [] }],
+      ["image_sync_finish", { p_run: crypto.randomUUID() }],
+      ["image_sync_advance", {
+        p_run: crypto.randomUUID(),
+        p_worker: crypto.randomUUID(),
+        p_lease: crypto.randomUUID(),
+      }],
+    ];
+    for (const [name, args] of calls) {
+      const { data, error }: { data: unknown; error: PostgrestError | null } = await anon.rpc(name, args);
+      expect([name, data, error?.code]).toEqual([name, null, "42501"]);
+    }
+    expect(await lab.sql`select from image_sync.runs`).toHaveLength(0);
+  });
+});
+
+describe("settings refuse", () => {
+  test.each([
+    ["a chunk of more paths than Storage signs at once", { chunk_size: 1001 }],
+    ["a chunk of nothing", { chunk_size: 0 }],
+    ["extensions in upper case", { extensions: ["JPG"] }],
+    ["extensions with their dot", { extensions: [".jpg"] }],
+    ["no extension at all", { extensions: [] }],
+    ["URLs that are due as soon as they are made", { signed_url_ttl: "1 day", renew_before: "1 day" }],
+    ["URLs that live for a second", { signed_url_ttl: "1 second", renew_before: "0" }],
+    ["a fraction above 1", { max_delete_fraction: 1.5 }],
+    ["a negative count", { max_delete_count: -1 }],
+    ["a public URL with a path", { public_url: "https://example.com/path" }],
+    ["history that is pruned under an open run", { keep_chunks: "1 hour" }],
+  ])("%s", async (_, settings) => {
+    const row = { bucket_id: `bucket-${crypto.randomUUID()}`, ...settings };
+    await expect(lab.sql`insert into image_sync.settings ${lab.sql(row)}`).rejects.toMatchObject({
+      code: "23514",
+    });
+  });
+});
