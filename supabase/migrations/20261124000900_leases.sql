@@ -79,6 +79,7 @@ declare
   v_chunk image_sync.chunks;
   v_stored integer;
   v_withdrawn integer;
+  v_to_sign integer;
   v_problems jsonb;
 begin
   select c.*
@@ -134,6 +135,22 @@ begin
       ) as is_object
     from jsonb_to_recordset(p_failures) as e (name text, error text)
   ) as f;
+  v_withdrawn := v_withdrawn + cardinality(p_names) - v_stored;
+
+  -- A call that was repeated gave its worker the names of that moment, which need not be those that were counted first. What
+  -- counts is what the worker was given and what is owed still: a name that got lost on the way unbalances the ledger.
+  v_to_sign := v_stored + v_withdrawn + jsonb_array_length(v_problems);
+  if v_to_sign <> v_chunk.to_sign then
+    select v_to_sign + count(*)
+    into v_to_sign
+    from unnest(image_sync.names_to_sign(p_run, p_settings, v_chunk)) as owed (name)
+    where owed.name <> all (p_names)
+      and not exists (
+        select
+        from jsonb_to_recordset(p_failures) as e (name text)
+        where e.name = owed.name
+      );
+  end if;
 
   with measured as (
     select
@@ -150,8 +167,9 @@ begin
   update image_sync.chunks c
   set
     state = 'done',
+    to_sign = v_to_sign,
     signed = v_stored,
-    withdrawn = v_withdrawn + cardinality(p_names) - v_stored,
+    withdrawn = v_withdrawn,
     failed = jsonb_array_length(v_problems),
     storage_calls = c.storage_calls + p_storage_calls,
     retries = c.retries + p_retries,

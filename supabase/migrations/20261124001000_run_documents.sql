@@ -83,7 +83,7 @@ return (
 comment on function image_sync.summarize(uuid) is
   'What a run''s chunks add up to: chunks, invocations, whether the ledger balances in every chunk, totals, and up to 20 named problems.';
 
--- The run as GET answers it (DESIGN.md section 8). Never a URL, a key or a lease.
+-- The run as GET answers it. Never a URL, a key or a lease.
 create function image_sync.run_document(p_run uuid)
 returns jsonb
 language sql

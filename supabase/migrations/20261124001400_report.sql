@@ -303,7 +303,7 @@ begin atomic
       ),
       (
         'listing_incomplete', 'error', 'The last run stopped before the end of the bucket',
-        (f.last_listing ->> 'state' in ('failed', 'cancelled') and not (f.last_listing ->> 'reached_end')::boolean and coalesce(f.last_listing #>> '{error,code}', '') not in ('bucket_missing', 'listing_failed'))::integer, null,
+        (f.last_listing ->> 'state' in ('failed', 'cancelled') and not (f.last_listing ->> 'reached_end')::boolean and coalesce(f.last_listing #>> '{error,code}', '') not in ('bucket_missing', 'listing_failed', 'missing_secret'))::integer, null,
         'Files beyond that point were not looked at. A run lists page by page to the very end and has no limit of 100 files: see the run''s error, mend its cause and start a sync.'
       ),
       (
@@ -433,6 +433,7 @@ begin atomic
       ('last_run_partial', 'signing_failed'),
       ('last_run_partial', 'unsignable_names'),
       ('unsignable_names', 'signing_failed'),
+      ('unsigned', 'signing_failed'),
       ('listing_incomplete', 'signing_failed'),
       ('listing_incomplete', 'last_run_failed')
     ) as explained (code, cause)
@@ -525,7 +526,7 @@ return (
 
 comment on function image_sync.report_facts(image_sync.settings) is 'What the report and its findings are made of: the last measurement, the last runs, the schedule, and what is cheap to ask now.';
 
--- The status report (DESIGN.md section 8).
+-- The status report.
 create function public.image_sync_report(p_bucket text)
 returns jsonb
 language plpgsql

@@ -1,4 +1,4 @@
-/** The HTTP side (DESIGN.md section 7): route, validate, act, answer. */
+/** The HTTP side: route, validate, act, answer. */
 import { accepts } from "hono/accepts";
 import { Hono } from "hono";
 import {

@@ -3,6 +3,8 @@
  * CPU; both are left far behind, and the database calls the function again for the rest.
  */
 
+import { z } from "zod";
+
 /** Limits of one invocation. */
 export type Limits = {
   /** No chunk is begun after this time, in ms. Default 60,000. */
@@ -16,6 +18,20 @@ export type Limits = {
 };
 
 export const DEFAULT_LIMITS: Limits = { wallMs: 60_000, signedChunks: 60, calls: 250, concurrency: 4 };
+
+const wholeNumber = z.coerce.number().int().positive();
+
+/**
+ * The limits that the function's environment sets (`IMAGE_SYNC_WALL_MS`, `IMAGE_SYNC_CONCURRENCY`), for tests and for a
+ * project that has reason to; what is absent or no positive whole number is the default.
+ */
+export function readLimits(read: (name: string) => string | undefined): Limits {
+  return {
+    ...DEFAULT_LIMITS,
+    wallMs: wholeNumber.catch(DEFAULT_LIMITS.wallMs).parse(read("IMAGE_SYNC_WALL_MS")),
+    concurrency: wholeNumber.catch(DEFAULT_LIMITS.concurrency).parse(read("IMAGE_SYNC_CONCURRENCY")),
+  };
+}
 
 /** What is left of an invocation's limits. */
 export type Budget = {

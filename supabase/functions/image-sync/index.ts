@@ -6,7 +6,7 @@ import { withSupabase } from "@supabase/server";
 import { createAdminClient } from "@supabase/server/core";
 import { answer, type Services } from "./api.ts";
 import { runInBackground } from "./background.ts";
-import { createBudget, DEFAULT_LIMITS, type Limits } from "./budget.ts";
+import { createBudget, readLimits } from "./budget.ts";
 import type { Run } from "./contract.ts";
 import { createDatabase } from "./database.ts";
 import { log, messageOf } from "./log.ts";
@@ -17,11 +17,7 @@ import { createSigner } from "./signer.ts";
 import { startWorker, type Worker } from "./worker.ts";
 
 const projectUrl = Deno.env.get("SUPABASE_URL") ?? "";
-const limits: Limits = {
-  ...DEFAULT_LIMITS,
-  wallMs: Number(Deno.env.get("IMAGE_SYNC_WALL_MS") ?? DEFAULT_LIMITS.wallMs),
-  concurrency: Number(Deno.env.get("IMAGE_SYNC_CONCURRENCY") ?? DEFAULT_LIMITS.concurrency),
-};
+const limits = readLimits((name) => Deno.env.get(name));
 const workers = new Set<Worker>();
 
 function createServices(keyName: string | undefined): Services {
