@@ -1,7 +1,7 @@
 /**
  * Every shape that crosses a boundary, defined once: what callers send, what the database and Storage answer, what the
  * function answers. Documents that only pass through (a run, a report) keep the names of the wire; what the worker works
- * with is turned into camelCase here and nowhere else. Words and shapes: DESIGN.md sections 2, 7 and 8.
+ * with is turned into camelCase here and nowhere else.
  */
 import { z } from "zod";
 
