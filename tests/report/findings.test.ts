@@ -1,0 +1,179 @@
+/** Each finding absent and present, through the report and as `npm run status` shows it: one fault, one finding. */
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { addObjects, codesOf, jpeg, removeObjects, runToEnd, upload } from "../sync/support/lab.ts";
+import { runJob } from "../sync/support/local_lab.ts";
+import { npmRun } from "./support/command.ts";
+import { readFindingCodes } from "./support/definitions.ts";
+import { createHealthyBucket, faults, openScene, type Scene } from "./support/faults.ts";
+
+let scene: Scene;
+beforeAll(async () => {
+  scene = await openScene();
+});
+afterAll(() => scene?.close());
+
+const report = (bucket: string) => scene.lab.database.readReport(bucket);
+
+test("every finding that the report can have has a fault here that brings it about", async () => {
+  expect(Object.keys(faults).sort()).toEqual([...await readFindingCodes()].sort());
+});
+
+test("a bucket in order has no finding, and status says so with 0", async () => {
+  const bucket = await createHealthyBucket(scene);
+  expect(await report(bucket)).toMatchObject({
+    healthy: true,
+    findings: [],
+    coverage: { recorded: 1, signed: 1 },
+  });
+  const status = await npmRun(scene.lab.stack, "status", ["--bucket", bucket]);
+  expect(status).toMatchObject({ code: 0, stderr: "" });
+  expect(status.stdout).toContain(`${bucket}: healthy`);
+  expect(status.stdout).toContain("Nothing to look at");
+});
+
+test.each(Object.entries(faults))("%s alone is found when that is what is wrong", async (code, fault) => {
+  const bucket = await createHealthyBucket(scene);
+  expect(codesOf(await report(bucket))).toEqual([]);
+  try {
+    await fault.make(scene, bucket);
+    const found = await report(bucket);
+    expect(codesOf(found)).toEqual([code]);
+    const [finding] = found.findings;
+    expect(finding).toMatchObject({ code, level: fault.level });
+    expect(finding?.count).toBeGreaterThan(0);
+    expect(finding?.title).toMatch(/^[A-Z].*[^.]$/);
+    expect(finding?.remediation.length).toBeGreaterThan(10);
+    expect(found.healthy).toBe(fault.level !== "error");
+
+    const status = await npmRun(scene.lab.stack, "status", ["--bucket", bucket]);
+    expect([...status.stdout.matchAll(/^ {2}\S .*\[([a-z_]+)\]$/gm)].map(([, shown]) => shown)).toEqual([
+      code,
+    ]);
+    expect(status.stdout).toContain(finding?.title);
+    expect(status.stdout).toContain(finding?.remediation);
+    expect(status).toMatchObject({ code: fault.level === "error" ? 1 : 0, stderr: "" });
+  } finally {
+    await fault.undo?.(scene, bucket);
+  }
+});
+
+test("what was mended is gone from the report with the next run", async () => {
+  const bucket = await createHealthyBucket(scene);
+  const { lab } = scene;
+  await faults["missing"]?.make(scene, bucket);
+  await faults["expired"]?.make(scene, bucket);
+  await faults["listing_incomplete"]?.make(scene, bucket);
+  expect(codesOf(await report(bucket)).sort()).toEqual(["expired", "listing_incomplete", "missing"]);
+  await runToEnd(lab, bucket);
+  expect(codesOf(await report(bucket))).toEqual([]);
+});
+
+test("a URL that died since the last count is found without another run", async () => {
+  const bucket = await createHealthyBucket(scene);
+  await scene.lab.sql`
+    update image_sync.runs
+    set report = jsonb_set(report, '{records,soonest_expiry}', to_jsonb(now() - interval '1 minute'))
+    where bucket_id = ${bucket}`;
+  expect(codesOf(await report(bucket))).toEqual(["expired"]);
+});
+
+test("all files of a part number are listed with it, and each keeps a record of its own", async () => {
+  const bucket = await createHealthyBucket(scene);
+  const { lab } = scene;
+  for (const name of ["a.JPG", "a_JPG.jpg", "a.png"]) await upload(lab, bucket, name, jpeg);
+  await runToEnd(lab, bucket);
+  const { findings } = await report(bucket);
+  expect(findings.find(({ code }) => code === "several_files")).toMatchObject({
+    count: 1,
+    samples: ["a: a.JPG, a.jpg, a.png, a_JPG.jpg"],
+  });
+  const records = await lab.sql<{ file_name: string }[]>`
+    select file_name from public.part_images where bucket_id = ${bucket} order by file_name collate "C"`;
+  expect(records.map(({ file_name }) => file_name)).toEqual([
+    "a.JPG",
+    "a.jpg",
+    "a_JPG.jpg",
+    "b.jpg",
+    "c.jpg",
+  ]);
+});
+
+test("the line of SQL that the report offers for files left out includes them", async () => {
+  const bucket = await createHealthyBucket(scene);
+  const { lab } = scene;
+  for (const name of ["d.png", "e.PNG", "f.webp", "no-extension"]) await upload(lab, bucket, name, jpeg);
+  await runToEnd(lab, bucket);
+  const [finding] = (await report(bucket)).findings;
+  expect(finding).toMatchObject({
+    code: "excluded_extensions",
+    count: 4,
+    samples: ["d.png", "e.PNG", "f.webp", "no-extension"],
+  });
+  await lab.sql.unsafe(finding?.remediation.replace("To include them: ", "") ?? "");
+  const run = await runToEnd(lab, bucket);
+  expect(run.totals).toMatchObject({ inserted: 3, signed: 3 });
+  expect((await report(bucket)).findings).toMatchObject([{ code: "excluded_extensions", count: 1 }]);
+});
+
+test("one damaged file among the probed ones is a warning that names it", async () => {
+  const bucket = await createHealthyBucket(scene);
+  const { lab } = scene;
+  await addObjects(lab, bucket, ["damaged.jpg"]);
+  await lab.sql`update image_sync.settings set probe_size = 100 where bucket_id = ${bucket}`;
+  await runToEnd(lab, bucket);
+  const { findings, probe, healthy } = await report(bucket);
+  expect(findings).toMatchObject([{ code: "probe_failed", level: "warning" }]);
+  expect(new Set(findings[0]?.samples)).toEqual(new Set(["damaged.jpg"]));
+  expect(probe.failures[0]).toMatchObject({ name: "damaged.jpg", status: 500 });
+  expect(healthy).toBe(true);
+});
+
+test("a name that can never be signed makes no night fail, and the rest counts as in step", async () => {
+  const bucket = await createHealthyBucket(scene);
+  const { lab } = scene;
+  await addObjects(lab, bucket, ["folder/../up.jpg", "50%.jpg"]);
+  await runToEnd(lab, bucket);
+  const second = await runToEnd(lab, bucket);
+  expect(second).toMatchObject({ state: "partial", stop_reason: "items_failed" });
+  // As if the successful sync before had never been.
+  await lab.sql`delete from image_sync.runs where bucket_id = ${bucket} and outcome = 'succeeded'`;
+  const { findings, healthy } = await report(bucket);
+  expect(findings.map(({ code }) => code)).toEqual(["unsignable_names"]);
+  expect(findings[0]?.samples).toContain("folder/../up.jpg");
+  expect(healthy).toBe(true);
+});
+
+test("an empty bucket without records is a warning, with them an error", async () => {
+  const bucket = await createHealthyBucket(scene);
+  const { lab } = scene;
+  await removeObjects(lab, bucket, ["a.jpg", "b.jpg", "c.jpg"]);
+  expect((await report(bucket)).findings).toMatchObject([{ code: "bucket_empty", level: "error" }]);
+  await lab.sql`delete from public.part_images where bucket_id = ${bucket}`;
+  expect((await report(bucket)).findings).toMatchObject([{ code: "bucket_empty", level: "warning" }]);
+});
+
+test("a night without its secret is explained by the secret alone", async () => {
+  const bucket = await createHealthyBucket(scene);
+  const { lab } = scene;
+  await lab.sql`update image_sync.settings set nightly = true where bucket_id = ${bucket}`;
+  await faults["secret_missing"]?.make(scene, bucket);
+  try {
+    await runJob(lab, "image-sync-nightly");
+    const found = await report(bucket);
+    expect(found.last_runs.sync).toMatchObject({ state: "failed", error: { code: "missing_secret" } });
+    expect(codesOf(found)).toEqual(["secret_missing"]);
+  } finally {
+    await faults["secret_missing"]?.undo?.(scene, bucket);
+  }
+  // The secret is back, the night is lost all the same.
+  expect(codesOf(await report(bucket))).toEqual(["last_run_failed"]);
+});
+
+test("a bucket that no run has measured yet has a report all the same", async () => {
+  const { lab } = scene;
+  const bucket = `bucket-${crypto.randomUUID()}`;
+  await lab.sql`insert into image_sync.settings (bucket_id, nightly) values (${bucket}, false)`;
+  const found = await report(bucket);
+  expect(codesOf(found)).toEqual(["bucket_missing", "no_recent_sync"]);
+  expect(found).toMatchObject({ healthy: false, measured_at: null, bucket: { objects: null } });
+});

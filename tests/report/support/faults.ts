@@ -1,0 +1,275 @@
+/** Every finding's real fault, made in a bucket that has none. */
+import postgres, { type Sql } from "postgres";
+import { type FaultProxy, startFaultProxy } from "../../reliability/fault_proxy.ts";
+import { startLocalStack } from "../../support/stack.ts";
+import {
+  addObjects,
+  createBucket,
+  createLab,
+  jpeg,
+  openRun,
+  removeObjects,
+  runToEnd,
+  upload,
+} from "../../sync/support/lab.ts";
+import { control, type LocalLab, runJob } from "../../sync/support/local_lab.ts";
+
+/** A stack whose function reaches Storage through a proxy that can refuse. */
+export type Scene = {
+  readonly lab: LocalLab;
+  /** As superuser. */
+  readonly admin: Sql;
+  readonly proxy: FaultProxy;
+  close(): Promise<void>;
+};
+
+/** How to bring a finding about, and how to undo what reaches beyond the bucket. */
+export type FaultCase = {
+  readonly level: "error" | "warning" | "info";
+  readonly make: (scene: Scene, bucket: string) => Promise<unknown>;
+  readonly undo?: (scene: Scene, bucket: string) => Promise<unknown>;
+};
+
+/** Opens a scene; its other bucket takes no part in the night. */
+export async function openScene(): Promise<Scene> {
+  const proxy = await startFaultProxy();
+  const stack = await startLocalStack(["--function-env", `SUPABASE_URL=${proxy.url}`]);
+  proxy.setTarget(stack.url);
+  const lab = { ...createLab({ ...stack, stack }), stack };
+  const admin = postgres(stack.adminDbUrl, { max: 2, onnotice: () => {} });
+  await lab.sql`update image_sync.settings set nightly = false`;
+  return {
+    lab,
+    admin,
+    proxy,
+    async close() {
+      await admin.end({ timeout: 5 });
+      await lab.close();
+      await proxy.close();
+    },
+  };
+}
+
+/** A bucket of three real images in perfect order. */
+export async function createHealthyBucket({ lab }: Scene): Promise<string> {
+  const bucket = await createBucket(lab, { settings: { probe_size: 3 } });
+  for (const name of ["a.jpg", "b.jpg", "c.jpg"]) await upload(lab, bucket, name, jpeg);
+  await runToEnd(lab, bucket);
+  return bucket;
+}
+
+const analyze = ({ lab }: Scene, bucket: string) => runToEnd(lab, bucket, { mode: "analyze" });
+
+/** Changes records, then counts anew. */
+const changeRecords = (change: string): FaultCase["make"] => async (scene, bucket) => {
+  await scene.lab.sql.unsafe(
+    `update public.part_images set ${change} where bucket_id = $1 and file_name = 'b.jpg'`,
+    [bucket],
+  );
+  await analyze(scene, bucket);
+};
+
+/** The faults by the code of their finding. */
+export const faults: Readonly<Record<string, FaultCase>> = {
+  bucket_missing: {
+    level: "error",
+    make: ({ lab }, bucket) =>
+      lab.sql.begin(async (sql) => {
+        await sql`select set_config('storage.allow_delete_query', 'true', true)`;
+        await sql`delete from storage.objects where bucket_id = ${bucket}`;
+        await sql`delete from storage.buckets where id = ${bucket}`;
+      }).then(() => runToEnd(lab, bucket)),
+  },
+  bucket_empty: {
+    level: "error",
+    make: ({ lab }, bucket) => removeObjects(lab, bucket, ["a.jpg", "b.jpg", "c.jpg"]),
+  },
+  bucket_public: {
+    level: "warning",
+    make: ({ lab }, bucket) => lab.sql`update storage.buckets set public = true where id = ${bucket}`,
+  },
+  listing_failed: {
+    level: "error",
+    async make({ lab, admin }, bucket) {
+      const { id } = await openRun(lab, bucket);
+      await admin`revoke select on storage.objects from service_role`;
+      await lab.call({ method: "POST", headers: waiting(lab), body: JSON.stringify({ run: id }) });
+    },
+    undo: ({ admin }) => admin`grant select on storage.objects to service_role`,
+  },
+  listing_incomplete: {
+    level: "error",
+    async make({ lab }, bucket) {
+      const { run } = await lab.database.start({
+        run: crypto.randomUUID(),
+        bucket,
+        mode: "analyze",
+        options: {},
+      });
+      await lab.database.cancel(run.id);
+    },
+  },
+  signing_failed: {
+    level: "error",
+    async make({ lab, proxy }, bucket) {
+      proxy.add({
+        route: "sign",
+        bucket,
+        times: Infinity,
+        fault: {
+          kind: "status",
+          status: 400,
+          body: { statusCode: "403", error: "Unauthorized", message: "Invalid Compact JWS" },
+        },
+      });
+      await upload(lab, bucket, "new.jpg", jpeg);
+      await runToEnd(lab, bucket);
+    },
+    undo: async ({ proxy }, bucket) => proxy.clear(bucket),
+  },
+  unsignable_names: {
+    level: "warning",
+    async make({ lab }, bucket) {
+      await addObjects(lab, bucket, ["folder/../up.jpg"]);
+      await runToEnd(lab, bucket);
+    },
+  },
+  missing: {
+    level: "warning",
+    async make(scene, bucket) {
+      await upload(scene.lab, bucket, "new.jpg", jpeg);
+      await analyze(scene, bucket);
+    },
+  },
+  orphaned: {
+    level: "warning",
+    async make(scene, bucket) {
+      await removeObjects(scene.lab, bucket, ["b.jpg"]);
+      await analyze(scene, bucket);
+    },
+  },
+  collided: {
+    level: "warning",
+    async make({ lab }, bucket) {
+      await lab.sql.unsafe(
+        `create unique index "unique in ${bucket}" on public.part_images (part_number) where bucket_id = '${bucket}'`,
+      );
+      await upload(lab, bucket, "folder/b.jpg", jpeg);
+      await runToEnd(lab, bucket);
+    },
+  },
+  unsigned: { level: "warning", make: changeRecords("signed_url = null, signed_url_expires_at = null") },
+  expired: { level: "error", make: changeRecords("signed_url_expires_at = now() - interval '1 minute'") },
+  excluded_extensions: {
+    level: "info",
+    async make(scene, bucket) {
+      await upload(scene.lab, bucket, "d.png", jpeg);
+      await analyze(scene, bucket);
+    },
+  },
+  several_files: {
+    level: "warning",
+    async make({ lab }, bucket) {
+      await upload(lab, bucket, "a_JPG.jpg", jpeg);
+      await runToEnd(lab, bucket);
+    },
+  },
+  unnamed_records: {
+    level: "warning",
+    async make(scene, bucket) {
+      await scene.lab
+        .sql`insert into public.part_images (bucket_id, part_number) values (${bucket}, 'nameless')`;
+      await analyze(scene, bucket);
+    },
+  },
+  probe_failed: {
+    level: "error",
+    async make({ lab }, bucket) {
+      await control(lab, "POST", "/storage/rotate-signing-key");
+      await runToEnd(lab, bucket);
+    },
+  },
+  last_run_failed: {
+    level: "error",
+    async make({ lab }, bucket) {
+      const { id } = await openRun(lab, bucket);
+      await lab.sql`
+        update image_sync.runs set moved_at = now() - interval '7 hours', kicked_at = now() where id = ${id}`;
+      await runJob(lab, "image-sync-nightly");
+    },
+  },
+  last_run_partial: {
+    level: "warning",
+    async make(scene, bucket) {
+      const { lab } = scene;
+      await addObjects(lab, bucket, ["folder/../up.jpg"]);
+      await lab.sql`update image_sync.settings set probe_size = 0 where bucket_id = ${bucket}`;
+      await lab.sql`
+        insert into public.part_images (bucket_id, file_name, part_number, signed_url, signed_url_expires_at)
+        values (${bucket}, 'folder/../up.jpg', 'up', 'http://127.0.0.1/up', now() + interval '1 day')`;
+      await runToEnd(lab, bucket);
+      await analyze(scene, bucket);
+    },
+  },
+  no_recent_sync: {
+    level: "error",
+    make: ({ lab }, bucket) =>
+      lab.sql`
+        update image_sync.runs
+        set started_at = now() - interval '27 hours', finished_at = now() - interval '27 hours'
+        where bucket_id = ${bucket}`,
+  },
+  job_missing: {
+    level: "error",
+    make: ({ lab }) => lab.sql`select cron.unschedule('image-sync-nightly')`,
+    undo: ({ lab }) =>
+      lab.sql`select cron.schedule('image-sync-nightly', '0 2 * * *', 'select image_sync.run_nightly()')`,
+  },
+  secret_missing: {
+    level: "error",
+    make: ({ admin }) => admin`delete from vault.secrets where name = 'project_url'`,
+    undo: ({ lab }) => lab.sql`select vault.create_secret(${lab.stack.url}, 'project_url')`,
+  },
+  last_call_failed: {
+    level: "warning",
+    async make(scene, bucket) {
+      const { lab } = scene;
+      await setKey(scene, "sb_secret_of_another_project");
+      const { id } = await openRun(lab, bucket);
+      await lab.sql`select image_sync.kick(${id})`;
+      await waitForAnswer(scene, id);
+      await setKey(scene, lab.stack.scheduleKey);
+      await runToEnd(lab, bucket);
+    },
+    undo: ({ lab }) => lab.sql`update image_sync.runs set kick_id = null, kicked_at = null`,
+  },
+  table_public: {
+    level: "warning",
+    make: ({ lab }) =>
+      lab.sql.unsafe(`
+        grant select on public.part_images to anon;
+        create policy test_open on public.part_images for select to anon using (true);`),
+    undo: ({ lab }) =>
+      lab.sql.unsafe(`
+        revoke select on public.part_images from anon;
+        drop policy test_open on public.part_images;`),
+  },
+};
+
+const waiting = (lab: LocalLab) => ({ apikey: lab.stack.secretKey, prefer: "wait=60" });
+
+async function setKey({ lab }: Scene, key: string): Promise<void> {
+  await lab.sql`
+    select vault.update_secret(s.id, ${key}) from vault.secrets s where s.name = 'image_sync_key'`;
+}
+
+async function waitForAnswer({ admin }: Scene, run: string): Promise<void> {
+  const deadline = Date.now() + 30_000;
+  while (Date.now() < deadline) {
+    const answers = await admin`
+      select from net._http_response h join image_sync.runs r on r.kick_id = h.id where r.id = ${run}`;
+    if (answers.length > 0) return;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  throw new Error(`The call for run ${run} was not answered within 30 s`);
+}
