@@ -96,6 +96,23 @@ begin
     end;
   end if;
 
+  -- A late duplicate of the call that leased this token's first chunk can have given the token another one, after the first was
+  -- taken over or released. What the worker brings then is not of this chunk.
+  if exists (
+    select
+    from (
+      select n.name
+      from unnest(p_names) as n (name)
+      union all
+      select e.name
+      from jsonb_to_recordset(p_failures) as e (name text)
+    ) as brought
+    where brought.name collate "C" <= v_chunk.from_key
+      or brought.name collate "C" > coalesce(v_chunk.to_key, image_sync.last_key())
+  ) then
+    return 'stale';
+  end if;
+
   -- One update of the chunk and no more: a second one of a row that this transaction wrote would check its foreign key again
   -- and share-lock the run's row, which two workers that go on to lock it for themselves turn into a deadlock.
   if p_error is not null then
@@ -109,9 +126,6 @@ begin
     from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
     where p.bucket_id = p_run.bucket_id
       and p.file_name collate "C" = s.name
-      -- The token's range and nothing else, whatever the caller sends.
-      and s.name collate "C" > v_chunk.from_key
-      and s.name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
     returning 1
   )
   select count(*)

@@ -162,8 +162,8 @@ afterAll(async () => {
   const page = join(projectDirectory, "docs/reliability.md");
   const text = await readFile(page, "utf8");
   const updated = text.replace(
-    /(<!-- crash matrix -->\n)[^]*?(\n<!-- end -->)/,
-    (_, start, end) => `${start}\n${table}\n${end}`,
+    /(<!-- crash matrix -->)[^]*?(<!-- end -->)/,
+    (_, start, end) => `${start}\n\n${table}\n\n${end}`,
   );
   if (updated !== text) await writeFile(page, updated);
 });

@@ -1,0 +1,175 @@
+/** The protocol between a worker and the database, spoken directly: what the tests of races, faults and mutations drive. */
+import { randomUUID } from "node:crypto";
+import postgres, { type Sql } from "postgres";
+import { z } from "zod";
+
+/** Opens a pool that acts as the function does: as service_role. */
+export function openAsWorker(adminDbUrl: string, max = 8): Sql {
+  return postgres(adminDbUrl, {
+    max,
+    onnotice: () => {},
+    connection: { role: "service_role", application_name: "worker" },
+  });
+}
+
+const answerSchema = z.looseObject({
+  closed: z.enum(["closed", "already_closed", "stale"]).nullable(),
+  next: z.enum(["sign", "again", "busy", "wait", "probe", "stop"]),
+  chunk: z.looseObject({ number: z.number(), names: z.array(z.string()) }).optional(),
+});
+/** What advance answers. */
+export type Answer = z.infer<typeof answerSchema>;
+
+/** How a chunk is closed. */
+export type Closing = {
+  readonly lease: string;
+  readonly names: readonly string[];
+  readonly urls: readonly string[];
+  readonly failures: readonly { readonly name: string; readonly error: string }[];
+  readonly error: { readonly code: string; readonly title: string; readonly detail: string } | null;
+};
+
+/** A call of advance, to be made once or, with the same tokens, again. */
+export type AdvanceRequest = {
+  readonly run: string;
+  readonly worker: string;
+  readonly lease: string | null;
+  readonly closing: Closing | null;
+};
+
+const inAWeek = () => Math.floor(Date.now() / 1000) + 7 * 86_400;
+
+/** Calls advance. */
+export async function advance(sql: Sql, request: AdvanceRequest): Promise<Answer> {
+  const { run, worker, lease, closing } = request;
+  const [row] = await sql`
+    select public.image_sync_advance(
+      ${run}, ${worker}, ${lease}, ${closing?.lease ?? null},
+      ${sql.array([...closing?.names ?? []])}::text[],
+      ${sql.array([...closing?.urls ?? []])}::text[],
+      ${sql.array((closing?.names ?? []).map(() => String(inAWeek())))}::bigint[],
+      ${sql.json([...closing?.failures ?? []])},
+      ${closing === null || closing.error === null ? null : sql.json(closing.error)}
+    ) as answer`;
+  return answerSchema.parse(row?.["answer"]);
+}
+
+const startSchema = z.looseObject({
+  run: z.looseObject({ id: z.string(), state: z.string() }).optional(),
+  created: z.boolean().optional(),
+  problem: z.looseObject({ code: z.string() }).optional(),
+});
+
+/** Starts a run and returns its id, or the refusal's code. */
+export async function start(
+  sql: Sql,
+  bucket: string,
+  { mode = "sync", options = {}, run = randomUUID() }: {
+    mode?: string;
+    options?: Record<string, string | number>;
+    run?: string;
+  } = {},
+): Promise<{ readonly run: string; readonly created: boolean; readonly problem: string | null }> {
+  const [row] = await sql`select public.image_sync_start(${run}, ${bucket}, ${mode}, ${
+    sql.json(options)
+  }) as answer`;
+  const answer = startSchema.parse(row?.["answer"]);
+  return {
+    run: answer.run?.id ?? "",
+    created: answer.created ?? false,
+    problem: answer.problem?.code ?? null,
+  };
+}
+
+/** The signed URL that a model worker makes. */
+export const urlFor = (name: string): string => `http://signed/${name}#${randomUUID()}`;
+
+/** Signs all of a chunk. */
+export function signAll(lease: string, names: readonly string[]): Closing {
+  return { lease, names, urls: names.map(urlFor), failures: [], error: null };
+}
+
+/** Works on a run until it is finished; leases that others hold are expired while it waits. Returns how many calls it took. */
+export async function workToEnd(
+  sql: Sql,
+  run: string,
+  { onWait, onAnswer }: {
+    onWait?: () => Promise<void>;
+    onAnswer?: (request: AdvanceRequest, answer: Answer) => void;
+  } = {},
+): Promise<number> {
+  const worker = randomUUID();
+  let closing: Closing | null = null;
+  for (let calls = 1; calls < 100_000; calls++) {
+    const request: AdvanceRequest = { run, worker, lease: randomUUID(), closing };
+    const answer = await advance(sql, request);
+    onAnswer?.(request, answer);
+    closing = answer.next === "sign" && request.lease !== null
+      ? signAll(request.lease, answer.chunk?.names ?? [])
+      : null;
+    if (answer.next === "stop") return calls;
+    if (answer.next === "probe") {
+      await sql`select public.image_sync_finish(${run}, '{"checked": 0, "ok": 0, "failures": []}')`;
+    }
+    if (answer.next === "busy") await new Promise((resolve) => setTimeout(resolve, 20));
+    if (answer.next === "wait") await (onWait?.() ?? new Promise((resolve) => setTimeout(resolve, 20)));
+  }
+  throw new Error(`Worked on run ${run} in vain: it does not end`);
+}
+
+/** Makes a bucket with settings and rows of storage.objects; no files. */
+export async function createRows(
+  admin: Sql,
+  { names, settings = {} }: {
+    names: readonly string[];
+    settings?: Readonly<Record<string, number | string | boolean>>;
+  },
+): Promise<string> {
+  const bucket = `rows-${randomUUID().slice(0, 13)}`;
+  const row = { bucket_id: bucket, retry_delay: "0 s", probe_size: 0, nightly: false, ...settings };
+  await admin`insert into storage.buckets (id, name) values (${bucket}, ${bucket})`;
+  await admin`insert into image_sync.settings ${admin(row)}`;
+  await admin`
+    insert into storage.objects (bucket_id, name)
+    select ${bucket}, name from unnest(${admin.array([...names])}::text[]) as name`;
+  return bucket;
+}
+
+/** What is wrong with a bucket and its finished runs; nothing, if the invariants of docs/reliability.md hold. */
+export async function findViolations(admin: Sql, bucket: string): Promise<string[]> {
+  const rows = await admin<{ violation: string }[]>`
+    with runs as (
+      select r.* from image_sync.runs r where r.bucket_id = ${bucket}
+    ), chunks as (
+      select c.*, r.finished_at, r.exhausted, r.outcome, lag(c.to_key) over (partition by c.run_id order by c.number) as previous_to_key
+      from image_sync.chunks c
+      join runs r on r.id = c.run_id
+    )
+    select 'run ' || id || ' is open' as violation from runs where finished_at is null
+    union all
+    select 'a lease is left in chunk ' || number from chunks where state = 'leased' or lease_expires_at is not null
+    union all
+    select 'chunk ' || number || ' does not begin where the one before it ended' from chunks
+    where from_key is distinct from (case number when 1 then '' else previous_to_key end)
+    union all
+    select 'the ledger of chunk ' || number || ' does not balance' from chunks
+    where listed <> images + not_images
+      or images <> recorded + inserted + collided + vanished + missing
+      or (state in ('done', 'dead') and to_sign <> signed + withdrawn + failed)
+    union all
+    select 'run ' || run_id || ' has no last chunk' from chunks where exhausted
+    group by run_id having count(*) filter (where to_key is null) <> 1
+    union all
+    select 'an image has no record or no URL: ' || o.name
+    from image_sync.objects o
+    left join public.part_images p on p.bucket_id = o.bucket_id and p.file_name = o.name
+    where o.bucket_id = ${bucket} and o.extension in ('jpg', 'jpeg')
+      and (p.signed_url is null or p.signed_url_expires_at < now())
+    union all
+    select 'two records of one image: ' || min(file_name)
+    from public.part_images where bucket_id = ${bucket} group by file_name having count(*) > 1
+    union all
+    select 'two leases under one token in run ' || run_id from chunks
+    where lease_token is not null group by run_id, lease_token having count(*) > 1`;
+  return rows.map(({ violation }) => violation);
+}
