@@ -68,9 +68,10 @@ return (
       'orphaned', jsonb_build_object('count', counted.orphaned, 'samples', image_sync.samples(p_run.id, 'orphaned')),
       'collided', jsonb_build_object('count', counted.collided, 'samples', image_sync.samples(p_run.id, 'collided'))
     ),
+    -- Rounded down: 1 means all of them.
     'coverage', jsonb_build_object(
-      'recorded', case when counted.images > 0 then round(counted.recorded / counted.images, 6) else 1 end,
-      'signed', case when counted.images > 0 then round(counted.images_signed / counted.images, 6) else 1 end
+      'recorded', case when counted.images > 0 then trunc(counted.recorded::numeric / counted.images, 6) else 1 end,
+      'signed', case when counted.images > 0 then trunc(counted.images_signed::numeric / counted.images, 6) else 1 end
     ),
     'probe', coalesce(p_probe, '{"checked": 0, "ok": 0, "failures": []}'),
     'excluded', jsonb_build_object('count', counted.not_images, 'samples', image_sync.samples(p_run.id, 'excluded')),

@@ -125,7 +125,7 @@ export const faults: Readonly<Record<string, FaultCase>> = {
       await upload(lab, bucket, "new.jpg", jpeg);
       await runToEnd(lab, bucket);
     },
-    undo: async ({ proxy }, bucket) => proxy.clear(bucket),
+    undo: ({ proxy }, bucket) => Promise.resolve(proxy.clear(bucket)),
   },
   unsignable_names: {
     level: "warning",
