@@ -149,7 +149,7 @@ function serverSettings(hasCron: boolean, { port, durable }: PostgresOptions): s
     "jit=off",
     "timezone=UTC",
     "log_timezone=UTC",
-    ...(durable ? [] : ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]),
+    ...(durable ? [] : ["fsync=off", "full_page_writes=off"]),
     ...(hasCron
       ? ["shared_preload_libraries=pg_cron", "cron.database_name=postgres", "cron.host=127.0.0.1"]
       : []),

@@ -21,7 +21,7 @@ function readOptions(args: readonly string[]): StackOptions {
       "function-env": { type: "string", multiple: true, default: [] },
       "function-flag": { type: "string", multiple: true, default: [] },
       "fast": { type: "boolean", default: false },
-      "state-file": { type: "boolean", default: false },
+      "state-file": { type: "string" },
       "quiet": { type: "boolean", default: false },
     },
   });
@@ -36,7 +36,7 @@ function readOptions(args: readonly string[]): StackOptions {
     functionEnv: Object.fromEntries(values["function-env"].map(readVariable)),
     functionFlags: values["function-flag"],
     fast: values.fast,
-    stateFile: values["state-file"],
+    stateFile: values["state-file"] ?? false,
     log: values.quiet ? () => {} : (line) => console.error(line),
   };
 }

@@ -1,0 +1,30 @@
+import { readFile } from "node:fs/promises";
+import { expect, test } from "vitest";
+import { z } from "zod";
+
+async function readJson<T>(path: string, schema: z.ZodType<T>): Promise<T> {
+  return schema.parse(JSON.parse(await readFile(new URL(`../${path}`, import.meta.url), "utf8")));
+}
+
+const versions = z.record(z.string(), z.string());
+
+test("the function is deployed with the versions that it is tested with", async () => {
+  const { imports } = await readJson(
+    "supabase/functions/image-sync/deno.json",
+    z.object({ imports: versions }),
+  );
+  const { dependencies } = await readJson("package.json", z.object({ dependencies: versions }));
+  for (const [name, specifier] of Object.entries(imports)) {
+    expect(specifier).toBe(`npm:${name}@${dependencies[name]}`);
+  }
+});
+
+test("every dependency has an exact version", async () => {
+  const manifest = await readJson(
+    "package.json",
+    z.object({ dependencies: versions, devDependencies: versions }),
+  );
+  const ranges = Object.entries({ ...manifest.dependencies, ...manifest.devDependencies })
+    .filter(([, version]) => !/^\d+\.\d+\.\d+(-[\w.]+)?$/.test(version));
+  expect(ranges).toEqual([]);
+});
