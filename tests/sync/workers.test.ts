@@ -332,54 +332,58 @@ describe("two workers on one run", () => {
 });
 
 describe("a worker that is killed", () => {
-  test("in the middle leaves a run that the watchdog's next kick finishes, with the counts right", async () => {
-    const names = numberedNames(400);
-    const bucket = await createBucket(lab, {
-      settings: { chunk_size: 10, lease_duration: "3 seconds" },
-      objects: names,
-    });
-    const run = await openRun(lab, bucket);
-    await setLatency(lab, 150);
-    await wake(lab, run.id);
-    const reached = await eventually(async () => {
-      const [chunks] = await lab.sql`
+  test(
+    "in the middle leaves a run that the watchdog's next kick finishes, with the counts right",
+    async () => {
+      const names = numberedNames(400);
+      const bucket = await createBucket(lab, {
+        settings: { chunk_size: 10, lease_duration: "3 seconds" },
+        objects: names,
+      });
+      const run = await openRun(lab, bucket);
+      await setLatency(lab, 150);
+      await wake(lab, run.id);
+      const reached = await eventually(async () => {
+        const [chunks] = await lab.sql`
         select count(*) filter (where state = 'done')::integer as done, count(*) filter (where state = 'leased')::integer as leased
         from image_sync.chunks where run_id = ${run.id}`;
-      return chunks?.["done"] >= 5 && chunks?.["leased"] > 0 ? chunks : undefined;
-    }, "some chunks to be done and some to be at work");
-    await control(lab, "POST", "/function/kill");
-    await setLatency(lab, 0);
-    expect(reached["done"]).toBeLessThan(40);
-    expect(await lab.database.readRun(run.id)).toMatchObject({ state: "open" });
+        return chunks?.["done"] >= 5 && chunks?.["leased"] > 0 ? chunks : undefined;
+      }, "some chunks to be done and some to be at work");
+      await control(lab, "POST", "/function/kill");
+      await setLatency(lab, 0);
+      expect(reached["done"]).toBeLessThan(40);
+      expect(await lab.database.readRun(run.id)).toMatchObject({ state: "open" });
 
-    // A request of the dead that was under way may still lease a chunk: its lease has to run out like the others.
-    await eventually(async () => {
-      const alive = await lab.sql`
+      // A request of the dead that was under way may still lease a chunk: its lease has to run out like the others.
+      await eventually(async () => {
+        const alive = await lab.sql`
         select from image_sync.chunks where run_id = ${run.id} and state = 'leased' and lease_expires_at > now()`;
-      return alive.length === 0 ? true : undefined;
-    }, "the leases of the killed worker to run out");
-    await lab.sql`
+        return alive.length === 0 ? true : undefined;
+      }, "the leases of the killed worker to run out");
+      await lab.sql`
       update image_sync.runs set moved_at = now() - interval '1 minute', kicked_at = now() - interval '1 minute' where id = ${run.id}`;
-    await runJob(lab, "image-sync-watchdog");
-    const finished = await waitForEnd(lab, run.id);
-    expect(finished).toMatchObject({
-      state: "succeeded",
-      balanced: true,
-      invocations: 2,
-      totals: { listed: 400, images: 400, inserted: 400, signed: 400, failed: 0, rows_written: 800 },
-    });
-    expect(imbalances(await readLedgers(lab, run.id))).toEqual([]);
-    const records = await readRecords(lab, bucket);
-    expect(records.map(({ file_name }) => file_name)).toEqual(names);
-    const late = records.filter(({ signed_url, signed_url_expires_at }) =>
-      signed_url === null || (signed_url_expires_at?.getTime() ?? Infinity) > expiryOf(signed_url).getTime()
-    );
-    expect(late).toEqual([]);
-    expect(await runToEnd(lab, bucket)).toMatchObject({
-      state: "succeeded",
-      totals: { rows_written: 0, storage_calls: 0 },
-    });
-  });
+      await runJob(lab, "image-sync-watchdog");
+      const finished = await waitForEnd(lab, run.id);
+      expect(finished).toMatchObject({
+        state: "succeeded",
+        balanced: true,
+        invocations: 2,
+        totals: { listed: 400, images: 400, inserted: 400, signed: 400, failed: 0, rows_written: 800 },
+      });
+      expect(imbalances(await readLedgers(lab, run.id))).toEqual([]);
+      const records = await readRecords(lab, bucket);
+      expect(records.map(({ file_name }) => file_name)).toEqual(names);
+      const late = records.filter(({ signed_url, signed_url_expires_at }) =>
+        signed_url === null || (signed_url_expires_at?.getTime() ?? Infinity) > expiryOf(signed_url).getTime()
+      );
+      expect(late).toEqual([]);
+      expect(await runToEnd(lab, bucket)).toMatchObject({
+        state: "succeeded",
+        totals: { rows_written: 0, storage_calls: 0 },
+      });
+    },
+    120_000,
+  );
 
   test("again and again costs its chunk its attempts: it is dead after max_attempts, and its run partial or failed", async () => {
     const bucket = await createBucket(lab, {
