@@ -141,7 +141,7 @@ export async function findViolations(admin: Sql, bucket: string): Promise<string
     with runs as (
       select r.* from image_sync.runs r where r.bucket_id = ${bucket}
     ), chunks as (
-      select c.*, r.finished_at, r.exhausted, r.outcome, lag(c.to_key) over (partition by c.run_id order by c.number) as previous_to_key
+      select c.*, r.plan_id, r.exhausted, lag(c.to_key) over (partition by c.run_id order by c.number) as previous_to_key
       from image_sync.chunks c
       join runs r on r.id = c.run_id
     )
@@ -150,7 +150,7 @@ export async function findViolations(admin: Sql, bucket: string): Promise<string
     select 'a lease is left in chunk ' || number from chunks where state = 'leased' or lease_expires_at is not null
     union all
     select 'chunk ' || number || ' does not begin where the one before it ended' from chunks
-    where from_key is distinct from (case number when 1 then '' else previous_to_key end)
+    where plan_id is null and from_key is distinct from (case number when 1 then '' else previous_to_key end)
     union all
     select 'the ledger of chunk ' || number || ' does not balance' from chunks
     where listed <> images + not_images
@@ -162,7 +162,7 @@ export async function findViolations(admin: Sql, bucket: string): Promise<string
     union all
     select 'an image has no record or no URL: ' || o.name
     from image_sync.objects o
-    left join public.part_images p on p.bucket_id = o.bucket_id and p.file_name = o.name
+    left join public.part_images p on p.bucket_id = o.bucket_id and p.file_name collate "C" = o.name
     where o.bucket_id = ${bucket} and o.extension in ('jpg', 'jpeg')
       and (p.signed_url is null or p.signed_url_expires_at < now())
     union all
