@@ -61,7 +61,7 @@ comment on function public.image_sync_start(uuid, text, text, jsonb) is
 --   p_closing  the token of the chunk just finished; p_names, p_urls and p_expires (seconds since 1970) are parallel,
 --              p_failures is [{"name", "error"}], p_error says why the whole chunk failed
 -- Returns {"closed": closed | already_closed | stale | null, "next": ..., ...} with next one of
---   sign    {"chunk": {"number", "names", "expires_in" (s), "lease_ms"}}
+--   sign    {"chunk": {"number", "names", "expires_in" (s), "lease_ms", "public_url", "chunks_left" (about)}}
 --   again   the bounds of this call were reached, nothing is left to sign up to here: call again
 --   busy    other workers are at the run's row: call again in a moment
 --   wait    {"wait_ms"}: others hold what is left, or it waits for its next attempt
@@ -169,7 +169,12 @@ begin
         'names', v_names,
         'expires_in', extract(epoch from v_settings.signed_url_ttl)::integer,
         'lease_ms', floor(1000 * extract(epoch from v_chunk.lease_expires_at - clock_timestamp())),
-        'public_url', v_settings.public_url
+        'public_url', v_settings.public_url,
+        'chunks_left', (
+          select case when r.exhausted then 0 else greatest(ceil(1.0 * r.total_estimate / v_settings.chunk_size) - v_chunk.number, 1) end
+          from image_sync.runs r
+          where r.id = p_run
+        )
       )
     );
   end if;

@@ -50,7 +50,14 @@ function databaseOf(
       return {
         closed: null,
         next: "sign",
-        chunk: { number, names: [`${number}.jpg`], expiresIn: 60, leaseMs: 60_000, publicUrl: null },
+        chunk: {
+          number,
+          names: [`${number}.jpg`],
+          expiresIn: 60,
+          leaseMs: 60_000,
+          publicUrl: null,
+          chunksLeft: chunks - number,
+        },
       };
     },
     finish: (request: { error: Fault | null }) => {

@@ -218,6 +218,7 @@ const chunkSchema = z.object({
   expires_in: z.int().positive(),
   lease_ms: z.number(),
   public_url: z.string().nullable(),
+  chunks_left: z.number(),
 }).transform((chunk) => ({
   number: chunk.number,
   names: chunk.names,
@@ -227,6 +228,8 @@ const chunkSchema = z.object({
   leaseMs: chunk.lease_ms,
   /** Scheme and host for readers, where those differ from the project's URL. */
   publicUrl: chunk.public_url,
+  /** About how many chunks come after this one; 0 where it is the last. */
+  chunksLeft: chunk.chunks_left,
 }));
 export type Chunk = z.infer<typeof chunkSchema>;
 

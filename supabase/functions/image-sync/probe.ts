@@ -2,7 +2,7 @@
 import pLimit from "p-limit";
 import type { Probe } from "./contract.ts";
 
-const CONCURRENCY = 5;
+const CONCURRENCY = 10;
 const TIMEOUT_MS = 10_000;
 
 /** A record to probe; its URL is a secret. */

@@ -3,7 +3,7 @@
  * it may be ended between any two lines; any number of workers may be at one run (docs/leases.md).
  *
  * Work is done in lanes: a lane closes its chunk and leases the next with one call, then signs it. The first lane walks alone
- * over what needs no signing; each chunk that does starts another lane, up to the limit.
+ * over what needs no signing; a chunk that does starts the others, as many as there are chunks left, up to the limit.
  */
 import type { Budget, Limits } from "./budget.ts";
 import type { Advance, Fault, Run } from "./contract.ts";
@@ -67,7 +67,7 @@ async function work(state: State): Promise<"finished" | "handed_off" | "left"> {
   const started = Date.now();
   let result: "finished" | "handed_off" | "left" = "left";
   try {
-    startLane(state);
+    startLanes(state, 1);
     // Lanes start lanes: wait until none is left.
     while (state.lanes.size > 0) await Promise.all(state.lanes.values());
     if (state.finished) result = "finished";
@@ -80,10 +80,12 @@ async function work(state: State): Promise<"finished" | "handed_off" | "left"> {
   return result;
 }
 
-function startLane(state: State): void {
-  if (state.lanes.size >= state.limits.concurrency) return;
-  const lane = nextLane++;
-  state.lanes.set(lane, runLane(state, lane).finally(() => state.lanes.delete(lane)));
+/** Starts so many lanes more, as far as the limit allows. */
+function startLanes(state: State, count: number): void {
+  for (let started = 0; started < count && state.lanes.size < state.limits.concurrency; started++) {
+    const lane = nextLane++;
+    state.lanes.set(lane, runLane(state, lane).finally(() => state.lanes.delete(lane)));
+  }
 }
 
 async function runLane(state: State, lane: number): Promise<void> {
@@ -97,7 +99,8 @@ async function runLane(state: State, lane: number): Promise<void> {
     if (answer.next === "sign" && lease !== null) {
       state.leases.add(lease);
       state.budget.countSignedChunk();
-      startLane(state);
+      // A chunk that needs signing has others behind it, as many as the bucket has left; they are worked on side by side.
+      startLanes(state, answer.chunk.chunksLeft);
       const outcome = await workChunk(state.pipeline, lease, answer.chunk);
       closing = outcome.closing;
       if (outcome.isFinal && closing.error !== null) return await fail(state, closing.error);
