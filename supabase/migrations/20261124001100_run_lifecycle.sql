@@ -270,7 +270,8 @@ set search_path = ''
 return (
   select coalesce(jsonb_agg(jsonb_build_object('name', picked.file_name, 'url', picked.signed_url)), '[]')
   from (
-    select c.from_key, c.to_key, c.records_signed
+    -- At least so many have an object: an offset beyond the last one would probe nothing.
+    select c.from_key, c.to_key, c.records_signed - c.orphaned as usable
     from image_sync.chunks c
     cross join generate_series(1, p_settings.probe_size)
     where p_run.mode = 'sync'
@@ -294,7 +295,7 @@ return (
       )
     order by p.file_name collate "C"
     -- Not computed beside "order by random()" above: the planner would take the sort's value for it, always next to 0.
-    offset floor(random() * spots.records_signed)
+    offset floor(random() * spots.usable)
     limit 1
   ) as picked
 );
