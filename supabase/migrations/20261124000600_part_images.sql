@@ -94,7 +94,7 @@ select removed.bucket_id, removed.file_name, removed.record, 'duplicate'
 from removed;
 
 -- The key of a record, in the order in which chunks walk. Byte order, as storage.objects' own keyset index has it.
-create unique index part_images_bucket_id_file_name_key on public.part_images (bucket_id, file_name collate "C");
+create unique index if not exists part_images_bucket_id_file_name_key on public.part_images (bucket_id, file_name collate "C");
 
 do $$
 declare
