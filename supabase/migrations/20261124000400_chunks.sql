@@ -7,6 +7,7 @@ create table image_sync.chunks (
   state text not null,
   attempts integer not null default 0,
   lease_token uuid,
+  past_leases uuid[] not null default '{}',
   lease_expires_at timestamptz,
   not_before timestamptz,
   worker_id uuid,
@@ -60,6 +61,7 @@ comment on column image_sync.chunks.to_key is 'The range ends with this key, inc
 comment on column image_sync.chunks.state is 'pending, leased, done, or dead after too many attempts.';
 comment on column image_sync.chunks.attempts is 'How many attempts have failed: reported by a worker, or ended by an expired lease.';
 comment on column image_sync.chunks.lease_token is 'The token of the present or last lease; closing with another one changes nothing.';
+comment on column image_sync.chunks.past_leases is 'Tokens of the leases that were taken over or released: none of them leases anything again.';
 comment on column image_sync.chunks.lease_expires_at is 'From then on another worker may take the chunk over.';
 comment on column image_sync.chunks.not_before is 'A pending chunk is not leased again before this time.';
 comment on column image_sync.chunks.worker_id is 'The invocation that leased or walked the chunk last.';

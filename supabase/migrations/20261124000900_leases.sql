@@ -96,23 +96,6 @@ begin
     end;
   end if;
 
-  -- A late duplicate of the call that leased this token's first chunk can have given the token another one, after the first was
-  -- taken over or released. What the worker brings then is not of this chunk.
-  if exists (
-    select
-    from (
-      select n.name
-      from unnest(p_names) as n (name)
-      union all
-      select e.name
-      from jsonb_to_recordset(p_failures) as e (name text)
-    ) as brought
-    where brought.name collate "C" <= v_chunk.from_key
-      or brought.name collate "C" > coalesce(v_chunk.to_key, image_sync.last_key())
-  ) then
-    return 'stale';
-  end if;
-
   -- One update of the chunk and no more: a second one of a row that this transaction wrote would check its foreign key again
   -- and share-lock the run's row, which two workers that go on to lock it for themselves turn into a deadlock.
   if p_error is not null then
@@ -126,6 +109,9 @@ begin
     from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
     where p.bucket_id = p_run.bucket_id
       and p.file_name collate "C" = s.name
+      -- The token's range and nothing else, whatever the caller sends.
+      and s.name collate "C" > v_chunk.from_key
+      and s.name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
     returning 1
   )
   select count(*)
@@ -266,6 +252,7 @@ begin
     update image_sync.chunks c
     set
       state = 'leased',
+      past_leases = array_remove(c.past_leases || c.lease_token, null),
       lease_token = p_lease,
       lease_expires_at = clock_timestamp() + p_settings.lease_duration,
       not_before = null,
@@ -291,7 +278,7 @@ set search_path = ''
 begin atomic
   with released as (
     update image_sync.chunks c
-    set state = 'pending', lease_token = null, lease_expires_at = null, not_before = null
+    set state = 'pending', past_leases = c.past_leases || c.lease_token, lease_token = null, lease_expires_at = null, not_before = null
     where c.run_id = p_run
       and c.state = 'leased'
       and (p_leases is null or c.lease_token = any (p_leases))

@@ -136,14 +136,14 @@ begin
     return jsonb_build_object('closed', v_closed, 'next', 'stop');
   end if;
 
-  -- This very call made before, its answer lost. Where the chunk is closed meanwhile this is a late duplicate that nobody waits
-  -- for: a token leases one chunk in its life, or a repeated close could meet a chunk that it does not mean.
+  -- This very call made before, its answer lost. Where the lease is over meanwhile this is a late duplicate that nobody waits
+  -- for: a token leases once in its life, or a repeated close could meet a chunk that it does not mean.
   select c.*
   into v_chunk
   from image_sync.chunks c
   where c.run_id = p_run
-    and c.lease_token = p_lease;
-  if found and v_chunk.state <> 'leased' then
+    and (c.lease_token = p_lease or p_lease = any (c.past_leases));
+  if found and (v_chunk.state <> 'leased' or v_chunk.lease_token <> p_lease) then
     return jsonb_build_object('closed', v_closed, 'next', 'again');
   elsif found then
     v_names := image_sync.names_to_sign(v_run, v_settings, v_chunk);

@@ -128,9 +128,14 @@ async function apply(world: World, event: Event): Promise<void> {
       return;
     case "fail_items":
       if (worker.closing !== null && worker.pending === null) {
-        const { names, urls } = worker.closing;
-        const failures = names.slice(0, 1).map((failed) => ({ name: failed, error: "injected" }));
-        worker.closing = { ...worker.closing, names: names.slice(1), urls: urls.slice(1), failures };
+        const { names, urls, failures } = worker.closing;
+        const failed = names.slice(0, 1).map((name) => ({ name, error: "injected" }));
+        worker.closing = {
+          ...worker.closing,
+          names: names.slice(1),
+          urls: urls.slice(1),
+          failures: [...failures, ...failed],
+        };
       }
       return;
     case "die":
