@@ -52,12 +52,15 @@ export function createRest({ sql, keys, counter }: RestOptions): RestApi {
     const text = await context.req.text();
     const argumentNames = readArgumentNames(text);
     if (argumentNames === undefined) return answerError(context, invalidBody("Empty or invalid json"));
+    const started = performance.now();
     try {
       const routine = await chooseRoutine(routines, name, argumentNames);
       if ("status" in routine) return answerError(context, routine);
       return answer(context, routine, await call(sql, routine, { role, text, argumentNames }));
     } catch (error) {
       return answerError(context, restErrorOf(error, role));
+    } finally {
+      counter.timeRpc(name, performance.now() - started);
     }
   });
   return { app, reloadSchema: routines.clear };

@@ -320,6 +320,7 @@ test("the requests of each operation are counted until the count is reset", asyn
   expect(await (await control("GET")).json()).toEqual({
     function: 0,
     rpc: {},
+    rpc_slowest_ms: {},
     storage: { sign_many: 1, list: 1 },
   });
 });
