@@ -181,7 +181,6 @@ const problemSchema = z.looseObject({
 });
 
 test(`${requests} generated requests never get a 5xx, and change nothing`, { timeout: 300_000 }, async () => {
-  const before = await countRuns();
   const drawn = fc.sample(request, { numRuns: requests, seed });
   const unexpected: unknown[] = [];
   const queue = drawn.values();
@@ -217,7 +216,7 @@ test(`${requests} generated requests never get a 5xx, and change nothing`, { tim
   expect([...started]).toEqual([]);
   // An empty object or a list without fields may be a request to sync the default bucket, and nothing more than that.
   const begun = await admin`select distinct mode from image_sync.runs where mode in ('cleanup', 'restore')`;
-  expect([before >= 0, [...begun]]).toEqual([true, []]);
+  expect([...begun]).toEqual([]);
 });
 
 // What storage.objects takes: any text but control characters and two code points (its own check constraint).
