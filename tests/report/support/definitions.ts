@@ -2,7 +2,7 @@ import { readFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 
 const migration = fileURLToPath(
-  new URL("../../../supabase/migrations/20261124001400_report.sql", import.meta.url),
+  new URL("../../../supabase/migrations/20261124001800_findings.sql", import.meta.url),
 );
 
 /** The codes of all findings, from the one place that defines them. */

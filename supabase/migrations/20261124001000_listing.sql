@@ -1,111 +1,5 @@
 -- One chunk of a sync or analyze: list ▸ diff ▸ insert, and which records need a URL.
 
--- Inserts the records that are missing and accounts for every one of them.
--- p_names are at most chunk_size images without a record.
-create function image_sync.insert_missing(
-  p_bucket_id text,
-  p_names text[],
-  out inserted text[],
-  out recorded integer,
-  out collided integer,
-  out vanished integer,
-  out collided_samples text[],
-  out problems jsonb
-)
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_missing record;
-begin
-  inserted := '{}';
-  problems := '[]';
-  begin
-    with added as (
-      insert into public.part_images (bucket_id, file_name, part_number)
-      select p_bucket_id, m.name, image_sync.part_number_of(m.name)
-      from unnest(p_names) as m (name)
-      order by m.name collate "C"
-      on conflict do nothing
-      returning file_name
-    )
-    select coalesce(array_agg(added.file_name), '{}')
-    into inserted
-    from added;
-  exception
-    -- A constraint or a trigger of the table's owner refuses a row: find out which, so that the others get in.
-    when integrity_constraint_violation or data_exception or raise_exception or program_limit_exceeded then
-      for v_missing in
-        select m.name
-        from unnest(p_names) as m (name)
-        order by m.name collate "C"
-      loop
-        begin
-          insert into public.part_images (bucket_id, file_name, part_number)
-          values (p_bucket_id, v_missing.name, image_sync.part_number_of(v_missing.name))
-          on conflict do nothing;
-          if found then
-            inserted := inserted || v_missing.name;
-          end if;
-        exception
-          when integrity_constraint_violation or data_exception or raise_exception or program_limit_exceeded then
-            problems := problems || jsonb_build_object('name', v_missing.name, 'code', 'record_refused', 'detail', sqlerrm);
-        end;
-      end loop;
-  end;
-
-  select
-    count(*) filter (where rest.is_recorded),
-    count(*) filter (where not rest.is_recorded and not rest.is_object),
-    count(*) filter (where not rest.is_recorded and rest.is_object),
-    (array_agg(rest.name order by rest.name collate "C") filter (where not rest.is_recorded and rest.is_object))[1:20]
-  into recorded, vanished, collided, collided_samples
-  from (
-    select
-      m.name,
-      exists (
-        select
-        from public.part_images p
-        where p.bucket_id = p_bucket_id
-          and p.file_name collate "C" = m.name
-      ) as is_recorded,
-      exists (
-        select
-        from image_sync.objects o
-        where o.bucket_id = p_bucket_id
-          and o.name collate "C" = m.name
-      ) as is_object
-    from unnest(p_names) as m (name)
-    where cardinality(inserted) < cardinality(p_names)
-      and m.name <> all (inserted)
-  ) as rest;
-end;
-$$;
-
-comment on function image_sync.insert_missing(text, text[]) is
-  'Inserts a record for each of the given images and accounts for the rest: recorded by somebody else meanwhile, vanished from the bucket, or collided with what the table demands.';
-
--- Whether two records of one part number are impossible, by a unique index of the table's owner.
-create function image_sync.part_number_is_unique()
-returns boolean
-language sql
-stable
-set search_path = ''
-return exists (
-  select
-  from pg_catalog.pg_index i
-  join pg_catalog.pg_attribute a
-    on a.attrelid = i.indrelid
-    and a.attnum = i.indkey[0]
-  where i.indrelid = 'public.part_images'::regclass
-    and i.indisunique
-    and i.indnkeyatts = 1
-    and i.indpred is null
-    and a.attname = 'part_number'
-);
-
-comment on function image_sync.part_number_is_unique() is 'True where the table''s owner made part_number unique.';
-
 create function image_sync.next_number(p_run uuid)
 returns integer
 language sql
@@ -121,88 +15,6 @@ return 1 + coalesce(
   ), 0);
 
 comment on function image_sync.next_number(uuid) is 'The number of a run''s next chunk. The caller holds the run''s row lock.';
-
--- Part numbers that several image files stand for: other extension or case of it (a.jpg, a.JPG, a.png), a copy named a_JPG.jpg,
--- or a file of that name in another folder. A group is counted in the chunk of its first file, by key order: the same group
--- never twice, and none is lost at the edge of a chunk.
---   p_names  the image files of a chunk, of whatever image extension
--- One neighbour look-up by index per file would double the cost of an unchanged chunk, so only a stem that stands twice in the
--- chunk, or at its edges, or with a copy's ending, is looked up.
-create function image_sync.find_several_files(p_bucket_id text, p_names text[], out part_numbers integer, out samples text[])
-language sql
-stable
-set search_path = ''
-begin atomic
-  with files as (
-    select
-      f.name,
-      left(f.name, -(length(split_part(f.name, '.', -1)) + 1)) as stem,
-      f.place in (1, cardinality(p_names)) as at_edge
-    from unnest(p_names) with ordinality as f (name, place)
-  ), suspects as (
-    select s.stem
-    from files s
-    group by s.stem
-    having count(*) > 1 or bool_or(s.at_edge)
-    union
-    select regexp_replace(c.stem, '_(jpe?g|png)$', '', 'i')
-    from files c
-    where lower(right(c.stem, 4)) in ('_jpg', '_png')
-      or lower(right(c.stem, 5)) = '_jpeg'
-  ), found as (
-    select s.stem, array_agg(o.name order by o.name collate "C") as names
-    from suspects s
-    cross join lateral (
-      -- Between "stem." and "stem/", as far as a look is bounded, and copies named "stem_JPG.jpg" and the like.
-      select n.name
-      from (
-        select o.name, o.extension
-        from image_sync.objects o
-        where o.bucket_id = p_bucket_id
-          and o.name collate "C" >= s.stem || '.'
-          and o.name collate "C" < s.stem || '/'
-        order by o.name collate "C"
-        limit 100
-      ) as n
-      where n.extension = any ('{jpg,jpeg,png,gif,webp,avif,bmp,tif,tiff,heic}')
-        and left(n.name, -(length(n.extension) + 1)) = s.stem
-      union all
-      select o.name
-      from unnest('{_JPG,_JPEG,_PNG,_jpg,_jpeg,_png}'::text[]) as copy (ending)
-      cross join unnest('{.jpg,.jpeg,.png,.JPG,.JPEG,.PNG}'::text[]) as dotted (extension)
-      join image_sync.objects o
-        on o.bucket_id = p_bucket_id
-        and o.name collate "C" = s.stem || copy.ending || dotted.extension
-    ) as o
-    group by s.stem
-    having count(*) > 1
-    union all
-    -- The same file name in several folders, as far as records know of it; counted where the first that lies in a folder is.
-    select
-      regexp_replace(f.stem, '^.*/', '/'),
-      array_agg(p.file_name order by (strpos(p.file_name, '/') = 0), p.file_name collate "C")
-    from files f
-    cross join lateral (
-      select p.file_name
-      from public.part_images p
-      where p.part_number = regexp_replace(f.stem, '^.*/', '')
-        and p.bucket_id = p_bucket_id
-      limit 20
-    ) as p
-    where strpos(f.name, '/') > 0
-    group by f.name, f.stem
-    having count(distinct regexp_replace(p.file_name, '[^/]*$', '')) > 1
-      and f.name = min(p.file_name collate "C") filter (where strpos(p.file_name, '/') > 0)
-  )
-  select
-    count(*)::integer,
-    (array_agg(regexp_replace(f.stem, '^.*/', '') || ': ' || array_to_string(f.names, ', ') order by f.stem collate "C"))[1:20]
-  from found f
-  where f.names[1] = any (p_names);
-end;
-
-comment on function image_sync.find_several_files(text, text[]) is
-  'Part numbers with several image files whose first file is among the given names, and up to 20 of them as "part number: files".';
 
 -- A chunk with the names in it that need a URL. Null columns: there is none.
 create type image_sync.chunk_to_sign as (chunk image_sync.chunks, names text[]);
@@ -393,16 +205,10 @@ comment on function image_sync.make_chunk(image_sync.runs, image_sync.settings, 
   'Lists and compares the run''s next range of keys, inserts missing records in a sync, and stores the chunk: leased where records need a URL (their names are returned), done where none does.';
 
 revoke all on function
-  image_sync.insert_missing(text, text[]),
-  image_sync.find_several_files(text, text[]),
-  image_sync.part_number_is_unique(),
   image_sync.next_number(uuid),
   image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid)
 from public;
 grant execute on function
-  image_sync.insert_missing(text, text[]),
-  image_sync.find_several_files(text, text[]),
-  image_sync.part_number_is_unique(),
   image_sync.next_number(uuid),
   image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid)
 to service_role;

@@ -1,0 +1,88 @@
+-- Part numbers that several image files stand for: other extension or case of it (a.jpg, a.JPG, a.png), a copy named a_JPG.jpg,
+-- or a file of that name in another folder. A group is counted in the chunk of its first file, by key order: the same group
+-- never twice, and none is lost at the edge of a chunk.
+--   p_names  the image files of a chunk, of whatever image extension
+-- One neighbour look-up by index per file would double the cost of an unchanged chunk, so only a stem that stands twice in the
+-- chunk, or at its edges, or with a copy's ending, is looked up.
+create function image_sync.find_several_files(p_bucket_id text, p_names text[], out part_numbers integer, out samples text[])
+language sql
+stable
+set search_path = ''
+begin atomic
+  with files as (
+    select
+      f.name,
+      left(f.name, -(length(split_part(f.name, '.', -1)) + 1)) as stem,
+      f.place in (1, cardinality(p_names)) as at_edge
+    from unnest(p_names) with ordinality as f (name, place)
+  ), suspects as (
+    select s.stem
+    from files s
+    group by s.stem
+    having count(*) > 1 or bool_or(s.at_edge)
+    union
+    select regexp_replace(c.stem, '_(jpe?g|png)$', '', 'i')
+    from files c
+    where lower(right(c.stem, 4)) in ('_jpg', '_png')
+      or lower(right(c.stem, 5)) = '_jpeg'
+  ), found as (
+    select s.stem, array_agg(o.name order by o.name collate "C") as names
+    from suspects s
+    cross join lateral (
+      -- Between "stem." and "stem/", as far as a look is bounded, and copies named "stem_JPG.jpg" and the like.
+      select n.name
+      from (
+        select o.name, o.extension
+        from image_sync.objects o
+        where o.bucket_id = p_bucket_id
+          and o.name collate "C" >= s.stem || '.'
+          and o.name collate "C" < s.stem || '/'
+        order by o.name collate "C"
+        limit 100
+      ) as n
+      where n.extension = any ('{jpg,jpeg,png,gif,webp,avif,bmp,tif,tiff,heic}')
+        and left(n.name, -(length(n.extension) + 1)) = s.stem
+      union all
+      select o.name
+      from unnest('{_JPG,_JPEG,_PNG,_jpg,_jpeg,_png}'::text[]) as copy (ending)
+      cross join unnest('{.jpg,.jpeg,.png,.JPG,.JPEG,.PNG}'::text[]) as dotted (extension)
+      join image_sync.objects o
+        on o.bucket_id = p_bucket_id
+        and o.name collate "C" = s.stem || copy.ending || dotted.extension
+    ) as o
+    group by s.stem
+    having count(*) > 1
+    union all
+    -- The same file name in several folders, as far as records know of it; counted where the first that lies in a folder is.
+    select
+      regexp_replace(f.stem, '^.*/', '/'),
+      array_agg(p.file_name order by (strpos(p.file_name, '/') = 0), p.file_name collate "C")
+    from files f
+    cross join lateral (
+      select p.file_name
+      from public.part_images p
+      where p.part_number = regexp_replace(f.stem, '^.*/', '')
+        and p.bucket_id = p_bucket_id
+      limit 20
+    ) as p
+    where strpos(f.name, '/') > 0
+    group by f.name, f.stem
+    having count(distinct regexp_replace(p.file_name, '[^/]*$', '')) > 1
+      and f.name = min(p.file_name collate "C") filter (where strpos(p.file_name, '/') > 0)
+  )
+  select
+    count(*)::integer,
+    (array_agg(regexp_replace(f.stem, '^.*/', '') || ': ' || array_to_string(f.names, ', ') order by f.stem collate "C"))[1:20]
+  from found f
+  where f.names[1] = any (p_names);
+end;
+
+comment on function image_sync.find_several_files(text, text[]) is
+  'Part numbers with several image files whose first file is among the given names, and up to 20 of them as "part number: files".';
+
+revoke all on function
+  image_sync.find_several_files(text, text[])
+from public;
+grant execute on function
+  image_sync.find_several_files(text, text[])
+to service_role;

@@ -1,0 +1,111 @@
+-- What grows with the bucket is measured by the runs, in their chunks; reading the report adds up nothing but a handful of rows,
+-- whatever the size of the bucket.
+
+-- What a finished sync or analyze measured, merged from its chunks: stored in runs.report.
+create function image_sync.measure(p_run image_sync.runs, p_probe jsonb)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  with counted as (
+    select
+      coalesce(sum(c.listed), 0) as objects,
+      coalesce(sum(c.images), 0) as images,
+      coalesce(sum(c.not_images), 0) as not_images,
+      coalesce(sum(c.bytes), 0) as bytes,
+      coalesce(sum(c.recorded + c.inserted), 0) as recorded,
+      coalesce(sum(c.images_signed), 0) as images_signed,
+      coalesce(sum(c.records), 0) as records,
+      coalesce(sum(c.records_signed - c.records_expired), 0) as signed,
+      coalesce(sum(c.records - c.records_signed), 0) as unsigned,
+      coalesce(sum(c.records_expired), 0) as expired,
+      coalesce(sum(c.records - c.records_signed - c.orphans_unsigned), 0) as unsigned_with_object,
+      coalesce(sum(c.records_expired - c.orphans_expired), 0) as expired_with_object,
+      coalesce(sum(c.orphaned + c.withdrawn), 0) as orphaned,
+      coalesce(sum(c.missing), 0) as missing,
+      coalesce(sum(c.collided), 0) as collided,
+      coalesce(sum(c.failed), 0) as failed,
+      coalesce(sum(c.several_files), 0) as several_files,
+      min(c.soonest_expiry) as soonest_expiry
+    from image_sync.chunks c
+    where c.run_id = p_run.id
+  ), extensions as (
+    select
+      coalesce(nullif(e.extension, ''), '(none)') as extension,
+      sum(e.files::bigint) as files,
+      row_number() over (order by sum(e.files::bigint) desc, e.extension) as place
+    from image_sync.chunks c
+    cross join lateral jsonb_each_text(c.facts -> 'by_extension') as e (extension, files)
+    where c.run_id = p_run.id
+    group by e.extension
+  )
+  select jsonb_build_object(
+    'measured_at', clock_timestamp(),
+    'bucket', jsonb_build_object(
+      'objects', counted.objects,
+      'images', counted.images,
+      'bytes', counted.bytes,
+      'by_extension', coalesce(
+        (
+          select jsonb_object_agg(shown.extension, shown.files)
+          from (
+            select case when x.place <= 20 then x.extension else 'other' end as extension, sum(x.files) as files
+            from extensions x
+            group by 1
+          ) as shown
+        ), '{}')
+    ),
+    'records', jsonb_build_object(
+      'total', counted.records,
+      'signed', counted.signed,
+      'unsigned', counted.unsigned,
+      'expired', counted.expired,
+      'soonest_expiry', counted.soonest_expiry
+    ),
+    'difference', jsonb_build_object(
+      'missing', jsonb_build_object('count', counted.missing, 'samples', image_sync.samples(p_run.id, 'missing')),
+      'orphaned', jsonb_build_object('count', counted.orphaned, 'samples', image_sync.samples(p_run.id, 'orphaned')),
+      'collided', jsonb_build_object('count', counted.collided, 'samples', image_sync.samples(p_run.id, 'collided'))
+    ),
+    -- Rounded down: 1 means all of them.
+    'coverage', jsonb_build_object(
+      'recorded', case when counted.images > 0 then trunc(counted.recorded::numeric / counted.images, 6) else 1 end,
+      'signed', case when counted.images > 0 then trunc(counted.images_signed::numeric / counted.images, 6) else 1 end
+    ),
+    'probe', coalesce(p_probe, '{"checked": 0, "ok": 0, "failures": []}'),
+    'excluded', jsonb_build_object('count', counted.not_images, 'samples', image_sync.samples(p_run.id, 'excluded')),
+    'several_files', jsonb_build_object('count', counted.several_files, 'samples', image_sync.samples(p_run.id, 'several_files')),
+    'unsigned_with_object', counted.unsigned_with_object,
+    'expired_with_object', counted.expired_with_object,
+    'failed', jsonb_build_object('count', counted.failed, 'samples', (
+      select coalesce(jsonb_agg(f.problem ->> 'name'), '[]')
+      from (
+        select problem
+        from image_sync.chunks c
+        cross join lateral jsonb_array_elements(c.problems) as problem
+        where c.run_id = p_run.id
+          and problem ->> 'code' = 'signing_failed'
+        order by c.number
+        limit 20
+      ) as f
+    )),
+    'unnamed', (
+      select count(*)
+      from public.part_images p
+      where p.bucket_id = p_run.bucket_id
+        and p.file_name is null
+    )
+  )
+  from counted
+);
+
+comment on function image_sync.measure(image_sync.runs, jsonb) is
+  'What a finished sync or analyze found: the sections bucket, records, difference, coverage and probe of the report, and the counts that findings need. No URL, no key.';
+
+revoke all on function
+  image_sync.measure(image_sync.runs, jsonb)
+from public;
+grant execute on function
+  image_sync.measure(image_sync.runs, jsonb)
+to service_role;

@@ -1,0 +1,154 @@
+-- The status report: what the last run measured, the last run of each mode, and the findings.
+
+-- The last finished run in any of these modes, as a document.
+create function image_sync.last_run(p_bucket_id text, p_modes text[])
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  select image_sync.run_document(r.id) || jsonb_build_object('reached_end', r.exhausted)
+  from image_sync.runs r
+  where r.bucket_id = p_bucket_id
+    and r.mode = any (p_modes)
+    and r.finished_at is not null
+  order by r.finished_at desc
+  limit 1
+);
+
+comment on function image_sync.last_run(text, text[]) is 'The last finished run of a bucket in one of the modes; null where there is none.';
+
+-- What is true right now and cheap to ask.
+create function image_sync.report_facts(p_settings image_sync.settings)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  select jsonb_build_object(
+    'bucket_id', p_settings.bucket_id,
+    'live', jsonb_build_object(
+      'has_records', exists (
+        select
+        from public.part_images p
+        where p.bucket_id = p_settings.bucket_id
+      ),
+      'extensions', to_jsonb(p_settings.extensions),
+      'table_public', (
+        select has_table_privilege('anon', c.oid, 'select') and (not c.relrowsecurity or exists (
+          select
+          from pg_catalog.pg_policies y
+          where y.schemaname = 'public'
+            and y.tablename = 'part_images'
+            and y.cmd in ('SELECT', 'ALL')
+            and y.roles && array['anon', 'public']::name[]
+        ))
+        from pg_catalog.pg_class c
+        where c.oid = 'public.part_images'::regclass
+      ),
+      'last_success_at', (
+        select max(r.finished_at)
+        from image_sync.runs r
+        where r.bucket_id = p_settings.bucket_id
+          and r.mode = 'sync'
+          -- A file that cannot be signed is a finding of its own and must not hide, night after night, that the rest went well.
+          and (r.outcome = 'succeeded' or r.stop_reason = 'items_failed')
+      )
+    ) || image_sync.bucket_facts(p_settings.bucket_id),
+    'schedule', image_sync.schedule_facts(),
+    -- The newest measurement, with the probe of the newest sync: an analyze fetches nothing.
+    'measured', (
+      select r.report || jsonb_build_object('probe', (
+        select s.report -> 'probe'
+        from image_sync.runs s
+        where s.bucket_id = p_settings.bucket_id
+          and s.mode = 'sync'
+          and s.report is not null
+        order by s.finished_at desc
+        limit 1
+      ))
+      from image_sync.runs r
+      where r.bucket_id = p_settings.bucket_id
+        and r.report is not null
+      order by r.finished_at desc
+      limit 1
+    ),
+    'last_sync', image_sync.last_run(p_settings.bucket_id, array['sync']),
+    'last_listing', image_sync.last_run(p_settings.bucket_id, array['sync', 'analyze'])
+  )
+);
+
+comment on function image_sync.report_facts(image_sync.settings) is 'What the report and its findings are made of: the last measurement, the last runs, the schedule, and what is cheap to ask now.';
+
+-- The status report.
+create function public.image_sync_report(p_bucket text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_settings image_sync.settings;
+  v_facts jsonb;
+  v_measured jsonb;
+  v_findings jsonb;
+begin
+  select s.*
+  into v_settings
+  from image_sync.settings s
+  where s.bucket_id = p_bucket;
+  if v_settings.bucket_id is null then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot report on bucket %s: image_sync.settings has no row for it.', p_bucket)
+    );
+  end if;
+
+  v_facts := image_sync.report_facts(v_settings);
+  v_measured := coalesce(v_facts -> 'measured', '{}');
+  select coalesce(jsonb_agg(to_jsonb(f)), '[]')
+  into v_findings
+  from image_sync.findings(v_facts) as f;
+
+  return jsonb_build_object('report', jsonb_build_object(
+    'generated_at', now(),
+    'measured_at', v_measured -> 'measured_at',
+    'healthy', not jsonb_path_exists(v_findings, '$[*] ? (@.level == "error")'),
+    'bucket', jsonb_build_object('id', p_bucket) || coalesce(v_measured -> 'bucket', '{"objects": null, "images": null, "bytes": null, "by_extension": {}}'),
+    'records', coalesce(v_measured -> 'records', '{"total": null, "signed": null, "unsigned": null, "expired": null, "soonest_expiry": null}'),
+    'difference', coalesce(v_measured -> 'difference', '{"missing": {"count": null, "samples": []}, "orphaned": {"count": null, "samples": []}, "collided": {"count": null, "samples": []}}'),
+    'coverage', coalesce(v_measured -> 'coverage', '{"recorded": null, "signed": null}'),
+    'probe', coalesce(nullif(v_measured -> 'probe', 'null'), '{"checked": 0, "ok": 0, "failures": []}'),
+    'open_run', (
+      select image_sync.run_document(r.id)
+      from image_sync.runs r
+      where r.bucket_id = p_bucket
+        and r.finished_at is null
+      order by r.started_at desc
+      limit 1
+    ),
+    'next_run_at', case when v_settings.nightly then v_facts #> '{schedule,next_run_at}' end,
+    'last_runs', jsonb_build_object(
+      'sync', v_facts -> 'last_sync',
+      'analyze', image_sync.last_run(p_bucket, array['analyze']),
+      'cleanup', image_sync.last_run(p_bucket, array['cleanup']),
+      'restore', image_sync.last_run(p_bucket, array['restore'])
+    ),
+    'findings', v_findings
+  ));
+end;
+$$;
+
+comment on function public.image_sync_report(text) is
+  'The status report of a bucket: what the last run measured, the last run of each mode, the open run, the next one, and the findings. Problem: unknown_bucket (404). Never contains a signed URL or a key.';
+
+revoke all on function
+  image_sync.report_facts(image_sync.settings),
+  image_sync.last_run(text, text[])
+from public;
+revoke all on function public.image_sync_report(text) from public, anon, authenticated;
+grant execute on function
+  image_sync.report_facts(image_sync.settings),
+  image_sync.last_run(text, text[]),
+  public.image_sync_report(text)
+to service_role;
