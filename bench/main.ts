@@ -28,7 +28,8 @@ const largeRounds = flags.quick ? 1 : Number(flags["large-rounds"]);
 
 type WorkersRow = { readonly workers: number; readonly seconds: number; readonly invocations: number };
 
-async function measureWorkers(stack: BenchStack, objects: number): Promise<WorkersRow[]> {
+/** On the bucket that is there. */
+async function measureWorkers(stack: BenchStack): Promise<WorkersRow[]> {
   const rows: WorkersRow[] = [];
   for (const workers of [1, 2, 4]) {
     await resetTable(stack, 0);
@@ -170,7 +171,7 @@ async function main(): Promise<void> {
     const middle = await measureScale(stack, sizes.middle, rounds);
     const obvious = await repeat(rounds, () => measureObvious(stack, sizes.middle));
     const large = await measureScale(stack, sizes.large, largeRounds);
-    const workers = await measureWorkers(stack, sizes.large);
+    const workers = await measureWorkers(stack);
     const targets = [
       ...seedTargets(loopback, network),
       hold(

@@ -214,7 +214,14 @@ describe("a refusal of the whole call", () => {
 });
 
 describe("a chunk", () => {
-  const chunk = { number: 3, names: ["a.jpg", "b.jpg"], expiresIn: 60, leaseMs: 1000, publicUrl: null };
+  const chunk = {
+    number: 3,
+    names: ["a.jpg", "b.jpg"],
+    expiresIn: 60,
+    leaseMs: 1000,
+    publicUrl: null,
+    chunksLeft: 0,
+  };
   const takeCounts = () => ({ storageCalls: 2, retries: 1 });
 
   test("is closed with what signing gave and what it cost", async () => {
