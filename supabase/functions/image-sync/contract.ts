@@ -16,7 +16,10 @@ export const MAX_WAIT_SECONDS = 120;
 export const modeSchema = z.enum(["sync", "analyze", "cleanup", "restore"]);
 export type Mode = z.infer<typeof modeSchema>;
 
-const bucketSchema = z.string().min(1).max(100).refine(hasNoNull, "must not contain the character U+0000");
+const bucketSchema = z.string().min(1).max(100).refine(
+  isStorable,
+  "must not contain the character U+0000 or half a surrogate pair",
+);
 const runIdSchema = z.uuid();
 
 /**
@@ -68,7 +71,10 @@ export const wakeRequestSchema = z.strictObject({ run: runIdSchema });
 export const readQuerySchema = z.strictObject({
   bucket: bucketSchema.default(DEFAULT_BUCKET),
   run: runIdSchema.optional(),
-  file: z.string().min(1).max(4096).refine(hasNoNull, "must not contain the character U+0000").optional(),
+  file: z.string().min(1).max(4096).refine(
+    isStorable,
+    "must not contain the character U+0000 or half a surrogate pair",
+  ).optional(),
 }).refine(
   (query) => query.run === undefined || query.file === undefined,
   "ask for run or for file, not for both",
@@ -261,6 +267,7 @@ export const signedItemSchema = z.object({
 /** The payload of a signed URL's token, as far as it matters here. */
 export const tokenPayloadSchema = z.object({ exp: z.int().positive() });
 
-function hasNoNull(text: string): boolean {
-  return !text.includes("\0");
+/** Whether it is text to Postgres. */
+function isStorable(text: string): boolean {
+  return text.isWellFormed() && !text.includes("\0");
 }
