@@ -28,6 +28,7 @@ type QueuedResponse = {
 
 const batchSize = 200;
 const pollInterval = 1000; // ms; a notification comes first, unless the database was away
+const batchPatience = 15_000; // ms; three times what a request may take by default
 const responsesKept = "6 hours";
 
 /**
@@ -43,7 +44,7 @@ export async function startHttpQueue(sql: Sql, log: (line: string) => void): Pro
   const work = async () => {
     while (!stopping.signal.aborted) {
       const woken = new Promise<void>((resolve) => wake = resolve);
-      const sent = await sendBatch(sql, stopping.signal).catch((error: unknown) => {
+      const sent = await withinPatience(sendBatch(sql, stopping.signal)).catch((error: unknown) => {
         if (!stopping.signal.aborted) log(`net: Cannot send queued requests: ${String(error)}`);
         return 0;
       });
@@ -59,6 +60,22 @@ export async function startHttpQueue(sql: Sql, log: (line: string) => void): Pro
       await working;
     },
   };
+}
+
+/** A batch whose connection died may never settle: then the next one does not wait for it. */
+async function withinPatience(batch: Promise<number>): Promise<number> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(
+      () => reject(new Error("a batch did not end, its connection may be lost")),
+      batchPatience,
+    );
+  });
+  try {
+    return await Promise.race([batch, late]);
+  } finally {
+    clearTimeout(timer);
+  }
 }
 
 async function sendBatch(sql: Sql, stopping: AbortSignal): Promise<number> {
