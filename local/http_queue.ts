@@ -1,5 +1,5 @@
 import { Buffer } from "node:buffer";
-import type { Sql } from "postgres";
+import { inTransaction, listen, type Pool } from "./database.ts";
 
 /** The worker that sends what `net.http_post` and `net.http_get` queued. */
 export type HttpQueue = {
@@ -28,7 +28,6 @@ type QueuedResponse = {
 
 const batchSize = 200;
 const pollInterval = 1000; // ms; a notification comes first, unless the database was away
-const batchPatience = 15_000; // ms; three times what a request may take by default
 const responsesKept = "6 hours";
 
 /**
@@ -36,15 +35,20 @@ const responsesKept = "6 hours";
  * stores all their responses when the last of them has come.
  *
  * @param sql a pool as the superuser
+ * @param url where to connect as the superuser
  */
-export async function startHttpQueue(sql: Sql, log: (line: string) => void): Promise<HttpQueue> {
+export async function startHttpQueue(
+  sql: Pool,
+  url: string,
+  log: (line: string) => void,
+): Promise<HttpQueue> {
   const stopping = new AbortController();
   let wake = () => {};
-  const listening = await sql.listen("net_wake", () => wake());
+  const stopListening = await listen(url, "net_wake", () => wake());
   const work = async () => {
     while (!stopping.signal.aborted) {
       const woken = new Promise<void>((resolve) => wake = resolve);
-      const sent = await withinPatience(sendBatch(sql, stopping.signal)).catch((error: unknown) => {
+      const sent = await sendBatch(sql, stopping.signal).catch((error: unknown) => {
         if (!stopping.signal.aborted) log(`net: Cannot send queued requests: ${String(error)}`);
         return 0;
       });
@@ -56,42 +60,32 @@ export async function startHttpQueue(sql: Sql, log: (line: string) => void): Pro
     stop: async () => {
       stopping.abort();
       wake();
-      await listening.unlisten().catch(() => {});
+      await stopListening();
       await working;
     },
   };
 }
 
-/** A batch whose connection died may never settle: then the next one does not wait for it. */
-async function withinPatience(batch: Promise<number>): Promise<number> {
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(
-      () => reject(new Error("a batch did not end, its connection may be lost")),
-      batchPatience,
+async function sendBatch(sql: Pool, stopping: AbortSignal): Promise<number> {
+  return await inTransaction(sql, async (session) => {
+    const { rows: requests } = await session.query<QueuedRequest>(
+      `delete from net.http_request_queue
+      where id in (select id from net.http_request_queue order by id limit $1 for update skip locked)
+      returning id, method, url, headers, body, timeout_milliseconds`,
+      [batchSize],
     );
-  });
-  try {
-    return await Promise.race([batch, late]);
-  } finally {
-    clearTimeout(timer);
-  }
-}
-
-async function sendBatch(sql: Sql, stopping: AbortSignal): Promise<number> {
-  return await sql.begin(async (transaction) => {
-    const requests = await transaction<QueuedRequest[]>`
-      delete from net.http_request_queue
-      where id in (select id from net.http_request_queue order by id limit ${batchSize} for update skip locked)
-      returning id, method, url, headers, body, timeout_milliseconds`;
     if (requests.length === 0) return 0;
     const responses = await Promise.all(requests.map((request) => send(request, stopping)));
     if (stopping.aborted) throw new Error("the worker was stopped");
-    await transaction`
-      insert into net._http_response (id, status_code, content_type, headers, content, timed_out, error_msg)
+    await session.query(
+      `insert into net._http_response (id, status_code, content_type, headers, content, timed_out, error_msg)
       select id, status_code, content_type, headers, content, timed_out, error_msg
-      from json_populate_recordset(null::net._http_response, ${JSON.stringify(responses)}::text::json)`;
-    await transaction`delete from net._http_response where created < now() - ${responsesKept}::text::interval`;
+      from json_populate_recordset(null::net._http_response, $1)`,
+      [JSON.stringify(responses)],
+    );
+    await session.query("delete from net._http_response where created < now() - $1::interval", [
+      responsesKept,
+    ]);
     return requests.length;
   });
 }

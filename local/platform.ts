@@ -1,4 +1,4 @@
-import type { Sql } from "postgres";
+import type { Pool } from "./database.ts";
 
 /**
  * Creates what the hosted platform supplies: roles, schemas, the Storage tables, Vault, pg_net and pg_cron.
@@ -6,7 +6,7 @@ import type { Sql } from "postgres";
  * @param superuserSql a connection as the superuser
  * @param options `hasCron`: the server has the real pg_cron
  */
-export async function createPlatform(superuserSql: Sql, { hasCron }: { hasCron: boolean }): Promise<void> {
+export async function createPlatform(superuserSql: Pool, { hasCron }: { hasCron: boolean }): Promise<void> {
   const files = [
     "01_roles.sql",
     "02_schemas.sql",
@@ -19,6 +19,6 @@ export async function createPlatform(superuserSql: Sql, { hasCron }: { hasCron: 
   ];
   for (const file of files) {
     const text = await Deno.readTextFile(new URL(`./platform/${file}`, import.meta.url));
-    await superuserSql.unsafe(text).simple();
+    await superuserSql.query(text);
   }
 }

@@ -1,7 +1,7 @@
 import type { Context } from "hono";
 import { Hono } from "hono";
-import type { Sql } from "postgres";
 import { z } from "zod";
+import type { Pool } from "./database.ts";
 import { type ApiRole, roleOfKey, type StackKeys } from "./keys.ts";
 import type { RequestCounter } from "./request_counts.ts";
 import {
@@ -16,7 +16,7 @@ import { createRoutineCache, type Routine, type RoutineCache, takesWholeBody } f
 /** What the RPC endpoint needs. */
 export type RestOptions = {
   /** A pool as role `authenticator`. */
-  readonly sql: Sql;
+  readonly sql: Pool;
   readonly keys: StackKeys;
   readonly counter: RequestCounter;
 };
@@ -126,33 +126,32 @@ async function chooseRoutine(
 
 type Call = { readonly role: ApiRole; readonly text: string; readonly argumentNames: readonly string[] };
 
-async function call(sql: Sql, routine: Routine, { role, text, argumentNames }: Call): Promise<string> {
+async function call(sql: Pool, routine: Routine, { role, text, argumentNames }: Call): Promise<string> {
   const timeout = routine.statement_timeout ?? statementTimeoutOfRole[role];
-  const transaction = await sql.reserve();
+  const session = await sql.connect();
   try {
     // All four are sent at once: a transaction that holds a lock must not wait for this process to say commit. After an
     // error the rest is refused by the server, and commit rolls back.
     const outcomes = await Promise.allSettled([
-      transaction`begin`,
-      transaction`
-        select
-          set_config('role', ${role}, true),
-          set_config('request.jwt.claims', ${JSON.stringify({ role })}, true),
-          set_config('statement_timeout', coalesce(${
-        timeout ?? null
-      }, current_setting('statement_timeout')), true)`,
-      transaction.unsafe<{ body: string }[]>(
+      session.query("begin"),
+      session.query(
+        `select
+          set_config('role', $1, true),
+          set_config('request.jwt.claims', $2, true),
+          set_config('statement_timeout', coalesce($3, current_setting('statement_timeout')), true)`,
+        [role, JSON.stringify({ role }), timeout ?? null],
+      ),
+      session.query<{ body: string }>(
         callStatement(routine, argumentNames),
         takesWholeBody(routine) || argumentNames.length > 0 ? [text === "" ? "{}" : text] : [],
-        { prepare: true },
       ),
-      transaction`commit`,
+      session.query("commit"),
     ]);
     for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
     const called = outcomes[2];
-    return called.status === "fulfilled" ? called.value[0]?.body ?? "null" : "null";
+    return called.status === "fulfilled" ? called.value.rows[0]?.body ?? "null" : "null";
   } finally {
-    transaction.release();
+    session.release();
   }
 }
 

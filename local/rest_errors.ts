@@ -1,4 +1,4 @@
-import { type DatabaseError, databaseErrorOf } from "./database_errors.ts";
+import { type DatabaseError, databaseErrorOf } from "./database.ts";
 import type { ApiRole } from "./keys.ts";
 
 /** An error as PostgREST answers it: the HTTP status and the JSON body. */

@@ -1,5 +1,5 @@
-import type { Sql } from "postgres";
 import { z } from "zod";
+import type { Pool } from "./database.ts";
 
 const parameterSchema = z.object({ name: z.string(), type: z.string(), required: z.boolean() });
 
@@ -27,7 +27,7 @@ export type RoutineCache = {
 };
 
 /** Makes a cache that reads the catalogue when it is asked for a function that it does not know. */
-export function createRoutineCache(sql: Sql): RoutineCache {
+export function createRoutineCache(sql: Pool): RoutineCache {
   const byName = new Map<string, Routine[]>();
   const lookUp = async (name: string) => {
     const found = await loadRoutines(sql, name);
@@ -56,9 +56,9 @@ function accepts(routine: Routine, argumentNames: readonly string[]): boolean {
     routine.parameters.every(({ name, required }) => !required || argumentNames.includes(name));
 }
 
-async function loadRoutines(sql: Sql, name: string): Promise<Routine[]> {
-  const rows = await sql`
-    select
+async function loadRoutines(sql: Pool, name: string): Promise<Routine[]> {
+  const { rows } = await sql.query(
+    `select
       p.proname as name,
       p.proretset as returns_set,
       p.prorettype = 'void'::regtype as returns_void,
@@ -66,7 +66,7 @@ async function loadRoutines(sql: Sql, name: string): Promise<Routine[]> {
       (
         select split_part(setting, '=', 2)
         from unnest(p.proconfig) as setting
-        where setting like 'statement\_timeout=%'
+        where starts_with(setting, 'statement_timeout=')
       ) as statement_timeout,
       p.proname || '(' || pg_get_function_arguments(p.oid) || ')' as description,
       coalesce((
@@ -87,7 +87,9 @@ async function loadRoutines(sql: Sql, name: string): Promise<Routine[]> {
       ), '[]') as parameters
     from pg_catalog.pg_proc p
     join pg_catalog.pg_type t on t.oid = p.prorettype
-    where p.pronamespace = 'public'::regnamespace and p.prokind = 'f' and p.proname = ${name}
-      and p.prorettype not in ('trigger'::regtype, 'event_trigger'::regtype)`;
-  return z.array(routineSchema).parse([...rows]);
+    where p.pronamespace = 'public'::regnamespace and p.prokind = 'f' and p.proname = $1
+      and p.prorettype not in ('trigger'::regtype, 'event_trigger'::regtype)`,
+    [name],
+  );
+  return z.array(routineSchema).parse(rows);
 }

@@ -1,6 +1,6 @@
 import { Cron } from "croner";
-import postgres, { type Sql } from "postgres";
-import { databaseErrorOf } from "./database_errors.ts";
+import pg from "pg";
+import { databaseErrorOf, type Pool } from "./database.ts";
 
 /** The stand-in for pg_cron's background worker. */
 export type Scheduler = {
@@ -28,13 +28,15 @@ type Job = {
 /** What the scheduler needs. */
 export type SchedulerOptions = {
   /** A pool as the superuser. */
-  readonly sql: Sql;
+  readonly sql: Pool;
   /** A connection URL for a role. */
   readonly urlOf: (role: string) => string;
   readonly log: (line: string) => void;
 };
 
 const minute = 60_000;
+
+const selectJobs = "select jobid, schedule, command, username, database from cron.job";
 
 /** Starts the scheduler: at every full minute of GMT it runs the jobs of `cron.job` that are due. */
 export function startScheduler({ sql, urlOf, log }: SchedulerOptions): Scheduler {
@@ -49,9 +51,7 @@ export function startScheduler({ sql, urlOf, log }: SchedulerOptions): Scheduler
   };
 
   const runDueJobs = async (now: Date) => {
-    const jobs = await sql<
-      Job[]
-    >`select jobid, schedule, command, username, database from cron.job where active`;
+    const { rows: jobs } = await sql.query<Job>(`${selectJobs} where active`);
     for (const job of jobs) if (isDue(job.schedule, now)) enqueue(job).catch(() => {});
   };
   let timer: ReturnType<typeof setTimeout>;
@@ -66,8 +66,7 @@ export function startScheduler({ sql, urlOf, log }: SchedulerOptions): Scheduler
 
   return {
     run: async (jobName) => {
-      const [job] = await sql<Job[]>`
-        select jobid, schedule, command, username, database from cron.job where jobname = ${jobName} and active`;
+      const { rows: [job] } = await sql.query<Job>(`${selectJobs} where jobname = $1 and active`, [jobName]);
       if (job === undefined) {
         throw new Error(`Cannot run the job ${jobName}: cron.job has no active job of that name`);
       }
@@ -86,30 +85,36 @@ export function isDue(schedule: string, time: Date): boolean {
   return next?.getTime() === time.getTime();
 }
 
-async function runJob(sql: Sql, job: Job, url: string): Promise<JobRun> {
-  const [entry] = await sql<{ runid: string }[]>`
-    insert into cron.job_run_details (jobid, database, username, command, status, start_time)
-    values (${job.jobid}, ${job.database}, ${job.username}, ${job.command}, 'running', clock_timestamp())
-    returning runid`;
+async function runJob(sql: Pool, job: Job, url: string): Promise<JobRun> {
+  const { rows: [entry] } = await sql.query<{ runid: string }>(
+    `insert into cron.job_run_details (jobid, database, username, command, status, start_time)
+    values ($1, $2, $3, $4, 'running', clock_timestamp())
+    returning runid`,
+    [job.jobid, job.database, job.username, job.command],
+  );
   if (entry === undefined) throw new Error(`Cannot record a run of job ${job.jobid}`);
   const outcome = await execute(job.command, url);
-  await sql`
-    update cron.job_run_details
-    set status = ${outcome.status}, return_message = ${outcome.return_message}, end_time = clock_timestamp()
-    where runid = ${entry.runid}`;
+  await sql.query(
+    `update cron.job_run_details
+    set status = $2, return_message = $3, end_time = clock_timestamp()
+    where runid = $1`,
+    [entry.runid, outcome.status, outcome.return_message],
+  );
   return { runid: entry.runid, ...outcome };
 }
 
+// In a session of its own, as the job's user.
 async function execute(command: string, url: string): Promise<Omit<JobRun, "runid">> {
-  const session = postgres(url, { max: 1, onnotice: () => {}, connection: { application_name: "pg_cron" } });
+  const session = new pg.Client({ connectionString: url, application_name: "pg_cron" });
+  session.on("error", () => {});
   try {
-    const result = await session.unsafe(command).simple();
-    const count = result.count ?? 0;
-    return { status: "succeeded", return_message: count === 1 ? "1 row" : `${count} rows` };
+    await session.connect();
+    const { rowCount } = [await session.query(command)].flat().at(-1) ?? {};
+    return { status: "succeeded", return_message: rowCount === 1 ? "1 row" : `${rowCount ?? 0} rows` };
   } catch (error) {
     const message = databaseErrorOf(error)?.message ?? String(error);
     return { status: "failed", return_message: `ERROR:  ${message}\n` };
   } finally {
-    await session.end({ timeout: 1 });
+    await session.end();
   }
 }

@@ -59,20 +59,7 @@ function stopRequested(): Promise<void> {
   });
 }
 
-/**
- * postgres.js writes to a connection that is gone where Postgres dies in the middle of a transaction (porsager/postgres #1066), and
- * throws outside of any promise. The pool makes a new connection; the stack stays up, as it does when Postgres is restarted.
- */
-function surviveLostConnections(): void {
-  globalThis.addEventListener("error", (event) => {
-    if (!/null \(reading 'write'\)/.test(event.message)) return;
-    event.preventDefault();
-    console.error("local: a connection to Postgres was lost in the middle of a transaction");
-  });
-}
-
 async function main(): Promise<void> {
-  surviveLostConnections();
   const stopped = stopRequested();
   const stack = await startStack(readOptions(Deno.args));
   console.log(JSON.stringify({

@@ -1,6 +1,6 @@
 import { fileURLToPath } from "node:url";
-import postgres, { type Sql } from "postgres";
 import { createControl } from "./control.ts";
+import { listen, openPool, type Pool } from "./database.ts";
 import { createFunctionProcess, type FunctionProcess } from "./function.ts";
 import { createGateway } from "./gateway.ts";
 import { startHttpQueue } from "./http_queue.ts";
@@ -106,7 +106,7 @@ async function start(options: StackOptions, onStop: OnStop, stop: () => Promise<
     ...(options.postgresBin === undefined ? {} : { postgresBin: options.postgresBin }),
   });
   onStop(server.stop);
-  const superuserSql = await connect(server.url(superuser), { onStop, max: 5 });
+  const superuserSql = connect(server.url(superuser), { onStop, max: 5 });
   await createPlatform(superuserSql, { hasCron: server.hasCron });
   if (options.migrate !== false) await migrate({ projectDirectory, databaseUrl: server.url("postgres") });
   if (options.vaultSecrets !== false) {
@@ -121,12 +121,12 @@ async function start(options: StackOptions, onStop: OnStop, stop: () => Promise<
     ? undefined
     : startScheduler({ sql: superuserSql, urlOf: server.url, log });
   if (scheduler !== undefined) onStop(scheduler.stop);
-  const queue = await startHttpQueue(superuserSql, log);
+  const queue = await startHttpQueue(superuserSql, server.url(superuser), log);
   onStop(queue.stop);
 
   const counter = createRequestCounter();
   const signer = createUrlSigner();
-  const context = { keys, counter, signer, server, superuserSql, functionProcess, scheduler, onStop };
+  const context = { keys, counter, signer, server, functionProcess, scheduler, onStop };
   await openGateway(ports.gateway, context);
 
   const stack: Stack = {
@@ -164,25 +164,19 @@ function choosePorts(options: StackOptions): { gateway: number; database: number
   };
 }
 
-async function connect(
-  databaseUrl: string,
-  { onStop, max, role }: { onStop: OnStop; max: number; role?: string },
-): Promise<Sql> {
-  const sql = postgres(databaseUrl, {
-    max,
-    onnotice: () => {},
-    connection: { application_name: "local", ...(role === undefined ? {} : { role }) },
-  });
-  onStop(() => sql.end({ timeout: 1 }));
-  // The first connection learns the array types; connections made beside it would send arrays wrongly.
-  await sql`select 1`;
-  return sql;
+function connect(url: string, { onStop, ...options }: { onStop: OnStop; max: number; role?: string }): Pool {
+  const pool = openPool(url, options);
+  onStop(() => pool.end());
+  return pool;
 }
 
 // As an operator does once after deploying.
-async function createVaultSecrets(sql: Sql, { url, key }: { url: string; key: string }): Promise<void> {
-  await sql`select vault.create_secret(${url}, 'project_url', 'Where the project is reached')`;
-  await sql`select vault.create_secret(${key}, 'image_sync_key', 'Secret key of the image-sync schedule')`;
+async function createVaultSecrets(sql: Pool, { url, key }: { url: string; key: string }): Promise<void> {
+  await sql.query("select vault.create_secret($1, 'project_url', 'Where the project is reached')", [url]);
+  await sql.query(
+    "select vault.create_secret($1, 'image_sync_key', 'Secret key of the image-sync schedule')",
+    [key],
+  );
 }
 
 type FunctionContext = {
@@ -219,7 +213,6 @@ type GatewayContext = {
   readonly counter: RequestCounter;
   readonly signer: UrlSigner;
   readonly server: PostgresServer;
-  readonly superuserSql: Sql;
   readonly functionProcess: FunctionProcess | undefined;
   readonly scheduler: Scheduler | undefined;
   readonly onStop: OnStop;
@@ -231,15 +224,15 @@ async function openGateway(port: number, context: GatewayContext): Promise<void>
   const files = await createStorageFiles();
   onStop(files.close);
   const rest = createRest({
-    sql: await connect(server.url("authenticator"), { onStop, max: 20 }),
+    sql: connect(server.url("authenticator"), { onStop, max: 20 }),
     keys,
     counter,
   });
-  await context.superuserSql.listen("pgrst", rest.reloadSchema);
+  onStop(await listen(server.url(superuser), "pgrst", rest.reloadSchema));
   const storage = createStorage({
     sql: {
-      service_role: await connect(storageUrl, { onStop, max: 10, role: "service_role" }),
-      anon: await connect(storageUrl, { onStop, max: 2, role: "anon" }),
+      service_role: connect(storageUrl, { onStop, max: 10, role: "service_role" }),
+      anon: connect(storageUrl, { onStop, max: 2, role: "anon" }),
     },
     keys,
     files,

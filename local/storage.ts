@@ -1,6 +1,5 @@
 import { type Context, Hono } from "hono";
-import type { Sql } from "postgres";
-import { databaseErrorOf } from "./database_errors.ts";
+import { databaseErrorOf, type Pool } from "./database.ts";
 import { type ApiRole, roleOfKey, type StackKeys } from "./keys.ts";
 import type { RequestCounter } from "./request_counts.ts";
 import { type BucketRequest, createStorageBuckets } from "./storage_buckets.ts";
@@ -14,7 +13,7 @@ import type { UrlSigner } from "./storage_signing.ts";
 /** What the Storage endpoints need. */
 export type StorageOptions = {
   /** A pool for each role, whose sessions have that role. */
-  readonly sql: Readonly<Record<ApiRole, Sql>>;
+  readonly sql: Readonly<Record<ApiRole, Pool>>;
   readonly keys: StackKeys;
   readonly files: StorageFiles;
   readonly signer: UrlSigner;

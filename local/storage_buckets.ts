@@ -1,5 +1,4 @@
-import type { Sql } from "postgres";
-import { databaseErrorOf } from "./database_errors.ts";
+import { databaseErrorOf, inTransaction, type Pool } from "./database.ts";
 import { storageFailures } from "./storage_errors.ts";
 import { isBucketName } from "./storage_names.ts";
 
@@ -42,55 +41,65 @@ export type StorageBuckets = {
  *
  * @param sql a pool whose sessions have the caller's role
  */
-export function createStorageBuckets(sql: Sql): StorageBuckets {
-  const select = sql`
-    select id, name, coalesce(owner::text, '') as owner, public, file_size_limit::float8 as file_size_limit,
-      allowed_mime_types, created_at, updated_at, type::text as type
-    from storage.buckets`;
+export function createStorageBuckets(sql: Pool): StorageBuckets {
   const get = async (id: string) => {
-    const [bucket] = await sql<BucketRow[]>`${select} where id = ${id}`;
+    const { rows: [bucket] } = await sql.query<BucketRow>(`${selectBuckets} where id = $1`, [id]);
     if (bucket === undefined) throw storageFailures.noSuchBucket();
     return bucket;
   };
   return {
     get,
-    list: async () => [...await sql<BucketRow[]>`${select} order by name`],
+    list: async () => (await sql.query<BucketRow>(`${selectBuckets} order by name`)).rows,
     create: (request) => create(sql, request),
     update: async (id, request) => {
       await get(id);
-      await sql`
-        update storage.buckets
-        set public = ${request.public}, file_size_limit = ${request.file_size_limit ?? null},
-          allowed_mime_types = ${request.allowed_mime_types ?? null}, updated_at = now()
-        where id = ${id}`;
+      await sql.query(
+        `update storage.buckets
+        set public = $2, file_size_limit = $3, allowed_mime_types = $4, updated_at = now()
+        where id = $1`,
+        [id, request.public, request.file_size_limit ?? null, request.allowed_mime_types ?? null],
+      );
     },
     remove: async (id) => {
       await get(id);
-      const [occupied] = await sql`select from storage.objects where bucket_id = ${id} limit 1`;
-      if (occupied !== undefined) throw storageFailures.bucketNotEmpty();
-      await sql.begin(async (transaction) => {
-        await transaction`set local storage.allow_delete_query = 'true'`;
-        await transaction`delete from storage.buckets where id = ${id}`;
+      const { rowCount } = await sql.query("select from storage.objects where bucket_id = $1 limit 1", [id]);
+      if (rowCount !== 0) throw storageFailures.bucketNotEmpty();
+      await inTransaction(sql, async (session) => {
+        await session.query("set local storage.allow_delete_query = 'true'");
+        await session.query("delete from storage.buckets where id = $1", [id]);
       });
     },
     objectNames: async (id) => {
       await get(id);
-      return (await sql<{ name: string }[]>`select name from storage.objects where bucket_id = ${id}`)
-        .map(({ name }) => name);
+      const { rows } = await sql.query<{ name: string }>(
+        "select name from storage.objects where bucket_id = $1",
+        [id],
+      );
+      return rows.map(({ name }) => name);
     },
   };
 }
 
-async function create(sql: Sql, request: BucketRequest): Promise<string> {
+const selectBuckets = `
+  select id, name, coalesce(owner::text, '') as owner, public, file_size_limit::float8 as file_size_limit,
+    allowed_mime_types, created_at, updated_at, type::text as type
+  from storage.buckets`;
+
+async function create(sql: Pool, request: BucketRequest): Promise<string> {
   const id = request.id ?? request.name ?? "";
   if (!isBucketName(id)) throw storageFailures.invalidBucketName();
   try {
-    await sql`
-      insert into storage.buckets (id, name, public, file_size_limit, allowed_mime_types)
-      values (
-        ${id}, ${request.name ?? id}, ${request.public}, ${request.file_size_limit ?? null},
-        ${request.allowed_mime_types ?? null}
-      )`;
+    await sql.query(
+      `insert into storage.buckets (id, name, public, file_size_limit, allowed_mime_types)
+      values ($1, $2, $3, $4, $5)`,
+      [
+        id,
+        request.name ?? id,
+        request.public,
+        request.file_size_limit ?? null,
+        request.allowed_mime_types ?? null,
+      ],
+    );
     return request.name ?? id;
   } catch (error) {
     const code = databaseErrorOf(error)?.code;

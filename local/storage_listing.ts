@@ -1,5 +1,5 @@
 import { Buffer } from "node:buffer";
-import type { Sql } from "postgres";
+import type { Pool } from "./database.ts";
 
 /** An entry of a listing: a file, or a folder, which has a name only. */
 export type ListEntry = {
@@ -30,31 +30,32 @@ const maxListLimit = 1500;
  *
  * The real one also loses files at page edges; this one does not, so it must not be taken for a proof that listing is safe.
  */
-export async function listFolder(sql: Sql, bucketId: string, request: ListRequest): Promise<ListEntry[]> {
+export async function listFolder(sql: Pool, bucketId: string, request: ListRequest): Promise<ListEntry[]> {
   const folder = request.prefix.replace(/\/$/, "");
   const start = folder === "" ? "" : `${folder}/`;
   const level = folder === "" ? 1 : folder.split("/").length + 1;
   const wanted = escapeLike(start + request.search);
-  const sortKey = request.column === "name" ? sql`lower(name) collate "C"` : sql`${sql(request.column)}`;
-  const direction = request.order === "desc" ? sql`desc` : sql`asc`;
-  const rows = await sql<ListEntry[]>`
-    with found as (
+  const sortKey = request.column === "name" ? `lower(name) collate "C"` : request.column;
+  const { rows } = await sql.query<ListEntry>(
+    `with found as (
       select name, id, updated_at, created_at, last_accessed_at, metadata, path_tokens
       from storage.objects
-      where bucket_id = ${bucketId} and name ilike ${wanted + "%"}
+      where bucket_id = $1 and name ilike $2
     ),
     entries as (
-      select path_tokens[${level}] as name, id, updated_at, created_at, last_accessed_at, metadata
-      from found where cardinality(path_tokens) = ${level}
+      select path_tokens[$3] as name, id, updated_at, created_at, last_accessed_at, metadata
+      from found where cardinality(path_tokens) = $3
       union all
-      select distinct path_tokens[${level}], null::uuid, null::timestamptz, null::timestamptz, null::timestamptz, null::jsonb
-      from found where cardinality(path_tokens) > ${level}
+      select distinct path_tokens[$3], null::uuid, null::timestamptz, null::timestamptz, null::timestamptz, null::jsonb
+      from found where cardinality(path_tokens) > $3
     )
     select name, id, updated_at, created_at, last_accessed_at, metadata
     from entries
-    order by ${sortKey} ${direction}, name collate "C"
-    limit ${Math.min(request.limit, maxListLimit)} offset ${request.offset}`;
-  return [...rows];
+    order by ${sortKey} ${request.order}, name collate "C"
+    limit $4 offset $5`,
+    [bucketId, `${wanted}%`, level, Math.min(request.limit, maxListLimit), request.offset],
+  );
+  return rows;
 }
 
 /** What `list-v2` is asked for. */
@@ -74,7 +75,7 @@ export type ListV2Page = {
 };
 
 /** The page of keys after `cursor`, in the order of bytes. With a delimiter, folders stand for what they hold. */
-export async function listKeys(sql: Sql, bucketId: string, request: ListV2Request): Promise<ListV2Page> {
+export async function listKeys(sql: Pool, bucketId: string, request: ListV2Request): Promise<ListV2Page> {
   const limit = Math.max(1, Math.min(request.limit, 1000));
   const after = request.cursor === undefined ? "" : Buffer.from(request.cursor, "base64url").toString();
   const rows = request.withDelimiter
@@ -97,48 +98,52 @@ export async function listKeys(sql: Sql, bucketId: string, request: ListV2Reques
 type KeyRange = { readonly prefix: string; readonly after: string; readonly limit: number };
 
 async function flatKeys(
-  sql: Sql,
+  sql: Pool,
   bucketId: string,
   { prefix, after, limit }: KeyRange,
 ): Promise<ListEntry[]> {
-  const rows = await sql<ListEntry[]>`
-    select name, id, updated_at, created_at, last_accessed_at, metadata
+  const { rows } = await sql.query<ListEntry>(
+    `select name, id, updated_at, created_at, last_accessed_at, metadata
     from storage.objects
-    where bucket_id = ${bucketId}
-      and name collate "C" > ${after}
-      and name collate "C" >= ${prefix}
-      and (${prefix} = '' or starts_with(name, ${prefix}))
+    where bucket_id = $1
+      and name collate "C" > $3
+      and name collate "C" >= $2
+      and ($2 = '' or starts_with(name, $2))
     order by name collate "C"
-    limit ${limit}`;
-  return [...rows];
+    limit $4`,
+    [bucketId, prefix, after, limit],
+  );
+  return rows;
 }
 
 async function groupedKeys(
-  sql: Sql,
+  sql: Pool,
   bucketId: string,
   { prefix, after, limit }: KeyRange,
 ): Promise<ListEntry[]> {
-  const rows = await sql<ListEntry[]>`
-    with keys as (
+  const { rows } = await sql.query<ListEntry>(
+    `with keys as (
       select
         *,
-        position('/' in substr(name, length(${prefix}) + 1)) as slash
+        position('/' in substr(name, length($2) + 1)) as slash
       from storage.objects
-      where bucket_id = ${bucketId} and (${prefix} = '' or starts_with(name, ${prefix}))
+      where bucket_id = $1 and ($2 = '' or starts_with(name, $2))
     ),
     entries as (
       select name, id, updated_at, created_at, last_accessed_at, metadata from keys where slash = 0
       union all
-      select distinct left(name, length(${prefix}) + slash), null::uuid, null::timestamptz, null::timestamptz,
+      select distinct left(name, length($2) + slash), null::uuid, null::timestamptz, null::timestamptz,
         null::timestamptz, null::jsonb
       from keys where slash > 0
     )
     select name, id, updated_at, created_at, last_accessed_at, metadata
     from entries
-    where name collate "C" > ${after}
+    where name collate "C" > $3
     order by name collate "C"
-    limit ${limit}`;
-  return [...rows];
+    limit $4`,
+    [bucketId, prefix, after, limit],
+  );
+  return rows;
 }
 
 function escapeLike(text: string): string {

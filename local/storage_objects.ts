@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import type { Sql, TransactionSql } from "postgres";
+import { databaseErrorOf, inTransaction, type Pool, type Session } from "./database.ts";
 import { storageFailures } from "./storage_errors.ts";
 import type { StorageFiles } from "./storage_files.ts";
 import { isObjectName } from "./storage_names.ts";
@@ -28,6 +28,9 @@ export type ObjectMetadata = {
   readonly contentLength: number;
   readonly httpStatusCode: number;
 };
+
+const columns =
+  "id, bucket_id, name, owner, created_at, updated_at, last_accessed_at, metadata, user_metadata, version";
 
 /** A file on its way into a bucket. */
 export type Upload = {
@@ -61,11 +64,12 @@ export type ObjectPlace = { readonly bucketId: string; readonly name: string };
  *
  * @param sql a pool whose sessions have the caller's role
  */
-export function createStorageObjects(sql: Sql, files: StorageFiles): StorageObjects {
+export function createStorageObjects(sql: Pool, files: StorageFiles): StorageObjects {
   const find = async (bucketId: string, name: string) => {
-    const [row] = await sql<ObjectRow[]>`
-      select id, bucket_id, name, owner, created_at, updated_at, last_accessed_at, metadata, user_metadata, version
-      from storage.objects where bucket_id = ${bucketId} and name = ${name}`;
+    const { rows: [row] } = await sql.query<ObjectRow>(
+      `select ${columns} from storage.objects where bucket_id = $1 and name = $2`,
+      [bucketId, name],
+    );
     return row;
   };
   const copy = async (source: ObjectPlace, destination: ObjectPlace) => {
@@ -85,10 +89,10 @@ export function createStorageObjects(sql: Sql, files: StorageFiles): StorageObje
     copy,
     upload: (file) => upload(sql, files, file),
     existing: async (bucketId, names) => {
-      const rows = await sql<{ name: string }[]>`
-        select name from storage.objects where bucket_id = ${bucketId} and name = any (${
-        sql.array([...names])
-      }::text[])`;
+      const { rows } = await sql.query<{ name: string }>(
+        "select name from storage.objects where bucket_id = $1 and name = any ($2::text[])",
+        [bucketId, names],
+      );
       return new Set(rows.map(({ name }) => name));
     },
     remove: (bucketId, names) => remove(sql, files, bucketId, names),
@@ -96,9 +100,11 @@ export function createStorageObjects(sql: Sql, files: StorageFiles): StorageObje
       const row = await find(source.bucketId, source.name);
       if (row === undefined) throw storageFailures.noSuchObject();
       if (!isObjectName(destination.name)) throw storageFailures.invalidName(destination.name);
-      await sql`
-        update storage.objects set bucket_id = ${destination.bucketId}, name = ${destination.name}
-        where id = ${row.id}`.catch(explainConflict);
+      await sql.query("update storage.objects set bucket_id = $2, name = $3 where id = $1", [
+        row.id,
+        destination.bucketId,
+        destination.name,
+      ]).catch(explainConflict);
     },
   };
 }
@@ -112,13 +118,13 @@ export async function contentOf(files: StorageFiles, row: ObjectRow): Promise<Ui
   return content;
 }
 
-async function upload(sql: Sql, files: StorageFiles, file: Upload): Promise<{ id: string }> {
+async function upload(sql: Pool, files: StorageFiles, file: Upload): Promise<{ id: string }> {
   if (!isObjectName(file.name)) throw storageFailures.invalidName(file.name);
   await checkBucketLimits(sql, file);
   const version = randomUUID();
   await files.write(version, file.content);
   try {
-    const { id, replaced } = await sql.begin((transaction) => storeRow(transaction, file, version));
+    const { id, replaced } = await inTransaction(sql, (session) => storeRow(session, file, version));
     if (replaced !== null) await files.remove(replaced);
     return { id };
   } catch (error) {
@@ -128,36 +134,43 @@ async function upload(sql: Sql, files: StorageFiles, file: Upload): Promise<{ id
 }
 
 async function storeRow(
-  sql: TransactionSql,
+  session: Session,
   file: Upload,
   version: string,
 ): Promise<{ id: string; replaced: string | null }> {
-  const metadata = sql.json(metadataOf(file));
-  const userMetadata = file.userMetadata === null ? null : JSON.stringify(file.userMetadata);
-  const [existing] = await sql<{ id: string; version: string | null }[]>`
-    select id, version from storage.objects
-    where bucket_id = ${file.bucketId} and name = ${file.name} for update`;
+  const values = [file.bucketId, file.name, metadataOf(file), file.userMetadata, version];
+  const { rows: [existing] } = await session.query<{ id: string; version: string | null }>(
+    "select id, version from storage.objects where bucket_id = $1 and name = $2 for update",
+    values.slice(0, 2),
+  );
   if (existing === undefined) {
     if (file.mode === "replace") throw storageFailures.noSuchObject();
-    const [made] = await sql<{ id: string }[]>`
-      insert into storage.objects (bucket_id, name, metadata, user_metadata, version)
-      values (${file.bucketId}, ${file.name}, ${metadata}, ${userMetadata}::text::jsonb, ${version})
-      returning id`;
+    const { rows: [made] } = await session.query<{ id: string }>(
+      `insert into storage.objects (bucket_id, name, metadata, user_metadata, version)
+      values ($1, $2, $3, $4, $5)
+      returning id`,
+      values,
+    );
     if (made === undefined) throw storageFailures.accessDenied();
     return { id: made.id, replaced: null };
   }
   if (file.mode === "create") throw storageFailures.duplicate();
-  await sql`
-    update storage.objects
-    set metadata = ${metadata}, user_metadata = ${userMetadata}::text::jsonb, version = ${version},
-      last_accessed_at = now()
-    where id = ${existing.id}`;
+  await session.query(
+    `update storage.objects
+    set metadata = $3, user_metadata = $4, version = $5, last_accessed_at = now()
+    where bucket_id = $1 and name = $2`,
+    values,
+  );
   return { id: existing.id, replaced: existing.version };
 }
 
-async function checkBucketLimits(sql: Sql, file: Upload): Promise<void> {
-  const [bucket] = await sql<{ file_size_limit: string | null; allowed_mime_types: string[] | null }[]>`
-    select file_size_limit, allowed_mime_types from storage.buckets where id = ${file.bucketId}`;
+type BucketLimits = { readonly file_size_limit: string | null; readonly allowed_mime_types: string[] | null };
+
+async function checkBucketLimits(sql: Pool, file: Upload): Promise<void> {
+  const { rows: [bucket] } = await sql.query<BucketLimits>(
+    "select file_size_limit, allowed_mime_types from storage.buckets where id = $1",
+    [file.bucketId],
+  );
   if (bucket === undefined) throw storageFailures.noSuchBucket();
   const { file_size_limit: limit, allowed_mime_types: types } = bucket;
   if (limit !== null && file.content.byteLength > Number(limit)) throw storageFailures.fileTooLarge();
@@ -169,20 +182,20 @@ async function checkBucketLimits(sql: Sql, file: Upload): Promise<void> {
 }
 
 async function remove(
-  sql: Sql,
+  sql: Pool,
   files: StorageFiles,
   bucketId: string,
   names: readonly string[],
 ): Promise<ObjectRow[]> {
-  const rows = await sql.begin(async (transaction) => {
-    await transaction`set local storage.allow_delete_query = 'true'`;
-    return await transaction<ObjectRow[]>`
-      delete from storage.objects
-      where bucket_id = ${bucketId} and name = any (${sql.array([...names])}::text[])
-      returning id, bucket_id, name, owner, created_at, updated_at, last_accessed_at, metadata, user_metadata, version`;
+  const { rows } = await inTransaction(sql, async (session) => {
+    await session.query("set local storage.allow_delete_query = 'true'");
+    return await session.query<ObjectRow>(
+      `delete from storage.objects where bucket_id = $1 and name = any ($2::text[]) returning ${columns}`,
+      [bucketId, names],
+    );
   });
   await Promise.all(rows.map(({ version }) => version === null ? undefined : files.remove(version)));
-  return [...rows];
+  return rows;
 }
 
 function metadataOf({ content, mimetype, cacheControl }: Upload): ObjectMetadata {
@@ -198,10 +211,9 @@ function metadataOf({ content, mimetype, cacheControl }: Upload): ObjectMetadata
 }
 
 function explainConflict(error: unknown): never {
-  if (error instanceof Error && "code" in error) {
-    if (error.code === "23505") throw storageFailures.duplicate();
-    if (error.code === "23503") throw storageFailures.noSuchBucket();
-    if (error.code === "42501") throw storageFailures.accessDenied();
-  }
+  const code = databaseErrorOf(error)?.code;
+  if (code === "23505") throw storageFailures.duplicate();
+  if (code === "23503") throw storageFailures.noSuchBucket();
+  if (code === "42501") throw storageFailures.accessDenied();
   throw error;
 }

@@ -1,9 +1,9 @@
 import { setTimeout as delay } from "node:timers/promises";
-import postgres from "postgres";
 import type { Client } from "../../cli/client.ts";
 import type { Progress } from "../../cli/progress.ts";
 import { watch } from "../../cli/watch.ts";
 import type { Run } from "../../supabase/functions/image-sync/contract.ts";
+import { withDatabase } from "../database.ts";
 import type { Stack } from "../stack.ts";
 
 const JOB = "image-sync-nightly";
@@ -28,15 +28,13 @@ async function makeDue({ scheduler, dbUrl }: Stack): Promise<void> {
     if (status !== "succeeded") throw new Error(`The job ${JOB} failed: ${return_message}`);
     return;
   }
-  const sql = postgres(dbUrl, { max: 1 });
-  try {
-    await sql`
-      select cron.schedule(${JOB}, extract(minute from now() at time zone 'UTC' + interval '1 minute')::text || ' * * * *', command)
+  await withDatabase(dbUrl, (sql) =>
+    sql.query(
+      `select cron.schedule($1, extract(minute from now() at time zone 'UTC' + interval '1 minute')::text || ' * * * *', command)
       from cron.job
-      where jobname = ${JOB}`;
-  } finally {
-    await sql.end();
-  }
+      where jobname = $1`,
+      [JOB],
+    ));
 }
 
 async function scheduledRun(client: Client): Promise<Run> {

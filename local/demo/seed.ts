@@ -1,6 +1,6 @@
 import { createClient } from "@supabase/supabase-js";
 import pLimit from "p-limit";
-import postgres from "postgres";
+import { withDatabase } from "../database.ts";
 import type { Stack } from "../stack.ts";
 import { type SampleImage, sampleImages } from "./sample_images.ts";
 
@@ -42,16 +42,14 @@ export async function seed(stack: Stack, { images, records, onUpload }: Seed): P
 }
 
 async function insertOldRecords({ dbUrl, url }: Stack, records: number): Promise<void> {
-  const sql = postgres(dbUrl, { max: 1 });
-  try {
-    await sql`
-      insert into public.part_images (part_number, file_name, signed_url)
-      select n.part_number, n.part_number || '.jpg', ${url} || '/storage/v1/object/sign/part-images/' || n.part_number || '.jpg?token=died-long-ago'
+  await withDatabase(dbUrl, (sql) =>
+    sql.query(
+      `insert into public.part_images (part_number, file_name, signed_url)
+      select n.part_number, n.part_number || '.jpg', $1 || '/storage/v1/object/sign/part-images/' || n.part_number || '.jpg?token=died-long-ago'
       from (
-        select case when i % ${ORPHAN_EVERY} = 0 then 'gone-' else '' end || lpad(i::text, 6, '0') as part_number
-        from generate_series(1, ${records}::integer) as i
-      ) as n`;
-  } finally {
-    await sql.end();
-  }
+        select case when i % $3 = 0 then 'gone-' else '' end || lpad(i::text, 6, '0') as part_number
+        from generate_series(1, $2) as i
+      ) as n`,
+      [url, records, ORPHAN_EVERY],
+    ));
 }

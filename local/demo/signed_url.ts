@@ -1,4 +1,4 @@
-import postgres from "postgres";
+import { withDatabase } from "../database.ts";
 
 /** What opening a signed URL of the table showed. */
 export type OpenedUrl = {
@@ -10,24 +10,21 @@ export type OpenedUrl = {
 
 /** Opens one signed URL of the table as the register does: without a key. Undefined where no row has one that works. */
 export async function openSignedUrl(dbUrl: string): Promise<OpenedUrl | undefined> {
-  const sql = postgres(dbUrl, { max: 1 });
-  try {
-    const [row] = await sql<{ signed_url: string }[]>`
-      select signed_url
+  const { rows: [row] } = await withDatabase(dbUrl, (sql) =>
+    sql.query<{ signed_url: string }>(
+      `select signed_url
       from public.part_images
       where signed_url_expires_at > now()
       order by part_number
-      limit 1`;
-    if (row === undefined) return undefined;
-    const response = await fetch(row.signed_url);
-    const { byteLength } = await response.arrayBuffer();
-    return {
-      url: row.signed_url,
-      status: response.status,
-      contentType: response.headers.get("content-type"),
-      bytes: byteLength,
-    };
-  } finally {
-    await sql.end();
-  }
+      limit 1`,
+    ));
+  if (row === undefined) return undefined;
+  const response = await fetch(row.signed_url);
+  const { byteLength } = await response.arrayBuffer();
+  return {
+    url: row.signed_url,
+    status: response.status,
+    contentType: response.headers.get("content-type"),
+    bytes: byteLength,
+  };
 }

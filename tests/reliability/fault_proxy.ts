@@ -79,6 +79,9 @@ export async function startFaultProxy(): Promise<FaultProxy> {
   const bucketOfRun = new Map<string, string>();
   let target = "";
   const server = createServer((request, response) => {
+    // A connection of its own for every call: what is cut on a connection that was used before, Deno's fetch repeats by itself,
+    // without a word to whoever called it.
+    response.shouldKeepAlive = false;
     serve(request, response).catch(() => request.socket.destroy());
   });
 

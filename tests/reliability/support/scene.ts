@@ -38,7 +38,6 @@ export async function openScene(): Promise<Scene> {
   const sql = postgres(stack.adminDbUrl, { max: 4, onnotice: () => {} });
   // What was committed has to outlive a crash of the server here. Sessions take it over when they begin.
   await sql`alter database postgres set synchronous_commit = on`;
-  await becomeQuiet(sql);
   await endSessions(sql);
   const client = createTestClient(stack.url, stack.secretKey);
   return {
@@ -54,39 +53,13 @@ export async function openScene(): Promise<Scene> {
   };
 }
 
-/**
- * Ends every session of the API and of Storage, as a failover does, and waits until the other side has noticed.
- * Call {@linkcode becomeQuiet} first.
- */
+/** Ends every session of the API and of Storage, as a failover does. */
 export async function endSessions(sql: Sql): Promise<void> {
   await sql`
     select pg_terminate_backend(pid)
     from pg_stat_activity
     where backend_type = 'client backend'
       and usename in ('authenticator', 'supabase_storage_admin')`;
-  await new Promise((resolve) => setTimeout(resolve, 300));
-}
-
-/**
- * Waits for a moment at which no statement of the stack runs or is about to. The driver of the stand-ins does not survive
- * the loss of a connection inside a transaction (porsager/postgres issues 1066, 1208), so a crash must not fall into one;
- * what a statement that is cut off leaves behind is tested without them (tests/reliability/statements.test.ts).
- */
-export async function becomeQuiet(sql: Sql): Promise<void> {
-  await poll(async () => {
-    const [row] = await sql<{ is_quiet: boolean }[]>`
-      select
-        coalesce(bool_and(state = 'idle' and state_change < clock_timestamp() - interval '150 ms')
-          filter (where usename in ('authenticator', 'supabase_storage_admin')), true)
-        and coalesce(bool_and(state = 'idle') filter (where usename = 'supabase_admin'), true)
-        -- The queue looks once a second: right behind a look there is time until the next.
-        and coalesce(max(state_change) filter (where usename = 'supabase_admin'), now()) > clock_timestamp() - interval '500 ms'
-        -- Jobs begin with a minute.
-        and extract(second from clock_timestamp()) between 1 and 58 as is_quiet
-      from pg_stat_activity
-      where backend_type = 'client backend' and application_name in ('local', 'pg_cron')`;
-    return row?.is_quiet === true;
-  }, { what: "the stack was quiet" });
 }
 
 /** Calls one of the stack's own endpoints. */
