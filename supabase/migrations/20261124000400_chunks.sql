@@ -20,6 +20,7 @@ create table image_sync.chunks (
   collided integer not null default 0,
   vanished integer not null default 0,
   missing integer not null default 0,
+  to_insert text[] not null default '{}',
   images_signed integer not null default 0,
   to_sign integer not null default 0,
   signed integer not null default 0,
@@ -73,9 +74,10 @@ comment on column image_sync.chunks.recorded is 'Images that had a record alread
 comment on column image_sync.chunks.inserted is 'Images whose record this chunk inserted.';
 comment on column image_sync.chunks.collided is 'Images whose record the table refuses: a unique value is taken by another record, or a constraint or trigger of its owner says no. In a run that only reads: images without a record whose part number is taken and has to be unique.';
 comment on column image_sync.chunks.vanished is 'Images that were deleted between listing and inserting.';
-comment on column image_sync.chunks.missing is 'Images without a record that the run left so because it only reads; 0 in a sync.';
+comment on column image_sync.chunks.missing is 'Images without a record. In a sync those of to_insert, 0 once the chunk is closed; in a run that only reads those that it found.';
+comment on column image_sync.chunks.to_insert is 'Images whose record is inserted when the chunk is closed, together with its URL, or without one where an attempt fails.';
 comment on column image_sync.chunks.images_signed is 'Images whose record has a URL that works, when the chunk was closed.';
-comment on column image_sync.chunks.to_sign is 'Records with an object that needed a URL when the chunk was listed.';
+comment on column image_sync.chunks.to_sign is 'Images and records with an object that needed a URL when the chunk was listed.';
 comment on column image_sync.chunks.signed is 'Records that were given a new URL.';
 comment on column image_sync.chunks.withdrawn is 'Records whose object was deleted between listing and signing: orphaned from then on.';
 comment on column image_sync.chunks.failed is 'Records whose URL could not be made.';

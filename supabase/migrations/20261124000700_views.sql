@@ -56,18 +56,21 @@ comment on column image_sync.records.signed is 'There is a URL, working or not.'
 comment on column image_sync.records.expired is 'There is a URL and it has expired, or its expiry is unknown.';
 comment on column image_sync.records.usable_until is 'Until when the URL works; null where it does not.';
 
--- a.b/12.x.jpg: 12.x
-create function image_sync.part_number_of(p_name text)
-returns text
+-- a.b/12.x.jpg: 12.x. Of many names at once: a call for each costs more than what it does.
+create function image_sync.part_numbers_of(p_names text[])
+returns text[]
 language sql
 immutable
 set search_path = ''
-return regexp_replace(split_part(p_name, '/', -1), '\.[^.]*$', '');
+return array(
+  select regexp_replace(split_part(n.name, '/', -1), '\.[^.]*$', '')
+  from unnest(p_names) as n (name)
+);
 
-comment on function image_sync.part_number_of(text) is 'The part number of a file: its name without folders and extension.';
+comment on function image_sync.part_numbers_of(text[]) is 'The part numbers of files, in their order: each is the name without folders and extension.';
 
-revoke all on function image_sync.part_number_of(text) from public;
-grant execute on function image_sync.part_number_of(text) to service_role;
+revoke all on function image_sync.part_numbers_of(text[]) from public;
+grant execute on function image_sync.part_numbers_of(text[]) to service_role;
 
 grant select on image_sync.objects, image_sync.records to service_role;
 

@@ -5,10 +5,11 @@
 -- One neighbour look-up by index per file would double the cost of an unchanged chunk, so only a stem that stands twice in the
 -- chunk, or at its edges, or with a copy's ending, is looked up.
 create function image_sync.find_several_files(p_bucket_id text, p_names text[], out part_numbers integer, out samples text[])
-language sql
+language plpgsql
 stable
 set search_path = ''
-begin atomic
+as $$
+begin
   with files as (
     select
       f.name,
@@ -73,9 +74,11 @@ begin atomic
   select
     count(*)::integer,
     (array_agg(regexp_replace(f.stem, '^.*/', '') || ': ' || array_to_string(f.names, ', ') order by f.stem collate "C"))[1:20]
+  into part_numbers, samples
   from found f
   where f.names[1] = any (p_names);
 end;
+$$;
 
 comment on function image_sync.find_several_files(text, text[]) is
   'Part numbers with several image files whose first file is among the given names, and up to 20 of them as "part number: files".';

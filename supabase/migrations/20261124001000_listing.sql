@@ -1,18 +1,23 @@
--- One chunk of a sync or analyze: list ▸ diff ▸ insert, and which records need a URL.
+-- One chunk of a sync or analyze: list ▸ diff, and which files need a URL. A record that is missing is inserted together with its
+-- URL when the chunk is closed: written once instead of twice.
 
 create function image_sync.next_number(p_run uuid)
 returns integer
-language sql
+language plpgsql
 stable
 set search_path = ''
-return 1 + coalesce(
-  (
-    select c.number
-    from image_sync.chunks c
-    where c.run_id = p_run
-    order by c.number desc
-    limit 1
-  ), 0);
+as $$
+begin
+  return 1 + coalesce(
+    (
+      select c.number
+      from image_sync.chunks c
+      where c.run_id = p_run
+      order by c.number desc
+      limit 1
+    ), 0);
+end;
+$$;
 
 comment on function image_sync.next_number(uuid) is 'The number of a run''s next chunk. The caller holds the run''s row lock.';
 
@@ -46,8 +51,8 @@ declare
   v_excluded text[];
   v_by_extension jsonb;
   v_collided text[];
-  v_several_files record;
   v_files text[];
+  v_several_files record;
   v_insert record;
 begin
   -- Whichever side fills the chunk first ends its range, so that a range of records without objects is bounded too.
@@ -133,32 +138,19 @@ begin
   v_chunk.inserted := 0;
   v_chunk.collided := 0;
   v_chunk.vanished := 0;
-  v_chunk.missing := 0;
+  v_chunk.missing := coalesce(cardinality(v_missing), 0);
+  v_chunk.to_insert := '{}';
   v_chunk.problems := '[]';
-  if v_missing is not null and v_writes then
-    select *
-    into v_insert
-    from image_sync.insert_missing(p_run.bucket_id, v_missing);
-    v_chunk.recorded := v_chunk.recorded + v_insert.recorded;
-    v_chunk.inserted := cardinality(v_insert.inserted);
-    v_chunk.collided := v_insert.collided;
-    v_chunk.vanished := v_insert.vanished;
-    v_chunk.problems := v_insert.problems;
-    v_collided := v_insert.collided_samples;
-    v_chunk.records := v_chunk.records + v_chunk.inserted + v_insert.recorded;
-    v_names := v_names || v_insert.inserted;
-  elsif v_missing is not null and image_sync.part_number_is_unique() then
+  if v_missing is not null and not v_writes and image_sync.part_number_is_unique() then
     select count(*), (array_agg(m.name order by m.name collate "C"))[1:20]
     into v_chunk.collided, v_collided
-    from unnest(v_missing) as m (name)
+    from unnest(v_missing, image_sync.part_numbers_of(v_missing)) as m (name, part_number)
     where exists (
       select
       from public.part_images p
-      where p.part_number = image_sync.part_number_of(m.name)
+      where p.part_number = m.part_number
     );
-    v_chunk.missing := cardinality(v_missing) - v_chunk.collided;
-  elsif v_missing is not null then
-    v_chunk.missing := cardinality(v_missing);
+    v_chunk.missing := v_chunk.missing - v_chunk.collided;
   end if;
 
   select f.part_numbers, f.samples
@@ -169,16 +161,29 @@ begin
   v_chunk.number := image_sync.next_number(p_run.id);
   v_chunk.from_key := p_run.cursor;
   v_chunk.worker_id := p_worker;
-  v_chunk.to_sign := case when v_writes then cardinality(v_names) else 0 end;
-  v_chunk.state := case when v_chunk.to_sign > 0 then 'leased' else 'done' end;
+  v_chunk.several_files := v_several_files.part_numbers;
   v_chunk.facts := jsonb_strip_nulls(jsonb_build_object(
     'by_extension', v_by_extension,
     'orphaned', case when p_run.mode = 'cleanup' then v_orphans else v_orphans[1:20] end,
-    'missing', case when v_chunk.missing > 0 then v_missing[1:20] end,
+    'missing', case when not v_writes and v_chunk.missing > 0 then v_missing[1:20] end,
     'collided', v_collided,
     'excluded', v_excluded,
     'several_files', v_several_files.samples
   ));
+
+  if v_writes and v_missing is not null then
+    v_chunk.to_insert := v_missing;
+    if image_sync.may_refuse_records() then
+      select *
+      into v_insert
+      from image_sync.insert_missing(p_run.bucket_id, v_chunk);
+      v_chunk := v_insert.chunk;
+      v_missing := v_insert.inserted;
+    end if;
+    v_names := v_names || v_missing;
+  end if;
+  v_chunk.to_sign := case when v_writes then cardinality(v_names) else 0 end;
+  v_chunk.state := case when v_chunk.to_sign > 0 then 'leased' else 'done' end;
   if v_chunk.state = 'leased' then
     v_chunk.lease_token := p_lease;
     v_chunk.lease_expires_at := clock_timestamp() + p_settings.lease_duration;
@@ -189,12 +194,12 @@ begin
 
   insert into image_sync.chunks (
     run_id, number, from_key, to_key, state, lease_token, lease_expires_at, worker_id,
-    listed, bytes, images, not_images, recorded, inserted, collided, vanished, missing, images_signed, to_sign, orphaned, several_files,
+    listed, bytes, images, not_images, recorded, inserted, collided, vanished, missing, to_insert, images_signed, to_sign, orphaned, several_files,
     records, records_signed, records_expired, orphans_unsigned, orphans_expired, soonest_expiry, facts, problems, closed_at
   )
   values (
     v_chunk.run_id, v_chunk.number, v_chunk.from_key, v_chunk.to_key, v_chunk.state, v_chunk.lease_token, v_chunk.lease_expires_at, v_chunk.worker_id,
-    v_chunk.listed, v_chunk.bytes, v_chunk.images, v_chunk.not_images, v_chunk.recorded, v_chunk.inserted, v_chunk.collided, v_chunk.vanished, v_chunk.missing, v_chunk.images_signed, v_chunk.to_sign, v_chunk.orphaned, coalesce(v_several_files.part_numbers, 0),
+    v_chunk.listed, v_chunk.bytes, v_chunk.images, v_chunk.not_images, v_chunk.recorded, v_chunk.inserted, v_chunk.collided, v_chunk.vanished, v_chunk.missing, v_chunk.to_insert, v_chunk.images_signed, v_chunk.to_sign, v_chunk.orphaned, v_chunk.several_files,
     v_chunk.records, v_chunk.records_signed, v_chunk.records_expired, v_chunk.orphans_unsigned, v_chunk.orphans_expired, v_chunk.soonest_expiry, v_chunk.facts, v_chunk.problems, v_chunk.closed_at
   );
   return (v_chunk, v_names)::image_sync.chunk_to_sign;
@@ -202,7 +207,7 @@ end;
 $$;
 
 comment on function image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid) is
-  'Lists and compares the run''s next range of keys, inserts missing records in a sync, and stores the chunk: leased where records need a URL (their names are returned), done where none does.';
+  'Lists and compares the run''s next range of keys and stores the chunk: leased where files need a URL (their names are returned), done where none does.';
 
 revoke all on function
   image_sync.next_number(uuid),

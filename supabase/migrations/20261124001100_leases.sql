@@ -1,46 +1,77 @@
 -- The lease on a chunk: who may close it, and what becomes of it when its worker does not. docs/leases.md has the whole of it.
 
--- The names in a leased chunk that need a URL now. A worker that takes a chunk over asks again instead of trusting a list
--- that a dead one left: objects may be gone and URLs may have been made since.
+-- The names in a leased chunk that need a URL now. A worker that takes a chunk over asks again instead of trusting what a dead
+-- one was told: objects may be gone and URLs may have been made since. What has no record yet comes from the chunk's own list, so
+-- that a file that was uploaded after the listing is left to the next run and the ledger balances.
 create function image_sync.names_to_sign(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
 returns text[]
 language sql
 stable
 set search_path = ''
 return (
-  select coalesce(array_agg(r.file_name), '{}')
-  from image_sync.records r
-  join image_sync.objects o
-    on o.bucket_id = r.bucket_id
-    and o.name collate "C" = r.file_name
-  where r.bucket_id = p_run.bucket_id
-    and r.file_name collate "C" > p_chunk.from_key
-    and r.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
-    and coalesce(
-      r.usable_until < case when p_run.options ->> 'renew' = 'all' then 'infinity' else now() + p_settings.renew_before end,
+  with objects as (
+    select o.name
+    from image_sync.objects o
+    where o.bucket_id = p_run.bucket_id
+      and o.name collate "C" > p_chunk.from_key
+      and o.name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
+  ), records as (
+    select r.file_name, r.usable_until
+    from image_sync.records r
+    where r.bucket_id = p_run.bucket_id
+      and r.file_name collate "C" > p_chunk.from_key
+      and r.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
+  )
+  select coalesce(array_agg(objects.name), '{}')
+  from objects
+  left join records on records.file_name = objects.name
+  where case
+    when records.file_name is null then objects.name = any (p_chunk.to_insert)
+    else coalesce(
+      records.usable_until < case when p_run.options ->> 'renew' = 'all' then 'infinity' else now() + p_settings.renew_before end,
       true
     )
+  end
 );
 
 comment on function image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks) is
-  'Records of the chunk that have an object and need a URL: none, expired, expiring within renew_before, or all of them after renew = all.';
+  'Files of the chunk that need a URL: those whose record is to be inserted, and those whose record has none, an expired one, one that expires within renew_before, or any after renew = all.';
 
--- Ends an attempt that failed: the chunk waits for the next one, longer each time, or is dead.
+-- Ends an attempt that failed: the chunk waits for the next one, longer each time, or is dead. Its images get their records all the
+-- same, without a URL.
 create function image_sync.end_attempt(
+  p_bucket_id text,
   p_settings image_sync.settings,
   p_chunk image_sync.chunks,
   p_error jsonb,
   p_storage_calls integer default 0,
   p_retries integer default 0
 )
-returns void
-language sql
+returns image_sync.chunks
+language plpgsql
 set search_path = ''
-begin atomic
+as $$
+declare
+  v_insert record;
+  v_chunk image_sync.chunks;
+begin
+  select *
+  into v_insert
+  from image_sync.insert_missing(p_bucket_id, p_chunk);
+  v_chunk := v_insert.chunk;
+
   update image_sync.chunks c
   set
     state = case when c.attempts + 1 >= p_settings.max_attempts then 'dead' else 'pending' end,
     attempts = c.attempts + 1,
+    inserted = v_chunk.inserted,
+    recorded = v_chunk.recorded,
+    collided = v_chunk.collided,
+    vanished = v_chunk.vanished,
+    missing = v_chunk.missing,
+    to_insert = v_chunk.to_insert,
+    facts = v_chunk.facts,
+    problems = v_chunk.problems,
     -- A chunk that failed costs its records their URLs, not their place in the ledger.
     failed = case when c.attempts + 1 >= p_settings.max_attempts then c.to_sign else 0 end,
     not_before = clock_timestamp() + p_settings.retry_delay * power(2, least(c.attempts, 10)),
@@ -50,13 +81,17 @@ begin atomic
     error = p_error,
     closed_at = case when c.attempts + 1 >= p_settings.max_attempts then clock_timestamp() end
   where c.run_id = p_chunk.run_id
-    and c.number = p_chunk.number;
+    and c.number = p_chunk.number
+  returning c.*
+  into v_chunk;
+  return v_chunk;
 end;
+$$;
 
-comment on function image_sync.end_attempt(image_sync.settings, image_sync.chunks, jsonb, integer, integer) is
-  'Counts a failed attempt at a leased chunk: pending again after retry_delay, doubled each time, or dead after max_attempts.';
+comment on function image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer) is
+  'Counts a failed attempt at a leased chunk, which is pending again after retry_delay, doubled each time, or dead after max_attempts; inserts the records that it was to insert. Returns the chunk.';
 
--- Closes the chunk that p_token holds with what signing gave. p_names, p_urls and p_expires (seconds since 1970) are parallel.
+-- Closes the chunk that p_token holds with what signing gave: inserts the records that are missing and stores the URLs. p_names, p_urls and p_expires (seconds since 1970) are parallel.
 -- Returns closed; already_closed where this very call was made before (its answer got lost); stale where the token is not, or no
 -- longer, the chunk's: then nothing changes.
 create function image_sync.close_chunk(
@@ -77,6 +112,9 @@ set search_path = ''
 as $$
 declare
   v_chunk image_sync.chunks;
+  v_last_key text;
+  v_insert record;
+  v_updated integer := 0;
   v_stored integer;
   v_withdrawn integer;
   v_to_sign integer;
@@ -99,24 +137,34 @@ begin
   -- One update of the chunk and no more: a second one of a row that this transaction wrote would check its foreign key again
   -- and share-lock the run's row, which two workers that go on to lock it for themselves turn into a deadlock.
   if p_error is not null then
-    perform image_sync.end_attempt(p_settings, v_chunk, p_error, p_storage_calls, p_retries);
+    perform image_sync.end_attempt(p_run.bucket_id, p_settings, v_chunk, p_error, p_storage_calls, p_retries);
     return 'closed';
   end if;
 
-  with stored as (
+  v_last_key := coalesce(v_chunk.to_key, image_sync.last_key());
+  select *
+  into v_insert
+  from image_sync.insert_missing(p_run.bucket_id, v_chunk, p_names, p_urls, p_expires);
+  v_chunk := v_insert.chunk;
+
+  if v_insert.signed < cardinality(p_names) then
     update public.part_images p
     set signed_url = s.url, signed_url_expires_at = to_timestamp(s.expires)
     from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
     where p.bucket_id = p_run.bucket_id
       and p.file_name collate "C" = s.name
-      -- The token's range and nothing else, whatever the caller sends.
-      and s.name collate "C" > v_chunk.from_key
-      and s.name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
-    returning 1
-  )
-  select count(*)
-  into v_stored
-  from stored;
+      -- The token's range and nothing else, whatever the caller sends. Said of the record: so the index bounds what is read, also
+      -- where the planner knows nothing yet of a table that is only being filled.
+      and p.file_name collate "C" > v_chunk.from_key
+      and p.file_name collate "C" <= v_last_key
+      and (v_insert.signed = 0 or not exists (
+        select
+        from unnest(v_insert.inserted) as i (name)
+        where i.name = s.name
+      ));
+    get diagnostics v_updated = row_count;
+  end if;
+  v_stored := v_insert.signed + v_updated;
 
   -- An object that went away since it was listed is no failure: its record is orphaned from now on.
   select
@@ -132,6 +180,8 @@ begin
         from image_sync.objects o
         where o.bucket_id = p_run.bucket_id
           and o.name collate "C" = e.name
+          and o.name collate "C" > v_chunk.from_key
+          and o.name collate "C" <= v_last_key
       ) as is_object
     from jsonb_to_recordset(p_failures) as e (name text, error text)
   ) as f;
@@ -162,25 +212,32 @@ begin
     from image_sync.records r
     where r.bucket_id = p_run.bucket_id
       and r.file_name collate "C" > v_chunk.from_key
-      and r.file_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
+      and r.file_name collate "C" <= v_last_key
   )
   update image_sync.chunks c
   set
     state = 'done',
+    inserted = v_chunk.inserted,
+    recorded = v_chunk.recorded,
+    collided = v_chunk.collided,
+    vanished = v_chunk.vanished,
+    missing = v_chunk.missing,
+    to_insert = v_chunk.to_insert,
+    facts = v_chunk.facts,
     to_sign = v_to_sign,
     signed = v_stored,
     withdrawn = v_withdrawn,
     failed = jsonb_array_length(v_problems),
     storage_calls = c.storage_calls + p_storage_calls,
     retries = c.retries + p_retries,
-    problems = c.problems || v_problems,
+    problems = v_chunk.problems || v_problems,
     records = measured.records,
     records_signed = measured.records_signed,
     records_expired = measured.records_expired,
     soonest_expiry = measured.soonest_expiry,
     images_signed = measured.usable - case
       -- Only where the range holds records of no image are those with a URL told apart.
-      when measured.records > c.recorded + c.inserted then (
+      when measured.records > v_chunk.recorded + v_chunk.inserted then (
         select count(*)
         from image_sync.records r
         left join image_sync.objects o
@@ -189,7 +246,7 @@ begin
           and o.extension = any (p_settings.extensions)
         where r.bucket_id = p_run.bucket_id
           and r.file_name collate "C" > v_chunk.from_key
-          and r.file_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
+          and r.file_name collate "C" <= v_last_key
           and r.usable_until is not null
           and o.name is null
       )
@@ -206,7 +263,7 @@ end;
 $$;
 
 comment on function image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer) is
-  'Stores the URLs of a leased chunk and closes it, or counts its failed attempt (p_error). Returns closed, already_closed or stale; a stale call changes nothing.';
+  'Inserts the missing records of a leased chunk, stores its URLs and closes it, or counts its failed attempt (p_error). Returns closed, already_closed or stale; a stale call changes nothing.';
 
 -- Leases a chunk that waits or whose lease ran out. The caller holds the run's row lock, which makes claiming one at a time;
 -- skip locked passes over a chunk that its late worker is closing at this moment.
@@ -241,11 +298,11 @@ begin
     end if;
 
     if v_chunk.state = 'leased' then
-      perform image_sync.end_attempt(
-        p_settings, v_chunk,
+      v_chunk := image_sync.end_attempt(
+        p_run.bucket_id, p_settings, v_chunk,
         jsonb_build_object('code', 'lease_expired', 'title', 'A worker did not finish its chunk in time', 'detail', format('Worker %s leased chunk %s and was not heard of again.', v_chunk.worker_id, v_chunk.number))
       );
-      continue when v_chunk.attempts + 1 >= p_settings.max_attempts;
+      continue when v_chunk.state = 'dead';
     end if;
 
     v_names := image_sync.names_to_sign(p_run, p_settings, v_chunk);
@@ -292,14 +349,14 @@ comment on function image_sync.release_chunks(uuid, uuid[]) is 'Makes the chunks
 
 revoke all on function
   image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks),
-  image_sync.end_attempt(image_sync.settings, image_sync.chunks, jsonb, integer, integer),
+  image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer),
   image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
   image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid),
   image_sync.release_chunks(uuid, uuid[])
 from public;
 grant execute on function
   image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks),
-  image_sync.end_attempt(image_sync.settings, image_sync.chunks, jsonb, integer, integer),
+  image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer),
   image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
   image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid),
   image_sync.release_chunks(uuid, uuid[])

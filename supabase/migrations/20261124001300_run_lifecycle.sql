@@ -170,27 +170,31 @@ comment on function image_sync.lock_run(uuid) is 'Locks the run''s row and retur
 -- nothing; only storage.buckets says whether there is a bucket.
 create function image_sync.bucket_problem(p_run image_sync.runs)
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = ''
-return (
-  select case
-    when b.id is null then jsonb_build_object(
-      'code', 'bucket_missing',
-      'title', 'The bucket does not exist',
-      'detail', format('Cannot list bucket %s: storage.buckets has no such id. Create it, or correct bucket_id in image_sync.settings.', p_run.bucket_id)
-    )
-    when b.created_at is distinct from p_run.bucket_created_at then jsonb_build_object(
-      'code', 'bucket_recreated',
-      'title', 'The bucket was deleted and made again',
-      'detail', format('Bucket %s is not the one that run %s began with. Start a new run.', p_run.bucket_id, p_run.id)
-    )
-  end
-  from (select) as always
-  left join storage.buckets b on b.id = p_run.bucket_id
-  -- Putting records back needs no bucket.
-  where p_run.mode <> 'restore'
-);
+as $$
+begin
+  return (
+    select case
+      when b.id is null then jsonb_build_object(
+        'code', 'bucket_missing',
+        'title', 'The bucket does not exist',
+        'detail', format('Cannot list bucket %s: storage.buckets has no such id. Create it, or correct bucket_id in image_sync.settings.', p_run.bucket_id)
+      )
+      when b.created_at is distinct from p_run.bucket_created_at then jsonb_build_object(
+        'code', 'bucket_recreated',
+        'title', 'The bucket was deleted and made again',
+        'detail', format('Bucket %s is not the one that run %s began with. Start a new run.', p_run.bucket_id, p_run.id)
+      )
+    end
+    from (select) as always
+    left join storage.buckets b on b.id = p_run.bucket_id
+    -- Putting records back needs no bucket.
+    where p_run.mode <> 'restore'
+  );
+end;
+$$;
 
 comment on function image_sync.bucket_problem(image_sync.runs) is 'Why the run''s bucket cannot be walked: it is missing, or another one than at the beginning; null where it can.';
 
@@ -237,27 +241,31 @@ comment on function image_sync.walk(image_sync.runs, image_sync.settings, uuid, 
 -- Storage that refuses every call would otherwise be asked max_attempts times for every chunk of a large bucket.
 create function image_sync.too_many_failures(p_run image_sync.runs, p_settings image_sync.settings)
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = ''
-return (
-  select jsonb_build_object(
-    'code', coalesce(max(last_failed.error ->> 'code'), 'too_many_failures'),
-    'title', 'Too many chunks failed in a row',
-    'detail', format('The last %s chunks that needed signing all failed. The last error: %s', count(*), max(last_failed.error ->> 'detail'))
-  )
-  from (
-    select c.error, c.state
-    from image_sync.chunks c
-    where c.run_id = p_run.id
-      and c.to_sign > 0
-      and (c.state in ('done', 'dead') or c.attempts > 0)
-    order by c.closed_at desc nulls first
-    limit 3 * p_settings.max_attempts
-  ) as last_failed
-  having count(*) >= 3 * p_settings.max_attempts
-    and bool_and(last_failed.state <> 'done' and last_failed.error ->> 'code' <> 'lease_expired')
-);
+as $$
+begin
+  return (
+    select jsonb_build_object(
+      'code', coalesce(max(last_failed.error ->> 'code'), 'too_many_failures'),
+      'title', 'Too many chunks failed in a row',
+      'detail', format('The last %s chunks that needed signing all failed. The last error: %s', count(*), max(last_failed.error ->> 'detail'))
+    )
+    from (
+      select c.error, c.state
+      from image_sync.chunks c
+      where c.run_id = p_run.id
+        and c.to_sign > 0
+        and (c.state in ('done', 'dead') or c.attempts > 0)
+      order by c.closed_at desc nulls first
+      limit 3 * p_settings.max_attempts
+    ) as last_failed
+    having count(*) >= 3 * p_settings.max_attempts
+      and bool_and(last_failed.state <> 'done' and last_failed.error ->> 'code' <> 'lease_expired')
+  );
+end;
+$$;
 
 comment on function image_sync.too_many_failures(image_sync.runs, image_sync.settings) is
   'Why a run should stop before its end: its last 3 x max_attempts chunks to sign all failed at signing; null where it should go on.';

@@ -83,6 +83,9 @@ create function public.image_sync_advance(
 returns jsonb
 language plpgsql
 set search_path = ''
+-- A range of keys is read by its index, whatever the statistics say: a plan that was made while the table was nearly empty stays in
+-- its session's cache while a first night fills the table, and would read all of it for every chunk.
+set enable_seqscan = 'off'
 as $$
 declare
   v_run image_sync.runs;

@@ -43,7 +43,7 @@ begin
     ('collided', 'Another record has its part number, which has to be unique: rename one of the files', v_object.name is not null and v_record.file_name is null and v_object.extension = any (v_settings.extensions) and image_sync.part_number_is_unique() and exists (
       select
       from public.part_images p
-      where p.part_number = image_sync.part_number_of(v_object.name)
+      where p.part_number = any (image_sync.part_numbers_of(array[v_object.name]))
     )),
     ('unsigned', 'The record has no URL yet: the next sync signs it', v_object.name is not null and v_record.file_name is not null and not v_record.signed),
     ('expired', 'The URL has expired, or its expiry is unknown: the next sync signs it again', v_object.name is not null and v_record.expired),

@@ -15,6 +15,8 @@ import type { Probe } from "./contract.ts";
 
 /** The longest that an idle lane waits for chunks that others hold or that wait for their next attempt, in ms. */
 const MAX_IDLE_MS = 20_000;
+/** SQLSTATE of a missing grant. */
+const INSUFFICIENT_PRIVILEGE = "42501";
 /** How long a lane leaves the run's lock to others before it asks again, in ms. */
 const BUSY_MS = 50;
 
@@ -103,7 +105,11 @@ async function runLane(state: State, lane: number): Promise<void> {
       startLanes(state, answer.chunk.chunksLeft);
       const outcome = await workChunk(state.pipeline, lease, answer.chunk);
       closing = outcome.closing;
-      if (outcome.isFinal && closing.error !== null) return await fail(state, closing.error);
+      if (outcome.isFinal && closing.error !== null) {
+        // Its images get their records before the run ends.
+        await advance(state, null, closing);
+        return await fail(state, closing.error);
+      }
     } else if (answer.next === "probe") {
       await finish(state, await state.probe(answer.targets));
     } else if (answer.next === "stop") {
@@ -142,19 +148,15 @@ async function advance(state: State, lease: string | null, closing: Closing | nu
     if (!(error instanceof DatabaseError) || !error.isRefusal) throw error;
     const fault = toFault(error);
     // Something in this chunk's URLs is refused (a constraint of the table's owner): that is the chunk's failure, not the run's.
-    if (closing !== null && closing.error === null) {
-      const { storageCalls, retries } = closing;
-      const failed = {
+    if (closing !== null && closing.error === null && error.code !== INSUFFICIENT_PRIVILEGE) {
+      return await advance(state, lease, {
         ...closing,
         names: [],
         urls: [],
         expires: [],
         failures: [],
         error: fault,
-        storageCalls,
-        retries,
-      };
-      return await database.advance({ run, worker, lease, closing: failed });
+      });
     }
     await fail(state, fault);
     return { closed: null, next: "stop" };
@@ -193,7 +195,7 @@ function reportEnd(run: Run): void {
 
 /** Why the database refuses to go on with the run. */
 function toFault(error: DatabaseError): Fault {
-  if (error.code === "42501" && /\b(objects|buckets|schema storage)\b/.test(error.message)) {
+  if (error.code === INSUFFICIENT_PRIVILEGE && /\b(objects|buckets|schema storage)\b/.test(error.message)) {
     return {
       code: "listing_failed",
       title: "Error listing files",
@@ -201,7 +203,7 @@ function toFault(error: DatabaseError): Fault {
         `Cannot read the bucket's objects: ${error.message}. Run: grant usage on schema storage to service_role; grant select on storage.objects, storage.buckets to service_role;`,
     };
   }
-  if (error.code === "42501") {
+  if (error.code === INSUFFICIENT_PRIVILEGE) {
     return {
       code: "permission_denied",
       title: "The function may not do its work",

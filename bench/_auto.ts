@@ -1,0 +1,16 @@
+import { fillBucket, resetTable } from "./bucket.ts";
+import { runOurs } from "./ours.ts";
+import { startBenchStack } from "./stack.ts";
+const N = Number(Deno.args[0] ?? 20000);
+const stack = await startBenchStack();
+await stack.sql`alter database postgres set session_preload_libraries = 'auto_explain'`;
+for (const [k, v] of Object.entries({ log_min_duration: Deno.args[1] ?? "4ms", log_nested_statements: "on", log_analyze: "on", log_buffers: "on", log_parameter_max_length: "0", log_wal: "on" })) await stack.sql.unsafe(`alter database postgres set auto_explain.${k} = '${v}'`);
+await stack.sql`select pg_terminate_backend(pid) from pg_stat_activity where usename in ('authenticator')`;
+await fillBucket(stack, N);
+await resetTable(stack, 0);
+console.error("=====FIRST");
+await runOurs(stack);
+console.error("=====UNCHANGED");
+await runOurs(stack);
+await stack.stop();
+Deno.exit(0);
