@@ -34,7 +34,7 @@ export type BenchStack = {
 /** Starts a stack with the measurements' own RPCs, for approaches that write to tables. */
 export async function startBenchStack(): Promise<BenchStack> {
   const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", fileURLToPath(new URL("../local/serve.ts", import.meta.url)), "--fast", ...(Deno.env.get("LOUD") ? [] : ["--quiet"]), ...(Deno.env.get("CONC") ? ["--function-env", `IMAGE_SYNC_CONCURRENCY=${Deno.env.get("CONC")}`] : [])],
+    args: ["run", "-A", fileURLToPath(new URL("../local/serve.ts", import.meta.url)), "--fast", "--quiet"],
     stdin: "piped",
     stdout: "piped",
     stderr: "inherit",

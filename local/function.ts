@@ -87,6 +87,8 @@ function launch(
       "--no-prompt",
       "--allow-net",
       "--allow-env",
+      // The platform's memory for a worker: told the same limit, V8 collects as it does there.
+      "--v8-flags=--max-heap-size=256",
       "--host=127.0.0.1",
       "--port=0",
       ...options.denoFlags ?? [],

@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import type { Context } from "hono";
 import { Hono } from "hono";
 import { z } from "zod";
@@ -128,6 +129,7 @@ type Call = { readonly role: ApiRole; readonly text: string; readonly argumentNa
 
 async function call(sql: Pool, routine: Routine, { role, text, argumentNames }: Call): Promise<string> {
   const timeout = routine.statement_timeout ?? statementTimeoutOfRole[role];
+  const statement = callStatement(routine, argumentNames);
   const session = await sql.connect();
   try {
     // All four are sent at once: a transaction that holds a lock must not wait for this process to say commit. After an
@@ -141,10 +143,12 @@ async function call(sql: Pool, routine: Routine, { role, text, argumentNames }: 
           set_config('statement_timeout', coalesce($3, current_setting('statement_timeout')), true)`,
         [role, JSON.stringify({ role }), timeout ?? null],
       ),
-      session.query<{ body: string }>(
-        callStatement(routine, argumentNames),
-        takesWholeBody(routine) || argumentNames.length > 0 ? [text === "" ? "{}" : text] : [],
-      ),
+      session.query<{ body: string }>({
+        // Prepared once in a session, as PostgREST does.
+        name: createHash("md5").update(statement).digest("hex"),
+        text: statement,
+        values: takesWholeBody(routine) || argumentNames.length > 0 ? [text === "" ? "{}" : text] : [],
+      }),
       session.query("commit"),
     ]);
     for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;

@@ -24,6 +24,7 @@ create table image_sync.chunks (
   images_signed integer not null default 0,
   to_sign integer not null default 0,
   signed integer not null default 0,
+  updated integer not null default 0,
   withdrawn integer not null default 0,
   failed integer not null default 0,
   orphaned integer not null default 0,
@@ -78,7 +79,8 @@ comment on column image_sync.chunks.missing is 'Images without a record. In a sy
 comment on column image_sync.chunks.to_insert is 'Images whose record is inserted when the chunk is closed, together with its URL, or without one where an attempt fails.';
 comment on column image_sync.chunks.images_signed is 'Images whose record has a URL that works, when the chunk was closed.';
 comment on column image_sync.chunks.to_sign is 'Images and records with an object that needed a URL when the chunk was listed.';
-comment on column image_sync.chunks.signed is 'Records that were given a new URL.';
+comment on column image_sync.chunks.signed is 'Records that were given a new URL, those that were inserted with it included.';
+comment on column image_sync.chunks.updated is 'Records among them that were there before: rows that were written beside those inserted.';
 comment on column image_sync.chunks.withdrawn is 'Records whose object was deleted between listing and signing: orphaned from then on.';
 comment on column image_sync.chunks.failed is 'Records whose URL could not be made.';
 comment on column image_sync.chunks.orphaned is 'Records in the range without an object.';

@@ -20,6 +20,8 @@ begin atomic
       from pg_catalog.pg_trigger t
       where t.tgrelid = 'public.part_images'::regclass
         and not t.tgisinternal
+        -- On insert. Source: pg_trigger.h, TRIGGER_TYPE_INSERT.
+        and t.tgtype & 4 = 4
         and t.tgenabled <> 'D'
     )
     or exists (
@@ -27,7 +29,7 @@ begin atomic
       from pg_catalog.pg_index i
       where i.indrelid = 'public.part_images'::regclass
         and i.indisunique
-        and i.indexrelid <> 'public.part_images_bucket_id_file_name_key'::regclass
+        and i.indexrelid is distinct from to_regclass('public.part_images_bucket_id_file_name_key')
         -- A key of which every row has its own.
         and not exists (
           select
@@ -54,6 +56,11 @@ end;
 comment on function image_sync.may_refuse_records() is
   'True where a constraint, unique index, trigger or column of the table''s owner may refuse a record. Then records are inserted when they are listed, so that what is refused is not signed every night.';
 
+-- A chunk after its missing records were inserted.
+create type image_sync.insertion as (chunk image_sync.chunks, inserted text[], signed integer);
+
+comment on type image_sync.insertion is 'A chunk as it is after its missing records were inserted (not stored yet), their names, and how many of them have a URL.';
+
 -- Inserts the records that a chunk lacks (its to_insert), with their URLs where there are any, and accounts for every one of them.
 -- p_names, p_urls and p_expires (seconds since 1970) are parallel; a file that is not among them gets a record without a URL.
 create function image_sync.insert_missing(
@@ -61,33 +68,31 @@ create function image_sync.insert_missing(
   p_chunk image_sync.chunks,
   p_names text[] default '{}',
   p_urls text[] default '{}',
-  p_expires bigint[] default '{}',
-  out chunk image_sync.chunks,
-  out inserted text[],
-  out signed integer
+  p_expires bigint[] default '{}'
 )
+returns image_sync.insertion
 language plpgsql
 set search_path = ''
 as $$
 declare
+  v_chunk image_sync.chunks := p_chunk;
+  v_inserted text[] := '{}'::text[];
+  v_signed integer := 0;
   v_missing record;
   v_rest record;
-  v_problems jsonb := '[]';
+  v_problems jsonb := '[]'::jsonb;
   -- Said of both sides wherever they are looked up by name, so that a plan that reads more than one name reads this chunk at most.
   v_last_key constant text := coalesce(p_chunk.to_key, image_sync.last_key());
 begin
-  chunk := p_chunk;
-  inserted := '{}';
-  signed := 0;
-  if chunk.to_insert = '{}' then
-    return;
+  if v_chunk.to_insert = '{}' then
+    return (v_chunk, v_inserted, v_signed)::image_sync.insertion;
   end if;
 
   begin
     with added as (
       insert into public.part_images (bucket_id, file_name, part_number, signed_url, signed_url_expires_at)
       select p_bucket_id, m.name, m.part_number, s.url, to_timestamp(s.expires)
-      from unnest(chunk.to_insert, image_sync.part_numbers_of(chunk.to_insert)) as m (name, part_number)
+      from unnest(v_chunk.to_insert, image_sync.part_numbers_of(v_chunk.to_insert)) as m (name, part_number)
       left join unnest(p_names, p_urls, p_expires) as s (name, url, expires) on s.name = m.name
       -- What was signed a moment ago was there; anything else may be gone since it was listed.
       where s.name is not null or exists (
@@ -95,7 +100,7 @@ begin
         from image_sync.objects o
         where o.bucket_id = p_bucket_id
           and o.name collate "C" = m.name
-          and o.name collate "C" > chunk.from_key
+          and o.name collate "C" > v_chunk.from_key
           and o.name collate "C" <= v_last_key
       )
       order by m.name collate "C"
@@ -103,7 +108,7 @@ begin
       returning file_name, signed_url
     )
     select coalesce(array_agg(added.file_name), '{}'), count(added.signed_url)
-    into inserted, signed
+    into v_inserted, v_signed
     from added;
   exception
     -- A constraint or a trigger of the table's owner refuses a row: find out which, so that the others get in. Their URLs are
@@ -111,7 +116,15 @@ begin
     when integrity_constraint_violation or data_exception or raise_exception or program_limit_exceeded then
       for v_missing in
         select m.name, m.part_number
-        from unnest(chunk.to_insert, image_sync.part_numbers_of(chunk.to_insert)) as m (name, part_number)
+        from unnest(v_chunk.to_insert, image_sync.part_numbers_of(v_chunk.to_insert)) as m (name, part_number)
+        where exists (
+          select
+          from image_sync.objects o
+          where o.bucket_id = p_bucket_id
+            and o.name collate "C" = m.name
+            and o.name collate "C" > v_chunk.from_key
+            and o.name collate "C" <= v_last_key
+        )
         order by m.name collate "C"
       loop
         begin
@@ -119,7 +132,7 @@ begin
           values (p_bucket_id, v_missing.name, v_missing.part_number)
           on conflict do nothing;
           if found then
-            inserted := inserted || v_missing.name;
+            v_inserted := v_inserted || v_missing.name;
           end if;
         exception
           when integrity_constraint_violation or data_exception or raise_exception or program_limit_exceeded then
@@ -142,7 +155,7 @@ begin
         from public.part_images p
         where p.bucket_id = p_bucket_id
           and p.file_name collate "C" = m.name
-          and p.file_name collate "C" > chunk.from_key
+          and p.file_name collate "C" > v_chunk.from_key
           and p.file_name collate "C" <= v_last_key
       ) as is_recorded,
       exists (
@@ -150,24 +163,25 @@ begin
         from image_sync.objects o
         where o.bucket_id = p_bucket_id
           and o.name collate "C" = m.name
-          and o.name collate "C" > chunk.from_key
+          and o.name collate "C" > v_chunk.from_key
           and o.name collate "C" <= v_last_key
       ) as is_object
-    from unnest(chunk.to_insert) as m (name)
-    where cardinality(inserted) < cardinality(chunk.to_insert)
-      and m.name <> all (inserted)
+    from unnest(v_chunk.to_insert) as m (name)
+    where cardinality(v_inserted) < cardinality(v_chunk.to_insert)
+      and m.name <> all (v_inserted)
   ) as rest;
 
-  chunk.inserted := chunk.inserted + cardinality(inserted);
-  chunk.recorded := chunk.recorded + v_rest.recorded;
-  chunk.vanished := chunk.vanished + v_rest.vanished;
-  chunk.collided := chunk.collided + v_rest.collided;
-  chunk.missing := 0;
-  chunk.to_insert := '{}';
-  chunk.problems := chunk.problems || v_problems;
+  v_chunk.inserted := v_chunk.inserted + cardinality(v_inserted);
+  v_chunk.recorded := v_chunk.recorded + v_rest.recorded;
+  v_chunk.vanished := v_chunk.vanished + v_rest.vanished;
+  v_chunk.collided := v_chunk.collided + v_rest.collided;
+  v_chunk.missing := 0;
+  v_chunk.to_insert := '{}';
+  v_chunk.problems := v_chunk.problems || v_problems;
   if v_rest.samples is not null then
-    chunk.facts := chunk.facts || jsonb_build_object('collided', v_rest.samples);
+    v_chunk.facts := v_chunk.facts || jsonb_build_object('collided', v_rest.samples);
   end if;
+  return (v_chunk, v_inserted, v_signed)::image_sync.insertion;
 end;
 $$;
 

@@ -24,8 +24,9 @@ begin
     union
     select regexp_replace(c.stem, '_(jpe?g|png)$', '', 'i')
     from files c
-    where lower(right(c.stem, 4)) in ('_jpg', '_png')
-      or lower(right(c.stem, 5)) = '_jpeg'
+    -- Hardly any name has that underscore: what follows is not computed for the others.
+    where strpos(right(c.stem, 5), '_') > 0
+      and c.stem ~* '_(jpe?g|png)$'
   ), found as (
     select s.stem, array_agg(o.name order by o.name collate "C") as names
     from suspects s
@@ -44,12 +45,17 @@ begin
       where n.extension = any ('{jpg,jpeg,png,gif,webp,avif,bmp,tif,tiff,heic}')
         and left(n.name, -(length(n.extension) + 1)) = s.stem
       union all
-      select o.name
+      select twin.name
       from unnest('{_JPG,_JPEG,_PNG,_jpg,_jpeg,_png}'::text[]) as copy (ending)
       cross join unnest('{.jpg,.jpeg,.png,.JPG,.JPEG,.PNG}'::text[]) as dotted (extension)
-      join image_sync.objects o
-        on o.bucket_id = p_bucket_id
-        and o.name collate "C" = s.stem || copy.ending || dotted.extension
+      -- The limit makes this one look-up for each name: joined, a planner without statistics may read the bucket for them.
+      cross join lateral (
+        select o.name
+        from image_sync.objects o
+        where o.bucket_id = p_bucket_id
+          and o.name collate "C" = s.stem || copy.ending || dotted.extension
+        limit 1
+      ) as twin
     ) as o
     group by s.stem
     having count(*) > 1

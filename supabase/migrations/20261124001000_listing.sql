@@ -45,7 +45,6 @@ declare
   v_names text[];
   v_writes constant boolean := p_run.mode = 'sync';
   v_renew_at constant timestamptz := case when p_run.options ->> 'renew' = 'all' then 'infinity' else now() + p_settings.renew_before end;
-  v_last_key text;
   v_orphans text[];
   v_missing text[];
   v_excluded text[];
@@ -53,50 +52,49 @@ declare
   v_collided text[];
   v_files text[];
   v_several_files record;
-  v_insert record;
+  v_insertion image_sync.insertion;
 begin
-  -- Whichever side fills the chunk first ends its range, so that a range of records without objects is bounded too.
-  select least(
-    (
-      select o.name
-      from image_sync.objects o
-      where o.bucket_id = p_run.bucket_id
-        and o.name collate "C" > p_run.cursor
-      order by o.name collate "C"
-      offset p_settings.chunk_size - 1
-      limit 1
-    ) collate "C",
-    (
-      select r.file_name
-      from image_sync.records r
-      where r.bucket_id = p_run.bucket_id
-        and r.file_name collate "C" > p_run.cursor
-      order by r.file_name collate "C"
-      offset p_settings.chunk_size - 1
-      limit 1
-    ) collate "C"
-  )
-  into v_chunk.to_key;
-  v_last_key := coalesce(v_chunk.to_key, image_sync.last_key());
-
-  with objects as materialized (
+  with next_objects as materialized (
     select o.name, o.extension, o.bytes, o.extension = any (p_settings.extensions) as is_image
     from image_sync.objects o
     where o.bucket_id = p_run.bucket_id
       and o.name collate "C" > p_run.cursor
-      and o.name collate "C" <= v_last_key
     order by o.name collate "C"
     limit p_settings.chunk_size
-  ), records as materialized (
+  ), next_records as materialized (
     select r.file_name, r.signed, r.expired, r.usable_until
     from image_sync.records r
     where r.bucket_id = p_run.bucket_id
       and r.file_name collate "C" > p_run.cursor
-      and r.file_name collate "C" <= v_last_key
     order by r.file_name collate "C"
     limit p_settings.chunk_size
+  ), range as materialized (
+    -- Whichever side fills the chunk first ends its range, so that a range of records without objects is bounded too.
+    select least(
+      (
+        select max(n.name collate "C")
+        from next_objects n
+        having count(*) = p_settings.chunk_size
+      ),
+      (
+        select max(n.file_name collate "C")
+        from next_records n
+        having count(*) = p_settings.chunk_size
+      )
+    ) as to_key
+  ), objects as materialized (
+    select n.*
+    from next_objects n
+    cross join range
+    where range.to_key is null or n.name collate "C" <= range.to_key
+  ), records as materialized (
+    select n.*
+    from next_records n
+    cross join range
+    where range.to_key is null or n.file_name collate "C" <= range.to_key
   )
   select
+    (select range.to_key from range),
     count(o.name),
     coalesce(sum(o.bytes), 0),
     count(*) filter (where o.is_image),
@@ -129,7 +127,7 @@ begin
       ) as e
     )
   into
-    v_chunk.listed, v_chunk.bytes, v_chunk.images, v_chunk.not_images, v_chunk.recorded, v_chunk.images_signed, v_chunk.orphaned, v_chunk.orphans_unsigned, v_chunk.orphans_expired,
+    v_chunk.to_key, v_chunk.listed, v_chunk.bytes, v_chunk.images, v_chunk.not_images, v_chunk.recorded, v_chunk.images_signed, v_chunk.orphaned, v_chunk.orphans_unsigned, v_chunk.orphans_expired,
     v_chunk.records, v_chunk.records_signed, v_chunk.records_expired, v_chunk.soonest_expiry,
     v_names, v_orphans, v_missing, v_excluded, v_files, v_by_extension
   from objects o
@@ -174,11 +172,9 @@ begin
   if v_writes and v_missing is not null then
     v_chunk.to_insert := v_missing;
     if image_sync.may_refuse_records() then
-      select *
-      into v_insert
-      from image_sync.insert_missing(p_run.bucket_id, v_chunk);
-      v_chunk := v_insert.chunk;
-      v_missing := v_insert.inserted;
+      v_insertion := image_sync.insert_missing(p_run.bucket_id, v_chunk);
+      v_chunk := v_insertion.chunk;
+      v_missing := v_insertion.inserted;
     end if;
     v_names := v_names || v_missing;
   end if;

@@ -52,13 +52,11 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  v_insert record;
+  v_insertion image_sync.insertion;
   v_chunk image_sync.chunks;
 begin
-  select *
-  into v_insert
-  from image_sync.insert_missing(p_bucket_id, p_chunk);
-  v_chunk := v_insert.chunk;
+  v_insertion := image_sync.insert_missing(p_bucket_id, p_chunk);
+  v_chunk := v_insertion.chunk;
 
   update image_sync.chunks c
   set
@@ -113,7 +111,7 @@ as $$
 declare
   v_chunk image_sync.chunks;
   v_last_key text;
-  v_insert record;
+  v_insertion image_sync.insertion;
   v_updated integer := 0;
   v_stored integer;
   v_withdrawn integer;
@@ -142,12 +140,10 @@ begin
   end if;
 
   v_last_key := coalesce(v_chunk.to_key, image_sync.last_key());
-  select *
-  into v_insert
-  from image_sync.insert_missing(p_run.bucket_id, v_chunk, p_names, p_urls, p_expires);
-  v_chunk := v_insert.chunk;
+  v_insertion := image_sync.insert_missing(p_run.bucket_id, v_chunk, p_names, p_urls, p_expires);
+  v_chunk := v_insertion.chunk;
 
-  if v_insert.signed < cardinality(p_names) then
+  if v_insertion.signed < cardinality(p_names) then
     update public.part_images p
     set signed_url = s.url, signed_url_expires_at = to_timestamp(s.expires)
     from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
@@ -157,14 +153,14 @@ begin
       -- where the planner knows nothing yet of a table that is only being filled.
       and p.file_name collate "C" > v_chunk.from_key
       and p.file_name collate "C" <= v_last_key
-      and (v_insert.signed = 0 or not exists (
+      and (v_insertion.signed = 0 or not exists (
         select
-        from unnest(v_insert.inserted) as i (name)
+        from unnest(v_insertion.inserted) as i (name)
         where i.name = s.name
       ));
     get diagnostics v_updated = row_count;
   end if;
-  v_stored := v_insert.signed + v_updated;
+  v_stored := v_insertion.signed + v_updated;
 
   -- An object that went away since it was listed is no failure: its record is orphaned from now on.
   select
@@ -226,6 +222,7 @@ begin
     facts = v_chunk.facts,
     to_sign = v_to_sign,
     signed = v_stored,
+    updated = v_updated,
     withdrawn = v_withdrawn,
     failed = jsonb_array_length(v_problems),
     storage_calls = c.storage_calls + p_storage_calls,

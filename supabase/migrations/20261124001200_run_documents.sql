@@ -56,7 +56,7 @@ return (
       'removed', coalesce(sum(c.removed), 0),
       'restored', coalesce(sum(c.restored), 0),
       'skipped', coalesce(sum(c.skipped), 0),
-      'rows_written', coalesce(sum(c.inserted + c.signed + c.removed + c.restored), 0),
+      'rows_written', coalesce(sum(c.inserted + c.updated + c.removed + c.restored), 0),
       'storage_calls', coalesce(sum(c.storage_calls), 0),
       'retries', coalesce(sum(c.retries), 0)
     ),
@@ -86,60 +86,73 @@ comment on function image_sync.summarize(uuid) is
 -- The run as GET answers it. Never a URL, a key or a lease.
 create function image_sync.run_document(p_run uuid)
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = ''
-return (
-  select jsonb_build_object(
-    'id', r.id,
-    'bucket_id', r.bucket_id,
-    'mode', r.mode,
-    'trigger', r.trigger,
-    'options', r.options,
-    'plan_id', r.plan_id,
-    'state', coalesce(r.outcome, 'open'),
-    'stop_reason', r.stop_reason,
-    'started_at', r.started_at,
-    'finished_at', r.finished_at,
-    'duration_seconds', round(extract(epoch from coalesce(r.finished_at, now()) - r.started_at), 3),
+as $$
+declare
+  v_run image_sync.runs;
+  v_summary jsonb;
+  v_seconds numeric;
+  v_done bigint;
+  v_total bigint;
+  v_rate numeric;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run;
+  if not found then
+    return null;
+  end if;
+
+  v_summary := coalesce(v_run.summary, image_sync.summarize(p_run));
+  v_seconds := extract(epoch from coalesce(v_run.finished_at, now()) - v_run.started_at);
+  v_done := (v_summary ->> 'done')::bigint;
+  v_total := case when v_run.exhausted and v_run.finished_at is not null then v_done else greatest(v_run.total_estimate, v_done) end;
+  v_rate := round(v_done / greatest(v_seconds, 0.001), 1);
+
+  return jsonb_build_object(
+    'id', v_run.id,
+    'bucket_id', v_run.bucket_id,
+    'mode', v_run.mode,
+    'trigger', v_run.trigger,
+    'options', v_run.options,
+    'plan_id', v_run.plan_id,
+    'state', coalesce(v_run.outcome, 'open'),
+    'stop_reason', v_run.stop_reason,
+    'started_at', v_run.started_at,
+    'finished_at', v_run.finished_at,
+    'duration_seconds', round(v_seconds, 3),
     'progress', jsonb_build_object(
-      'done', p.done,
-      'total_estimate', p.total,
+      'done', v_done,
+      'total_estimate', v_total,
       'percent', case
-        when r.finished_at is not null and r.exhausted then 100
-        when p.total > 0 then least(99, floor(100.0 * p.done / p.total))
+        when v_run.finished_at is not null and v_run.exhausted then 100
+        when v_total > 0 then least(99, floor(100.0 * v_done / v_total))
         else 0
       end,
-      'rate_per_second', p.rate,
+      'rate_per_second', v_rate,
       'eta_seconds', case
-        when r.finished_at is not null then 0
-        when p.rate > 0 then ceil((p.total - p.done) / p.rate)
+        when v_run.finished_at is not null then 0
+        when v_rate > 0 then ceil((v_total - v_done) / v_rate)
       end
     ),
-    'totals', s.summary -> 'totals',
-    'chunks', s.summary -> 'chunks',
-    'invocations', s.summary -> 'invocations',
-    'balanced', s.summary -> 'balanced',
-    'error', r.error,
-    'problems', s.summary -> 'problems'
+    'totals', v_summary -> 'totals',
+    'chunks', v_summary -> 'chunks',
+    'invocations', v_summary -> 'invocations',
+    'balanced', v_summary -> 'balanced',
+    'error', v_run.error,
+    'problems', v_summary -> 'problems'
   ) || case
     -- What a dry run would remove: the list itself stays in its chunks.
-    when r.mode = 'cleanup' and r.plan_id is null then jsonb_build_object('plan', jsonb_build_object(
-      'count', s.summary #> '{totals,orphaned}', 'samples', s.summary -> 'orphaned_samples'
+    when v_run.mode = 'cleanup' and v_run.plan_id is null then jsonb_build_object('plan', jsonb_build_object(
+      'count', v_summary #> '{totals,orphaned}', 'samples', v_summary -> 'orphaned_samples'
     ))
     else '{}'
-  end
-  from image_sync.runs r
-  cross join lateral (select coalesce(r.summary, image_sync.summarize(r.id)) as summary) as s
-  cross join lateral (select (s.summary ->> 'done')::bigint as done) as d
-  cross join lateral (
-    select
-      d.done,
-      case when r.exhausted and r.finished_at is not null then d.done else greatest(r.total_estimate, d.done) end as total,
-      round(d.done / greatest(extract(epoch from coalesce(r.finished_at, now()) - r.started_at), 0.001), 1) as rate
-  ) as p
-  where r.id = p_run
-);
+  end;
+end;
+$$;
 
 comment on function image_sync.run_document(uuid) is 'One run as JSON: identity, state, progress, totals, ledger, error and problems; null for an unknown id.';
 

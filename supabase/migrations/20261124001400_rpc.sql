@@ -83,9 +83,10 @@ create function public.image_sync_advance(
 returns jsonb
 language plpgsql
 set search_path = ''
--- A range of keys is read by its index, whatever the statistics say: a plan that was made while the table was nearly empty stays in
--- its session's cache while a first night fills the table, and would read all of it for every chunk.
+-- A range of keys is read by its index and in its order, whatever the statistics say. A plan that was made while a table was nearly
+-- empty stays in its session's cache while a first night fills the table: it would read all of the table for every chunk.
 set enable_seqscan = 'off'
+set enable_bitmapscan = 'off'
 as $$
 declare
   v_run image_sync.runs;

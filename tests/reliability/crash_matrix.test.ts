@@ -44,14 +44,14 @@ const moments = ["before", "after"] as const;
 const steps: readonly Step[] = [
   ...moments.map((when): Step => ({ name: `${when} the run is opened`, route: "start", when, files: few })),
   ...moments.map((when): Step => ({
-    name: `${when} the first chunk is listed, inserted and leased`,
+    name: `${when} the first chunk is listed and leased`,
     route: "advance",
     when,
     files: few,
   })),
   ...moments.map((when): Step => ({ name: `${when} the signing call`, route: "sign", when, files: few })),
   ...moments.map((when): Step => ({
-    name: `${when} the URLs are stored and the next chunk is leased`,
+    name: `${when} the records are written and the next chunk is leased`,
     route: "advance",
     when,
     containing: `"p_closing"`,

@@ -110,11 +110,15 @@ async function lateDuplicateClosesNothingElse(): Promise<void> {
 async function insertedElsewhereMeanwhile(): Promise<void> {
   const setting = await newRun(2, 2);
   await db.admin`insert into public.part_images (bucket_id, file_name) values (${setting.bucket}, '1.jpg')`;
-  await db.admin`update image_sync.runs set cursor = '' where id = ${setting.run}`;
   const [row] = await db.worker`
-    select i.* from image_sync.insert_missing(${setting.bucket}, ${
-    db.worker.array(["1.jpg", "2.jpg"])
-  }::text[]) as i`;
+    select i.inserted, (i.chunk).recorded
+    from image_sync.insert_missing(
+      ${setting.bucket},
+      jsonb_populate_record(null::image_sync.chunks, '{
+        "from_key": "", "to_insert": ["1.jpg", "2.jpg"], "inserted": 0, "recorded": 0, "vanished": 0, "collided": 0,
+        "facts": {}, "problems": []
+      }')
+    ) as i`;
   expect(row).toMatchObject({ inserted: ["2.jpg"], recorded: 1 });
 }
 

@@ -24,6 +24,9 @@ const names = ["1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg"];
 /** A call of advance that closes chunk 1 and would make chunk 2. */
 async function closingCall(): Promise<{ bucket: string; request: AdvanceRequest }> {
   const bucket = await createRows(db.admin, { names, settings: { chunk_size: 2 } });
+  // Of the first chunk one file has a record already, the other one has none.
+  await db
+    .admin`insert into public.part_images (bucket_id, file_name, part_number) values (${bucket}, '2.jpg', '2')`;
   const { run } = await start(db.worker, bucket);
   const worker = randomUUID();
   const lease = randomUUID();
@@ -82,6 +85,11 @@ const stages: readonly {
     block: (sql, run) => sql`select from image_sync.chunks where run_id = ${run} and number = 1 for update`,
   },
   {
+    stage: "inserts the missing records",
+    block: (sql, _run, bucket) =>
+      sql`insert into public.part_images (bucket_id, file_name, part_number) values (${bucket}, '1.jpg', '1')`,
+  },
+  {
     stage: "stores the URLs",
     block: (sql, _run, bucket) =>
       sql`select from public.part_images where bucket_id = ${bucket} and file_name = '2.jpg' for update`,
@@ -89,11 +97,6 @@ const stages: readonly {
   {
     stage: "locks the run, its chunk closed",
     block: (sql, run) => sql`select from image_sync.runs where id = ${run} for update`,
-  },
-  {
-    stage: "inserts the missing records of the next chunk",
-    block: (sql, _run, bucket) =>
-      sql`insert into public.part_images (bucket_id, file_name, part_number) values (${bucket}, '4.jpg', '4')`,
   },
   {
     stage: "stores the next chunk",

@@ -199,7 +199,8 @@ export async function readEndState(scene: Scene, bucket: string): Promise<EndSta
     from image_sync.chunks c
     join image_sync.runs r on r.id = c.run_id
     where r.bucket_id = ${bucket}`;
-  const { storage_calls: _calls, retries: _retries, ...totals } = run?.totals ?? {};
+  // How much work it took may differ: what is inserted after a failed attempt is written again when its URL comes.
+  const { storage_calls: _calls, retries: _retries, rows_written: _rows, ...totals } = run?.totals ?? {};
   return {
     records: rows.map((row) => `${row.file_name} ${row.part_number}`),
     badUrls: rows.filter((_, index) => !good[index]).map((row) => row.file_name),
