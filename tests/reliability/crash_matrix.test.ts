@@ -37,7 +37,7 @@ type Step = {
 };
 
 const few = 5;
-const many = 66;
+const many = 46;
 const chunkSizeOf = (files: number) => files === many ? 1 : 2;
 
 const moments = ["before", "after"] as const;
