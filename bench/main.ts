@@ -34,8 +34,8 @@ async function measureWorkers(stack: BenchStack): Promise<WorkersRow[]> {
   for (const workers of [1, 2, 4]) {
     await resetTable(stack, 0);
     const run = await runOurs(stack, {}, { workers });
-    rows.push({ workers, seconds: run.duration_seconds, invocations: run.invocations });
-    say(`${workers} workers: ${run.duration_seconds} s`);
+    rows.push({ workers, seconds: run.seconds, invocations: run.invocations });
+    say(`${workers} workers: ${run.seconds} s`);
   }
   return rows;
 }

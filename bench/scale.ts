@@ -92,8 +92,8 @@ async function measureRun(
   return {
     objects,
     kind,
-    seconds: durationOf(run),
-    objects_per_second: Math.round(objects / durationOf(run)),
+    seconds: run.seconds,
+    objects_per_second: Math.round(objects / run.seconds),
     requests: sum(worked.map(([, count]) => count)) + (storage["sign_many"] ?? 0),
     storage_calls: storage["sign_many"] ?? 0,
     rows_written: run.totals["rows_written"] ?? 0,
@@ -131,10 +131,6 @@ async function timeReport({ url, key }: BenchStack): Promise<number[]> {
     times.push(performance.now() - started);
   }
   return times;
-}
-
-function durationOf(run: EndedRun): number {
-  return run.duration_seconds;
 }
 
 function sum(values: readonly number[]): number {

@@ -289,21 +289,25 @@ return (
     limit p_settings.probe_size
   ) as spots
   cross join lateral (
+    -- The first one with an object from a random place on. There is one: behind that place are more records than lack an object.
     select p.file_name, p.signed_url
-    from public.part_images p
-    where p.bucket_id = p_run.bucket_id
-      and p.file_name collate "C" > spots.from_key
-      and p.file_name collate "C" <= coalesce(spots.to_key, image_sync.last_key())
-      and p.signed_url_expires_at > now()
-      and exists (
-        select
-        from image_sync.objects o
-        where o.bucket_id = p_run.bucket_id
-          and o.name collate "C" = p.file_name
-      )
-    order by p.file_name collate "C"
-    -- Not computed beside "order by random()" above: the planner would take the sort's value for it, always next to 0.
-    offset floor(random() * spots.usable)
+    from (
+      select r.file_name, r.signed_url
+      from public.part_images r
+      where r.bucket_id = p_run.bucket_id
+        and r.file_name collate "C" > spots.from_key
+        and r.file_name collate "C" <= coalesce(spots.to_key, image_sync.last_key())
+        and r.signed_url_expires_at > now()
+      order by r.file_name collate "C"
+      -- Not computed beside "order by random()" above: the planner would take the sort's value for it, always next to 0.
+      offset floor(random() * spots.usable)
+    ) as p
+    where exists (
+      select
+      from image_sync.objects o
+      where o.bucket_id = p_run.bucket_id
+        and o.name collate "C" = p.file_name
+    )
     limit 1
   ) as picked
 );
