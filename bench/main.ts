@@ -17,7 +17,7 @@ const { values: flags } = parseArgs({
   options: {
     quick: { type: "boolean", default: false },
     rounds: { type: "string", default: "5" },
-    "large-rounds": { type: "string", default: "3" },
+    "large-rounds": { type: "string", default: "5" },
   },
 });
 const sizes = flags.quick

@@ -28,10 +28,9 @@ export async function runOurs(
   }
   const deadline = asked + 600_000;
   while (run.state === "open" && Date.now() < deadline) {
-    // Looking costs the database something: the longer the run, the less often.
-    await new Promise((resolve) =>
-      setTimeout(resolve, Math.min(Math.max((Date.now() - asked) / 10, 100), 2_000))
-    );
+    // Looking costs something: the longer the run, the less often.
+    const pause = Math.min(Math.max((Date.now() - asked) / 2, 200), 5_000);
+    await new Promise((resolve) => setTimeout(resolve, pause));
     run = endedSchema.parse(await send(`?run=${run.id}`));
   }
   if (run.state !== "succeeded") {

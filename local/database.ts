@@ -22,6 +22,8 @@ export type DatabaseError = {
 /** How a stand-in's sessions name themselves in `pg_stat_activity`. */
 const APPLICATION = "local";
 const RECONNECT_MS = 500;
+/** PostgREST's own default (db-pool-max-idletime). */
+const IDLE_MS = 30_000;
 
 /** Opens a pool of at most `max` connections; with `role` they have that role's rights. Nothing connects before the first call. */
 export function openPool(url: string, { max, role }: { max: number; role?: string }): Pool {
@@ -29,6 +31,7 @@ export function openPool(url: string, { max, role }: { max: number; role?: strin
     connectionString: url,
     application_name: APPLICATION,
     max,
+    idleTimeoutMillis: IDLE_MS,
     pipeline: true,
     ...(role === undefined ? {} : { options: `-c role=${role}` }),
   });

@@ -175,6 +175,7 @@ begin
   v_chunk.recorded := v_chunk.recorded + v_rest.recorded;
   v_chunk.vanished := v_chunk.vanished + v_rest.vanished;
   v_chunk.collided := v_chunk.collided + v_rest.collided;
+  v_chunk.records := v_chunk.records + cardinality(v_inserted) + v_rest.recorded;
   v_chunk.missing := 0;
   v_chunk.to_insert := '{}';
   v_chunk.problems := v_chunk.problems || v_problems;

@@ -68,6 +68,7 @@ begin
     vanished = v_chunk.vanished,
     missing = v_chunk.missing,
     to_insert = v_chunk.to_insert,
+    records = v_chunk.records,
     facts = v_chunk.facts,
     problems = v_chunk.problems,
     -- A chunk that failed costs its records their URLs, not their place in the ledger.
@@ -89,7 +90,8 @@ $$;
 comment on function image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer) is
   'Counts a failed attempt at a leased chunk, which is pending again after retry_delay, doubled each time, or dead after max_attempts; inserts the records that it was to insert. Returns the chunk.';
 
--- Closes the chunk that p_token holds with what signing gave: inserts the records that are missing and stores the URLs. p_names, p_urls and p_expires (seconds since 1970) are parallel.
+-- Closes the chunk that p_token holds with what signing gave: inserts the records that are missing and stores the URLs. p_names,
+-- p_urls and p_expires (seconds since 1970) are parallel.
 -- Returns closed; already_closed where this very call was made before (its answer got lost); stale where the token is not, or no
 -- longer, the chunk's: then nothing changes.
 create function image_sync.close_chunk(
