@@ -42,11 +42,11 @@ function costTable(costs: readonly Cost[]): string {
       cost.objects_per_second.toLocaleString("en")
     } | ${cost.requests} | ${
       cost.rows_written.toLocaleString("en")
-    } | ${cost.wal_mb} | ${cost.invocations} | ${cost.cpu_ms_per_1000} | ${cost.memory_above_idle_mb} | ${cost.slowest_rpc_ms} | ${cost.chunk_ms_first_tenth} / ${cost.chunk_ms_last_tenth} |`
+    } | ${cost.wal_mb} | ${cost.invocations} | ${cost.cpu_ms_per_1000} | ${cost.memory_above_idle_mb} | ${cost.slowest_rpc_ms} | ${cost.chunk_ms_first_tenth} / ${cost.chunk_ms_last_tenth} | ${cost.hand_off_ms} |`
   );
   return [
-    "| objects | run | s | objects/s | requests | rows written | WAL MB | invocations | CPU ms per 1,000 | memory above idle MB | slowest RPC ms | ms a chunk, first / last tenth |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    "| objects | run | s | objects/s | requests | rows written | WAL MB | invocations | CPU ms per 1,000 | memory above idle MB | slowest RPC ms | ms a chunk, first / last tenth | ms a hand-off |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ...rows,
   ].join("\n");
 }

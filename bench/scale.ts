@@ -21,6 +21,8 @@ export type Cost = {
   /** Time of a chunk in the first and in the last tenth of the bucket, in ms. */
   readonly chunk_ms_first_tenth: number;
   readonly chunk_ms_last_tenth: number;
+  /** What passes between the last chunk of an invocation and the first one of the next, beyond what passes between chunks, in ms. */
+  readonly hand_off_ms: number;
 };
 
 /** Everything measured at one size. */
@@ -88,7 +90,7 @@ async function measureRun(
   const { rpc, rpc_slowest_ms, storage } = await stack.readRequests();
   const memory = await memoryMb(stack.functionPid);
   const worked = Object.entries(rpc).filter(([name]) => name !== "image_sync_run");
-  const { first, last } = await chunkTimes(stack, run);
+  const { first, last, handOff } = await chunkTimes(stack, run);
   return {
     objects,
     kind,
@@ -104,12 +106,22 @@ async function measureRun(
     slowest_rpc_ms: Math.round(Math.max(...worked.map(([name]) => rpc_slowest_ms[name] ?? 0))),
     chunk_ms_first_tenth: first,
     chunk_ms_last_tenth: last,
+    hand_off_ms: handOff,
   };
 }
 
-async function chunkTimes({ sql }: BenchStack, { id }: EndedRun): Promise<{ first: number; last: number }> {
-  const [times] = await sql<{ first: number | null; last: number | null }[]>`
-    with tenths as (
+type ChunkTimes = { readonly first: number; readonly last: number; readonly handOff: number };
+
+async function chunkTimes({ sql }: BenchStack, { id }: EndedRun): Promise<ChunkTimes> {
+  const [times] = await sql<{ first: number | null; last: number | null; hand_off: number | null }[]>`
+    with closings as (
+      select
+        extract(epoch from c.closed_at - lag(c.closed_at) over closing) * 1000 as ms,
+        c.worker_id <> lag(c.worker_id) over closing as is_handed_off
+      from image_sync.chunks c
+      where c.run_id = ${id}
+      window closing as (order by c.closed_at)
+    ), tenths as (
       select c.closed_at, ntile(10) over (order by c.number) as tenth
       from image_sync.chunks c
       where c.run_id = ${id}
@@ -118,9 +130,21 @@ async function chunkTimes({ sql }: BenchStack, { id }: EndedRun): Promise<{ firs
       from tenths
       group by tenth
     )
-    select max(ms) filter (where tenth = 1)::float8 as first, max(ms) filter (where tenth = 10)::float8 as last
+    select
+      max(ms) filter (where tenth = 1)::float8 as first,
+      max(ms) filter (where tenth = 10)::float8 as last,
+      (
+        select
+          percentile_cont(0.5) within group (order by ms) filter (where is_handed_off)
+          - percentile_cont(0.5) within group (order by ms) filter (where not is_handed_off)
+        from closings
+      )::float8 as hand_off
     from spans`;
-  return { first: round(times?.first ?? 0), last: round(times?.last ?? 0) };
+  return {
+    first: round(times?.first ?? 0),
+    last: round(times?.last ?? 0),
+    handOff: round(times?.hand_off ?? 0),
+  };
 }
 
 async function timeReport({ url, key }: BenchStack): Promise<number[]> {
