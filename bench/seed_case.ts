@@ -1,7 +1,6 @@
 import { runBaseline } from "./baseline.ts";
 import { fillBucket, resetTable } from "./bucket.ts";
 import { say, timed } from "./measure.ts";
-import { runObviousFunction } from "./obvious_function.ts";
 import { runOurs } from "./ours.ts";
 import type { BenchStack } from "./stack.ts";
 
@@ -36,8 +35,8 @@ export async function measureSeedCase(stack: BenchStack, latency: number): Promi
   await warmUp(stack);
   await resetTable(stack, RECORDS);
   await stack.setLatency(latency);
-  const obvious = await timed(() => runObviousFunction(stack));
-  const obviousUnchanged = await timed(() => runObviousFunction(stack));
+  const obvious = await timed(() => stack.runObviousFunction());
+  const obviousUnchanged = await timed(() => stack.runObviousFunction());
   await stack.setLatency(0);
 
   await resetTable(stack, RECORDS);
@@ -71,9 +70,9 @@ export async function measureSeedCase(stack: BenchStack, latency: number): Promi
 
 /** Connections that were idle are closed, and new ones have everything to load and to plan: once each without being measured. */
 async function warmUp(stack: BenchStack): Promise<void> {
-  for (const approach of [runObviousFunction, runOurs]) {
+  for (const approach of [() => stack.runObviousFunction(), () => runOurs(stack)]) {
     await resetTable(stack, RECORDS);
-    await approach(stack);
+    await approach();
   }
 }
 
@@ -94,8 +93,8 @@ export async function measureObvious(
 ): Promise<Omit<SeedRound, "baseline_s" | "baseline_requests" | "ours_requests">> {
   await warmUp(stack);
   await resetTable(stack, 0);
-  const obvious = await timed(() => runObviousFunction(stack));
-  const obviousUnchanged = await timed(() => runObviousFunction(stack));
+  const obvious = await timed(() => stack.runObviousFunction());
+  const obviousUnchanged = await timed(() => stack.runObviousFunction());
   await resetTable(stack, 0);
   const ours = await runOurs(stack);
   await stack.sql`vacuum analyze public.part_images`;

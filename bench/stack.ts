@@ -1,6 +1,7 @@
 import { fileURLToPath } from "node:url";
 import postgres, { type Sql } from "postgres";
 import { z } from "zod";
+import { createFunctionProcess } from "../local/function.ts";
 
 const readySchema = z.object({
   url: z.string(),
@@ -25,6 +26,8 @@ export type BenchStack = {
   readonly key: string;
   readonly functionPid: number;
   readonly sql: Sql;
+  /** Calls the obvious function, which runs as ours does: in a process of its own with the platform's limits. */
+  runObviousFunction(): Promise<void>;
   setLatency(ms: number): Promise<void>;
   resetRequests(): Promise<void>;
   readRequests(): Promise<Requests>;
@@ -48,15 +51,27 @@ export async function startBenchStack(): Promise<BenchStack> {
       headers: { apikey: ready.secretKey },
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     });
+  const obvious = createFunctionProcess({
+    entry: fileURLToPath(new URL("./obvious_function.ts", import.meta.url)),
+    env: { SUPABASE_URL: ready.url, SUPABASE_SECRET_KEY: ready.secretKey },
+    log: () => {},
+  });
   return {
     url: ready.url,
     key: ready.secretKey,
     functionPid: ready.pids.function,
     sql,
+    async runObviousFunction() {
+      const response = await fetch(await obvious.origin(), { method: "POST" });
+      if (await response.text() !== "done") {
+        throw new Error(`The obvious function failed:\n${obvious.lines().join("\n")}`);
+      }
+    },
     setLatency: async (ms) => void (await control("PUT", "latency", { ms })).body?.cancel(),
     resetRequests: async () => void (await control("DELETE", "requests")).body?.cancel(),
     readRequests: async () => countsSchema.parse(await (await control("GET", "requests")).json()),
     async stop() {
+      await obvious.kill();
       await sql.end();
       await child.stdin.close();
       await child.status;

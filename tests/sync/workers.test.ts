@@ -258,6 +258,25 @@ describe("a worker that comes late", () => {
   });
 });
 
+test("a record that somebody else inserts while its file is being signed stays theirs and gets the URL", async () => {
+  const names = numberedNames(5);
+  const [theirs = ""] = names.slice(2);
+  const bucket = await createBucket(lab, { objects: names });
+  const run = await openRun(lab, bucket);
+  const held = await lease(run.id);
+  await lab
+    .sql`insert into public.part_images (bucket_id, file_name, part_number) values (${bucket}, ${theirs}, 'their own')`;
+  const closing = signedBy("me", held);
+  expect(await lab.database.advance({ run: run.id, worker: token(), lease: token(), closing }))
+    .toMatchObject({ closed: "closed", next: "stop" });
+  const records = await readRecords(lab, bucket);
+  expect(records.map(({ signed_url }) => signed_url)).toEqual(names.map((name) => `http://me/${name}`));
+  expect(records[2]?.part_number).toBe("their own");
+  const ended = await lab.database.readRun(run.id);
+  expect(ended).toMatchObject({ state: "succeeded", totals: { inserted: 4, recorded: 1, signed: 5 } });
+  expect(imbalances(await readLedgers(lab, run.id))).toEqual([]);
+});
+
 describe("two workers on one run", () => {
   test("share its chunks: each object is handled once", async () => {
     const names = numberedNames(300);
