@@ -58,8 +58,9 @@ comment on function public.image_sync_start(uuid, text, text, jsonb) is
 -- The one call of a worker at work: closes the chunk just finished, if any, and leases the next. Two requests per chunk that
 -- needs signing (this one and the signing), none per chunk that does not: one call walks over many of those.
 --   p_lease    the token of the next chunk, made by the worker: repeating the call returns the same chunk; null: close only
---   p_closing  the token of the chunk just finished; p_names, p_urls and p_expires (seconds since 1970) are parallel,
+--   p_closing  the token of the chunk just finished; p_names, p_paths, p_tokens and p_expires (seconds since 1970) are parallel,
 --              p_failures is [{"name", "error"}], p_error says why the whole chunk failed
+--   p_around   what all URLs share, said once: a URL is p_around[1], its path (null: the name itself), p_around[2], its token
 -- Returns {"closed": closed | already_closed | stale | null, "next": ..., ...} with next one of
 --   sign    {"chunk": {"number", "names", "expires_in" (s), "lease_ms", "public_url", "chunks_left" (about)}}
 --   again   the bounds of this call were reached, nothing is left to sign up to here: call again
@@ -73,7 +74,9 @@ create function public.image_sync_advance(
   p_lease uuid default null,
   p_closing uuid default null,
   p_names text[] default '{}',
-  p_urls text[] default '{}',
+  p_around text[] default '{"",""}',
+  p_paths text[] default '{}',
+  p_tokens text[] default '{}',
   p_expires bigint[] default '{}',
   p_failures jsonb default '[]',
   p_error jsonb default null,
@@ -94,6 +97,7 @@ declare
   v_run image_sync.runs;
   v_settings image_sync.settings;
   v_leased image_sync.chunk_to_sign;
+  v_urls text[];
   v_closed text;
   v_chunk image_sync.chunks;
   v_names text[];
@@ -116,7 +120,11 @@ begin
 
   -- Closing touches this worker's chunk alone and comes before the run's lock: the expensive part runs side by side.
   if p_closing is not null and v_settings.bucket_id is not null then
-    v_closed := image_sync.close_chunk(v_run, v_settings, p_closing, p_names, p_urls, p_expires, p_failures, p_error, p_storage_calls, p_retries);
+    v_urls := array(
+      select p_around[1] || coalesce(s.path, s.name) || p_around[2] || s.token
+      from unnest(p_names, p_paths, p_tokens) as s (name, path, token)
+    );
+    v_closed := image_sync.close_chunk(v_run, v_settings, p_closing, p_names, v_urls, p_expires, p_failures, p_error, p_storage_calls, p_retries);
   end if;
 
   if p_lease is null then
@@ -211,7 +219,7 @@ begin
 end;
 $$;
 
-comment on function public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer) is
+comment on function public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer) is
   'Closes the chunk that a worker finished and leases its next one, in one transaction; answers sign, again, busy, wait, probe or stop. Can be repeated with the same tokens. A late close with a token that is no longer the chunk''s changes nothing and answers closed: stale.';
 
 -- Finishes a run whose chunks are all closed with what probing gave, or fails it with p_error.
@@ -323,7 +331,7 @@ comment on function public.image_sync_run(uuid) is 'One run with its progress or
 
 revoke all on function
   public.image_sync_start(uuid, text, text, jsonb),
-  public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
+  public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer),
   public.image_sync_finish(uuid, jsonb, jsonb),
   public.image_sync_hand_off(uuid, uuid, uuid[]),
   public.image_sync_cancel(uuid),
@@ -331,7 +339,7 @@ revoke all on function
 from public, anon, authenticated;
 grant execute on function
   public.image_sync_start(uuid, text, text, jsonb),
-  public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
+  public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer),
   public.image_sync_finish(uuid, jsonb, jsonb),
   public.image_sync_hand_off(uuid, uuid, uuid[]),
   public.image_sync_cancel(uuid),

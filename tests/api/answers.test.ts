@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { reportSchema, type Run, runSchema } from "../../supabase/functions/image-sync/contract.ts";
+import { NOTHING_SIGNED } from "../../supabase/functions/image-sync/database.ts";
 import {
   createBucket,
   type Lab,
@@ -68,10 +69,7 @@ describe("a POST", () => {
     const error = { code: "signing_failed", title: "Signing failed", detail: "Storage is away" };
     const closing = {
       lease,
-      names: [],
-      urls: [],
-      expires: [],
-      failures: [],
+      ...NOTHING_SIGNED,
       error,
       storageCalls: 1,
       retries: 0,
@@ -128,10 +126,7 @@ describe("a GET", () => {
     await lab.database.advance({ run: id, worker, lease: first, closing: null });
     const closing = {
       lease: first,
-      names: [],
-      urls: [],
-      expires: [],
-      failures: [],
+      ...NOTHING_SIGNED,
       error: null,
       storageCalls: 1,
       retries: 0,

@@ -1,7 +1,7 @@
 import type { SupabaseClient } from "@supabase/supabase-js";
 import { beforeEach, describe, expect, test, vi } from "vitest";
 import { workChunk } from "../../supabase/functions/image-sync/pipeline.ts";
-import { createSigner, SigningError } from "../../supabase/functions/image-sync/signer.ts";
+import { createSigner, type Signed, SigningError } from "../../supabase/functions/image-sync/signer.ts";
 
 const projectUrl = "https://project.example.com";
 const expiry = 1_900_000_000;
@@ -49,6 +49,10 @@ function storageOf(answer: (paths: readonly string[]) => Answer) {
   };
 }
 
+/** The URLs, put together. */
+const urlsOf = ({ base, paths, tokens }: Signed) =>
+  paths.map((path, place) => `${base}${path}?token=${tokens[place]}`);
+
 const numbered = (count: number) => Array.from({ length: count }, (_, place) => `${place}.jpg`);
 
 describe("signing", () => {
@@ -62,7 +66,13 @@ describe("signing", () => {
 
   test("of nothing takes no call", async () => {
     const storage = storageOf(allSigned);
-    expect(await storage.sign([])).toEqual({ names: [], urls: [], expires: [], failures: [] });
+    expect(await storage.sign([])).toMatchObject({
+      names: [],
+      paths: [],
+      tokens: [],
+      expires: [],
+      failures: [],
+    });
     expect(storage.calls).toEqual([]);
   });
 
@@ -91,13 +101,13 @@ describe("signing", () => {
     }));
     const signed = await storage.sign(["a.jpg", "b.jpg", "c.jpg"]);
     expect(signed.names).toEqual(["a.jpg", "c.jpg"]);
-    signed.names.forEach((name, place) => {
-      expect(signed.urls[place]).toBe(
+    expect(urlsOf(signed)).toEqual(
+      signed.names.map((name) =>
         `${projectUrl}/storage/v1/object/sign/part-images/${name}?token=${
           tokenFor({ exp: expiry, url: name })
-        }`,
-      );
-    });
+        }`
+      ),
+    );
     expect(signed.failures).toEqual([{ name: "b.jpg", error: expect.any(String) }]);
   });
 
@@ -137,7 +147,7 @@ describe("signing", () => {
     ];
     const signed = await storageOf(allSigned).sign(names);
     expect(signed.names).toEqual(names);
-    signed.urls.forEach((url, place) => {
+    urlsOf(signed).forEach((url, place) => {
       const { pathname, searchParams, hash } = new URL(url);
       expect(pathname.split("/").map(decodeURIComponent).join("/")).toBe(
         `/storage/v1/object/sign/part-images/${names[place]}`,
@@ -155,7 +165,7 @@ describe("signing", () => {
       publicUrl: "https://cdn.example.com",
     };
     const signed = await storageOf(allSigned).signer(request);
-    expect(signed.urls[0]).toMatch(
+    expect(urlsOf(signed)[0]).toMatch(
       /^https:\/\/cdn\.example\.com\/storage\/v1\/object\/sign\/a%20bucket\/a\.jpg\?token=/,
     );
   });
@@ -252,7 +262,7 @@ describe("a chunk", () => {
     const outcome = await workChunk({ bucket: "part-images", sign: signer, takeCounts }, "a lease", chunk);
     expect(outcome).toMatchObject({
       isFinal,
-      closing: { names: [], urls: [], error: { code: "signing_failed" }, storageCalls: 2 },
+      closing: { names: [], tokens: [], error: { code: "signing_failed" }, storageCalls: 2 },
     });
   });
 });

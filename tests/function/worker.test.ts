@@ -80,8 +80,10 @@ function slowSigner(ms = 2) {
     await new Promise((resolve) => setTimeout(resolve, ms));
     seen.now--;
     return {
+      base: "http://x/",
       names: [...names],
-      urls: names.map((name) => `http://x/${name}`),
+      paths: [...names],
+      tokens: names.map(() => "a.b.c"),
       expires: names.map(() => 1),
       failures: [],
     };

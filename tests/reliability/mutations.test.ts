@@ -54,7 +54,7 @@ const closeChunk =
   "image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer)";
 const claimChunk = "image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid)";
 const rpcAdvance =
-  "public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer)";
+  "public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer)";
 
 async function lateWriterIsFenced(): Promise<void> {
   const setting = await newRun(2, 2);

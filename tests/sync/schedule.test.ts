@@ -1,6 +1,7 @@
 import postgres from "postgres";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { Run } from "../../supabase/functions/image-sync/contract.ts";
+import { NOTHING_SIGNED } from "../../supabase/functions/image-sync/database.ts";
 import {
   codesOf,
   createBucket,
@@ -195,10 +196,7 @@ describe("the watchdog", () => {
     const error = { code: "signing_failed", title: "Signing failed", detail: "Storage is away" };
     const closing = {
       lease,
-      names: [],
-      urls: [],
-      expires: [],
-      failures: [],
+      ...NOTHING_SIGNED,
       error,
       storageCalls: 1,
       retries: 0,

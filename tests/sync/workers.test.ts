@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { Advance } from "../../supabase/functions/image-sync/contract.ts";
-import type { Closing } from "../../supabase/functions/image-sync/database.ts";
+import { type Closing, NOTHING_SIGNED } from "../../supabase/functions/image-sync/database.ts";
 import {
   createBucket,
   eventually,
@@ -41,8 +41,10 @@ async function lease(run: string, worker = token(), closing: Closing | null = nu
 function signedBy(mark: string, { lease, chunk }: Held): Closing {
   return {
     lease,
+    base: `http://${mark}/`,
     names: chunk.names,
-    urls: chunk.names.map((name) => `http://${mark}/${name}`),
+    paths: chunk.names,
+    tokens: chunk.names.map(() => "header.payload.signature"),
     expires: chunk.names.map(() => Math.floor(Date.now() / 1000) + chunk.expiresIn),
     failures: [],
     error: null,
@@ -50,6 +52,9 @@ function signedBy(mark: string, { lease, chunk }: Held): Closing {
     retries: 0,
   };
 }
+
+/** The URL that {@linkcode signedBy} makes for a name. */
+const urlBy = (mark: string, name: string) => `http://${mark}/${name}?token=header.payload.signature`;
 
 /** Works on a run until nothing is left, with URLs of its own making. Returns the names it signed. */
 async function workAlone(run: string, mark: string): Promise<string[]> {
@@ -143,7 +148,7 @@ describe("a call repeated after its answer got lost", () => {
     const run = await openRun(lab, bucket);
     const held = await lease(run.id);
     const error = { code: "signing_failed", title: "Signing failed", detail: "Storage is away" };
-    const closing = { ...signedBy("me", held), names: [], urls: [], expires: [], error };
+    const closing = { ...signedBy("me", held), ...NOTHING_SIGNED, error };
     for (let call = 0; call < 2; call++) {
       await lab.database.advance({ run: run.id, worker: token(), lease: null, closing });
     }
@@ -208,7 +213,7 @@ describe("a worker that comes late", () => {
       });
     expect(await snapshot(bucket, run.id)).toEqual(after);
     expect(after.records.map(({ signed_url }) => signed_url)).toEqual(
-      numberedNames(5).map((name) => `http://next/${name}`),
+      numberedNames(5).map((name) => urlBy("next", name)),
     );
     expect(await lab.database.readRun(run.id)).toMatchObject({ state: "succeeded", totals: { signed: 5 } });
   });
@@ -270,11 +275,27 @@ test("a record that somebody else inserts while its file is being signed stays t
   expect(await lab.database.advance({ run: run.id, worker: token(), lease: token(), closing }))
     .toMatchObject({ closed: "closed", next: "stop" });
   const records = await readRecords(lab, bucket);
-  expect(records.map(({ signed_url }) => signed_url)).toEqual(names.map((name) => `http://me/${name}`));
+  expect(records.map(({ signed_url }) => signed_url)).toEqual(names.map((name) => urlBy("me", name)));
   expect(records[2]?.part_number).toBe("their own");
   const ended = await lab.database.readRun(run.id);
   expect(ended).toMatchObject({ state: "succeeded", totals: { inserted: 4, recorded: 1, signed: 5 } });
   expect(imbalances(await readLedgers(lab, run.id))).toEqual([]);
+});
+
+test.each([
+  ["one key", ["k1.a.x", "k1.b.y", "k1.c.z"]],
+  ["two keys", ["k1.a.x", "k2.b.y", "k1.c.z"]],
+])("URLs arrive whole, also of names that a URL escapes, with tokens of %s", async (_, tokens) => {
+  const bucket = await createBucket(lab, { objects: ["a b.jpg", "c.jpg", "é?.jpg"] });
+  const run = await openRun(lab, bucket);
+  const held = await lease(run.id);
+  const closing = { ...signedBy("me", held), paths: held.chunk.names.map(encodeURIComponent), tokens };
+  await lab.database.advance({ run: run.id, worker: token(), lease: token(), closing });
+  expect((await readRecords(lab, bucket)).map(({ signed_url }) => signed_url)).toEqual([
+    `http://me/a%20b.jpg?token=${tokens[0]}`,
+    `http://me/c.jpg?token=${tokens[1]}`,
+    `http://me/%C3%A9%3F.jpg?token=${tokens[2]}`,
+  ]);
 });
 
 describe("two workers on one run", () => {

@@ -43,15 +43,30 @@ export class DatabaseError extends Error {
 /** A chunk that is ready to be closed: its lease with what signing gave, or with why it gave nothing. */
 export type Closing = {
   readonly lease: string;
+  /** What its URLs begin with: a URL is `base`, its path, `?token=` and its token. */
+  readonly base: string;
+  /** The names that were signed; `paths`, `tokens` and `expires` are parallel. */
   readonly names: readonly string[];
-  readonly urls: readonly string[];
-  /** When the tokens expire, in seconds since 1970, parallel to `names`. */
+  /** Each name as it stands in a URL. */
+  readonly paths: readonly string[];
+  readonly tokens: readonly string[];
+  /** When the tokens expire, in seconds since 1970. */
   readonly expires: readonly number[];
   readonly failures: readonly { readonly name: string; readonly error: string }[];
   readonly error: Fault | null;
   readonly storageCalls: number;
   readonly retries: number;
 };
+
+/** The part of a closing that says what was signed, where nothing was. */
+export const NOTHING_SIGNED = {
+  base: "",
+  names: [],
+  paths: [],
+  tokens: [],
+  expires: [],
+  failures: [],
+} as const;
 
 /** What to advance with. */
 export type AdvanceRequest = {
@@ -78,10 +93,13 @@ export type Database = {
 
 type Rpcs = Schema["public"]["Functions"];
 
-/** The arguments of an RPC by name and type, as the database has them: readonly arrays will do, and any JSON where it takes JSON. */
+/**
+ * The arguments of an RPC by name and type, as the database has them: readonly arrays will do, an item may be null, and any JSON
+ * where it takes JSON.
+ */
 type Args<Name extends keyof Rpcs> = {
   readonly [Key in keyof Rpcs[Name]["Args"]]: Json extends Rpcs[Name]["Args"][Key] ? unknown
-    : Rpcs[Name]["Args"][Key] extends (infer Item)[] | undefined ? readonly Item[]
+    : Rpcs[Name]["Args"][Key] extends (infer Item)[] | undefined ? readonly (Item | null)[]
     : Rpcs[Name]["Args"][Key];
 };
 
@@ -116,9 +134,7 @@ export function createDatabase(client: SupabaseClient<Schema>): Database {
         ...(lease === null ? {} : { p_lease: lease }),
         ...(closing === null ? {} : {
           p_closing: closing.lease,
-          p_names: closing.names,
-          p_urls: closing.urls,
-          p_expires: closing.expires,
+          ...compactUrls(closing),
           p_failures: closing.failures,
           p_error: closing.error,
           p_storage_calls: closing.storageCalls,
@@ -146,6 +162,24 @@ export function createDatabase(client: SupabaseClient<Schema>): Database {
     async readFile(bucket, file) {
       return unwrap(await call("image_sync_file", { p_bucket: bucket, p_file: file }, fileAnswerSchema)).file;
     },
+  };
+}
+
+/**
+ * The URLs of a closing, what they share said once: half the bytes. `p_around` is what stands before the path, and between it and
+ * the rest of the token; a path is null where it is the name itself.
+ */
+function compactUrls({ base, names, paths, tokens, expires }: Closing) {
+  const [first = ""] = tokens;
+  // A JWT's header says which key and algorithm: the same in all tokens of one key.
+  const header = first.slice(0, first.indexOf(".") + 1);
+  const shared = tokens.every((token) => token.startsWith(header)) ? header : "";
+  return {
+    p_names: names,
+    p_around: [base, `?token=${shared}`],
+    p_paths: paths.map((path, place) => path === names[place] ? null : path),
+    p_tokens: tokens.map((token) => token.slice(shared.length)),
+    p_expires: expires,
   };
 }
 

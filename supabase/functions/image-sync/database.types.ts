@@ -46,16 +46,18 @@ export type Database = {
     Functions: {
       "image_sync_advance": {
         Args: {
+          "p_around"?: (string)[];
           "p_closing"?: string;
           "p_error"?: Json;
           "p_expires"?: (number)[];
           "p_failures"?: Json;
           "p_lease"?: string;
           "p_names"?: (string)[];
+          "p_paths"?: (string)[];
           "p_retries"?: number;
           "p_run": string;
           "p_storage_calls"?: number;
-          "p_urls"?: (string)[];
+          "p_tokens"?: (string)[];
           "p_worker": string;
         };
         Returns: Json;

@@ -1,6 +1,6 @@
 /** One chunk: its names are signed, and what that gave becomes what the chunk is closed with. */
 import type { Chunk } from "./contract.ts";
-import type { Closing } from "./database.ts";
+import { type Closing, NOTHING_SIGNED } from "./database.ts";
 import { logChunk, messageOf } from "./log.ts";
 import type { OutboundCounts } from "./outbound.ts";
 import { type Signer, SigningError } from "./signer.ts";
@@ -35,17 +35,16 @@ async function signChunk(
   lease: string,
   chunk: Chunk,
 ): Promise<Outcome> {
-  const nothing = { lease, names: [], urls: [], expires: [], failures: [], error: null };
   try {
     const { names, expiresIn, publicUrl } = chunk;
     const signed = await sign({ bucket, names, expiresIn, publicUrl });
-    return { closing: { ...nothing, ...signed, ...takeCounts() }, isFinal: false };
+    return { closing: { lease, ...signed, error: null, ...takeCounts() }, isFinal: false };
   } catch (error) {
     const fault = error instanceof SigningError
       ? error.fault
       : { code: "signing_failed", title: "Signing failed", detail: messageOf(error) };
     return {
-      closing: { ...nothing, error: fault, ...takeCounts() },
+      closing: { lease, ...NOTHING_SIGNED, error: fault, ...takeCounts() },
       isFinal: error instanceof SigningError && error.isFinal,
     };
   }

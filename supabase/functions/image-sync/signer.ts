@@ -12,10 +12,16 @@ const MAX_PATH_BYTES = 1_000_000;
 /** How many more calls may be spent on finding the names that make Storage refuse a whole call. */
 const MAX_SEARCH_CALLS = 40;
 
-/** What signing gave: three parallel arrays, and the names that could not be signed. */
+/**
+ * What signing gave: parallel arrays, and the names that could not be signed. A URL is `base`, its path, `?token=` and its token;
+ * taken apart, because they are most of what a chunk's closing carries.
+ */
 export type Signed = {
+  readonly base: string;
   readonly names: string[];
-  readonly urls: string[];
+  /** Each name as it stands in a URL. */
+  readonly paths: string[];
+  readonly tokens: string[];
   /** When the token expires, in seconds since 1970, read from the token itself. */
   readonly expires: number[];
   readonly failures: { name: string; error: string }[];
@@ -41,8 +47,8 @@ export type Signer = (request: {
 /** Creates a signer that calls Storage with the client's secret key. `projectUrl` is `SUPABASE_URL`. */
 export function createSigner(client: SupabaseClient, projectUrl: string): Signer {
   return async ({ bucket, names, expiresIn, publicUrl }) => {
-    const signed: Signed = { names: [], urls: [], expires: [], failures: [] };
     const base = `${publicUrl ?? projectUrl}/storage/v1/object/sign/${encodeURIComponent(bucket)}/`;
+    const signed: Signed = { base, names: [], paths: [], tokens: [], expires: [], failures: [] };
     let searchCalls = MAX_SEARCH_CALLS;
 
     async function signAll(paths: readonly string[]): Promise<void> {
@@ -76,7 +82,8 @@ export function createSigner(client: SupabaseClient, projectUrl: string): Signer
           continue;
         }
         signed.names.push(name);
-        signed.urls.push(`${base}${encodePath(name)}?token=${token}`);
+        signed.paths.push(encodePath(name));
+        signed.tokens.push(token);
         signed.expires.push(expires);
       }
     }

@@ -7,7 +7,7 @@
  */
 import type { Budget, Limits } from "./budget.ts";
 import type { Advance, Fault, Run } from "./contract.ts";
-import { type Closing, type Database, DatabaseError } from "./database.ts";
+import { type Closing, type Database, DatabaseError, NOTHING_SIGNED } from "./database.ts";
 import { log, messageOf } from "./log.ts";
 import { type Pipeline, workChunk } from "./pipeline.ts";
 import type { ProbeTarget } from "./probe.ts";
@@ -149,14 +149,7 @@ async function advance(state: State, lease: string | null, closing: Closing | nu
     const fault = toFault(error);
     // Something in this chunk's URLs is refused (a constraint of the table's owner): that is the chunk's failure, not the run's.
     if (closing !== null && closing.error === null && error.code !== INSUFFICIENT_PRIVILEGE) {
-      return await advance(state, lease, {
-        ...closing,
-        names: [],
-        urls: [],
-        expires: [],
-        failures: [],
-        error: fault,
-      });
+      return await advance(state, lease, { ...closing, ...NOTHING_SIGNED, error: fault });
     }
     await fail(state, fault);
     return { closed: null, next: "stop" };

@@ -46,6 +46,7 @@ export async function advance(sql: Sql, request: AdvanceRequest): Promise<Answer
     select public.image_sync_advance(
       ${run}, ${worker}, ${lease}, ${closing?.lease ?? null},
       ${sql.array([...closing?.names ?? []])}::text[],
+      '{"",""}', ${sql.array((closing?.names ?? []).map(() => ""))}::text[],
       ${sql.array([...closing?.urls ?? []])}::text[],
       ${sql.array((closing?.names ?? []).map(() => String(inAWeek())))}::bigint[],
       ${sql.json([...closing?.failures ?? []])},
