@@ -38,7 +38,12 @@ beforeAll(async () => {
       add column label text generated always as (upper(part_number)) stored,
       add column position bigint generated always as identity`);
 });
-afterAll(() => lab?.close());
+afterAll(async () => {
+  await lab?.sql.unsafe(`
+    alter table public.part_images
+      drop column shelf, drop column tags, drop column weight, drop column label, drop column position`);
+  await lab?.close();
+});
 
 const without = (all: Readonly<Record<string, string>>, names: readonly string[]) =>
   Object.fromEntries(Object.entries(all).filter(([name]) => !names.includes(name)));
@@ -172,6 +177,9 @@ test("a record that a trigger of the table protects is kept and named, and the r
     end $$;
     create trigger test_protect before delete on public.part_images
       for each row when (old.bucket_id = '${bucket}' and old.file_name = 'gone-01.jpg') execute function public.test_protect();`);
+  onTestFinished(async () => {
+    await lab.sql`drop function public.test_protect cascade`;
+  });
   const run = await apply(lab, bucket, (await dryRun(lab, bucket)).id);
   expect(run.totals).toMatchObject({ removed: 3, skipped: 1 });
   expect(namesByCode(run)).toEqual({ refused_by_table: ["gone-01.jpg"] });

@@ -23,6 +23,9 @@ export type Lab = {
   readonly database: Database;
   /** A request to the function with a secret key, unless `init` has headers of its own. */
   call(init?: RequestInit & { readonly query?: string }): Promise<Response>;
+  /** The buckets that the tests made, each with the files that they uploaded. */
+  readonly buckets: Map<string, string[]>;
+  /** Ends it; a Supabase that was there before is left as it was. */
   close(): Promise<void>;
 };
 
@@ -71,8 +74,10 @@ export async function openLab(args: readonly string[] = []): Promise<Lab> {
 export function createLab(target: Target): Lab {
   const sql = postgres(target.dbUrl, { max: 4, onnotice: () => {} });
   const supabase = createTestClient(target.url, target.secretKey);
+  const buckets = new Map<string, string[]>();
   return {
     target,
+    buckets,
     sql,
     supabase,
     database: createDatabase(supabase),
@@ -82,10 +87,27 @@ export function createLab(target: Target): Lab {
         headers: { apikey: target.secretKey, ...init.headers },
       }),
     async close() {
+      if (target.stack === undefined) await removeBuckets(sql, supabase, buckets);
       await sql.end({ timeout: 5 });
       await target.stop();
     },
   };
+}
+
+async function removeBuckets(sql: Sql, supabase: SupabaseClient, buckets: Lab["buckets"]): Promise<void> {
+  for (const [bucket, uploaded] of buckets) {
+    if (uploaded.length > 0) await supabase.storage.from(bucket).remove(uploaded);
+  }
+  const names = sql.array([...buckets.keys()]);
+  await sql.begin(async (transaction) => {
+    await transaction`select set_config('storage.allow_delete_query', 'true', true)`;
+    await transaction`delete from image_sync.runs where bucket_id = any (${names}::text[])`;
+    await transaction`delete from image_sync.archive where bucket_id = any (${names}::text[])`;
+    await transaction`delete from image_sync.settings where bucket_id = any (${names}::text[])`;
+    await transaction`delete from public.part_images where bucket_id = any (${names}::text[])`;
+    await transaction`delete from storage.objects where bucket_id = any (${names}::text[])`;
+    await transaction`delete from storage.buckets where id = any (${names}::text[])`;
+  });
 }
 
 /** A private bucket of its own with settings: not part of the night, no probe (its objects have no files), no waiting. */
@@ -106,6 +128,7 @@ export async function createSettings(
   bucket: string,
   settings: BucketOptions["settings"] = {},
 ): Promise<void> {
+  lab.buckets.set(bucket, []);
   const row = { bucket_id: bucket, nightly: false, probe_size: 0, retry_delay: "0", ...settings };
   await lab.sql`insert into image_sync.settings ${lab.sql(row)}`;
 }
@@ -139,6 +162,7 @@ export async function upload(
     contentType: "image/jpeg",
     upsert: true,
   });
+  lab.buckets.get(bucket)?.push(name);
   if (error !== null) throw new Error(`Cannot upload ${name} to ${bucket}: ${error.message}`);
 }
 
