@@ -25,7 +25,7 @@ export type Lab = {
   call(init?: RequestInit & { readonly query?: string }): Promise<Response>;
   /** The buckets that the tests made, each with the files that they uploaded. */
   readonly buckets: Map<string, string[]>;
-  /** Ends it; a Supabase that was there before is left as it was. */
+  /** Ends it; from a Supabase that was there before, these buckets and all that belongs to them are removed. */
   close(): Promise<void>;
 };
 
