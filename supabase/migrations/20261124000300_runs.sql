@@ -9,6 +9,7 @@ create table image_sync.runs (
   cursor text not null default '',
   exhausted boolean not null default false,
   total_estimate bigint,
+  chunk_size integer,
   bucket_created_at timestamptz,
   started_at timestamptz not null default now(),
   moved_at timestamptz not null default now(),
@@ -26,6 +27,7 @@ create table image_sync.runs (
   constraint runs_mode_check check (mode in ('sync', 'analyze', 'cleanup', 'restore')),
   constraint runs_trigger_check check (trigger in ('schedule', 'request')),
   constraint runs_outcome_check check (outcome in ('succeeded', 'partial', 'failed', 'cancelled')),
+  constraint runs_chunk_size_check check (chunk_size > 0),
   constraint runs_finished_check check ((finished_at is null) = (outcome is null))
 );
 
@@ -45,16 +47,17 @@ comment on column image_sync.runs.plan_id is 'cleanup: the dry run whose list is
 comment on column image_sync.runs.cursor is 'The key up to which chunks have been made; the next chunk begins behind it (byte order).';
 comment on column image_sync.runs.exhausted is 'True once the last chunk of the bucket has been made.';
 comment on column image_sync.runs.total_estimate is 'How many objects (restore and an applied cleanup: records) were expected when the run began; for progress alone.';
+comment on column image_sync.runs.chunk_size is 'At most so many names in the next chunk, where that is less than the setting: chunks that the database could not do within its statement timeout were halved.';
 comment on column image_sync.runs.bucket_created_at is 'created_at of the bucket when the run began: a bucket deleted and made again is another bucket.';
 comment on column image_sync.runs.started_at is 'When the run was opened.';
-comment on column image_sync.runs.moved_at is 'When a worker last did something for the run.';
+comment on column image_sync.runs.moved_at is 'When a chunk of the run was last made or closed. Looking at the run or handing it on is no progress.';
 comment on column image_sync.runs.kicked_at is 'When a call of the function was last queued for the run.';
 comment on column image_sync.runs.kick_id is 'That call''s id in net._http_response.';
 comment on column image_sync.runs.handed_off_by is 'The worker that last handed the run off, so that a repeated hand-off queues no second call.';
 comment on column image_sync.runs.finished_at is 'When the run was closed; null while it is open.';
 comment on column image_sync.runs.outcome is 'succeeded, partial (some items failed), failed (could not do its work) or cancelled; null while open.';
 comment on column image_sync.runs.stop_reason is 'In one word why the run ended as it did, where it did not simply reach its end.';
-comment on column image_sync.runs.error is 'What went wrong for the run as a whole: code, title, detail.';
+comment on column image_sync.runs.error is 'What went wrong for the run as a whole, or the last attempt that the database ended: code, title, detail.';
 comment on column image_sync.runs.summary is 'The totals of its chunks, kept when the run finished because chunks are pruned.';
 comment on column image_sync.runs.report is 'What the run measured of bucket and table: the source of the status report (sync and analyze).';
 

@@ -100,7 +100,8 @@ do $$
 declare
   v_comment record;
 begin
-  -- Several files for one part number, and the register's own look-ups. An owner's unique constraint on it does the same.
+  -- Several files for one part number of a bucket, and the register's own look-ups. An owner's unique constraint on the part number does
+  -- the same; an index on it alone would read every other bucket's records of it.
   if not exists (
     select
     from pg_catalog.pg_index i
@@ -110,8 +111,17 @@ begin
     where i.indrelid = 'public.part_images'::regclass
       and i.indpred is null
       and a.attname = 'part_number'
+      and (
+        i.indisunique and i.indnkeyatts = 1
+        or (
+          select b.attname
+          from pg_catalog.pg_attribute b
+          where b.attrelid = i.indrelid
+            and b.attnum = i.indkey[1]
+        ) = 'bucket_id'
+      )
   ) then
-    create index part_images_part_number_idx on public.part_images (part_number);
+    create index part_images_part_number_bucket_id_idx on public.part_images (part_number, bucket_id);
   end if;
 
   -- An owner's own words stay.

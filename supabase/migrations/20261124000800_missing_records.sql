@@ -56,10 +56,117 @@ end;
 comment on function image_sync.may_refuse_records() is
   'True where a constraint, unique index, trigger or column of the table''s owner may refuse a record. Then records are inserted when they are listed, so that what is refused is not signed every night.';
 
--- A chunk after its missing records were inserted.
-create type image_sync.insertion as (chunk image_sync.chunks, inserted text[], signed integer);
+-- Whether an error is the row's: a constraint, a trigger or a type of the table's owner says no to it. What the server lacks (disk,
+-- memory, time), a connection that ends, a right that is missing for all rows alike, is none: it must not be counted against a file.
+-- Classes of SQLSTATE: Postgres' manual, appendix A.
+create function image_sync.is_refusal(p_sqlstate text)
+returns boolean
+language sql
+immutable
+set search_path = ''
+return left(p_sqlstate, 2) not in ('08', '25', '40', '53', '57', '58', 'XX') and p_sqlstate <> '42501';
 
-comment on type image_sync.insertion is 'A chunk as it is after its missing records were inserted (not stored yet), their names, and how many of them have a URL.';
+comment on function image_sync.is_refusal(text) is 'Whether an error of this SQLSTATE is a refusal of the row that was written, rather than trouble of the server or a missing right.';
+
+-- Whether an error says that somebody else holds what a statement needs.
+create function image_sync.is_held(p_sqlstate text)
+returns boolean
+language sql
+immutable
+set search_path = ''
+return p_sqlstate in ('55P03', '40P01');
+
+comment on function image_sync.is_held(text) is 'Whether an error of this SQLSTATE is a lock that was not to be had: lock_not_available or deadlock_detected.';
+
+-- A row that is tried by itself waits 20 ms for a lock, and hardly at all once a second has gone into waiting: a thousand rows that
+-- somebody holds must not add up to the statement timeout.
+create function image_sync.row_patience(p_since timestamptz)
+returns text
+language sql
+volatile
+set search_path = ''
+return case when clock_timestamp() < p_since + interval '1 second' then '20ms' else '1ms' end;
+
+comment on function image_sync.row_patience(timestamptz) is 'lock_timeout for a single row of many, tried one by one since p_since.';
+
+-- A problem of one item, as runs show it.
+create function image_sync.item_problem(p_name text, p_code text, p_words text default null)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return jsonb_build_object(
+  'name', p_name,
+  'code', p_code,
+  'detail', coalesce(image_sync.redact(p_words), case p_code
+    when 'row_locked' then 'Somebody else holds it locked: the next run settles it'
+  end)
+);
+
+comment on function image_sync.item_problem(text, text, text) is 'A named item that failed: name, code, and what was said of it, redacted.';
+
+-- A chunk names 20 of its items at most: the counts say how many there are.
+create function image_sync.first_items(p_items jsonb)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return jsonb_path_query_array(p_items, '$[0 to 19]');
+
+comment on function image_sync.first_items(jsonb) is 'The first 20 elements of an array.';
+
+-- A chunk after its missing records were inserted.
+create type image_sync.insertion as (chunk image_sync.chunks, inserted text[], signed integer, held text[]);
+
+comment on type image_sync.insertion is 'A chunk as it is after its missing records were inserted (not stored yet), their names, how many of them have a URL, and the names that somebody else held.';
+
+-- Inserts missing records one by one, without URLs: what is refused or held costs itself alone.
+create function image_sync.insert_one_by_one(
+  p_bucket_id text,
+  p_names text[],
+  out inserted text[],
+  out held text[],
+  out problems jsonb
+)
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_since constant timestamptz := clock_timestamp();
+  v_missing record;
+begin
+  inserted := '{}';
+  held := '{}';
+  problems := '[]';
+  for v_missing in
+    select m.name, m.part_number
+    from unnest(p_names, image_sync.part_numbers_of(p_names)) as m (name, part_number)
+    order by m.name collate "C"
+  loop
+    perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
+    begin
+      insert into public.part_images (bucket_id, file_name, part_number)
+      values (p_bucket_id, v_missing.name, v_missing.part_number)
+      on conflict do nothing;
+      if found then
+        inserted := inserted || v_missing.name;
+      end if;
+    exception
+      when others then
+        if image_sync.is_held(sqlstate) then
+          held := held || v_missing.name;
+        elsif image_sync.is_refusal(sqlstate) then
+          problems := problems || image_sync.item_problem(v_missing.name, 'record_refused', sqlerrm);
+        else
+          raise;
+        end if;
+    end;
+  end loop;
+end;
+$$;
+
+comment on function image_sync.insert_one_by_one(text, text[]) is
+  'Inserts a record for each name by itself. Returns the names inserted, those that somebody else holds, and the problems of those that the table refuses.';
 
 -- Inserts the records that a chunk lacks (its to_insert), with their URLs where there are any, and accounts for every one of them.
 -- p_names, p_urls and p_expires (seconds since 1970) are parallel; a file that is not among them gets a record without a URL.
@@ -73,19 +180,21 @@ create function image_sync.insert_missing(
 returns image_sync.insertion
 language plpgsql
 set search_path = ''
+-- Given back when the function ends: trying one by one sets it for itself.
+set lock_timeout = '400ms'
 as $$
 declare
   v_chunk image_sync.chunks := p_chunk;
   v_inserted text[] := '{}'::text[];
   v_signed integer := 0;
-  v_missing record;
+  v_held text[] := '{}'::text[];
   v_rest record;
   v_problems jsonb := '[]'::jsonb;
   -- Said of both sides wherever they are looked up by name, so that a plan that reads more than one name reads this chunk at most.
   v_last_key constant text := coalesce(p_chunk.to_key, image_sync.last_key());
 begin
   if v_chunk.to_insert = '{}' then
-    return (v_chunk, v_inserted, v_signed)::image_sync.insertion;
+    return (v_chunk, v_inserted, v_signed, v_held)::image_sync.insertion;
   end if;
 
   begin
@@ -110,13 +219,18 @@ begin
     into v_inserted, v_signed
     from added;
   exception
-    -- A constraint or a trigger of the table's owner refuses a row, or somebody else inserted one meanwhile: find out which, so that
-    -- the others get in. Their URLs are stored like those of any record. Saying on conflict above would make every row cost a
-    -- quarter more: its indexes are read before they are written, and it is confirmed in the log.
-    when integrity_constraint_violation or data_exception or raise_exception or program_limit_exceeded then
-      for v_missing in
-        select m.name, m.part_number
-        from unnest(v_chunk.to_insert, image_sync.part_numbers_of(v_chunk.to_insert)) as m (name, part_number)
+    -- A constraint or a trigger of the table's owner refuses a row, somebody else inserted one meanwhile, or is about to: find out
+    -- which, so that the others get in. Their URLs are stored like those of any record. Saying on conflict above would make every
+    -- row cost a quarter more: its indexes are read before they are written, and it is confirmed in the log.
+    when others then
+      if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+        raise;
+      end if;
+      select i.inserted, i.held, i.problems
+      into v_inserted, v_held, v_problems
+      from image_sync.insert_one_by_one(p_bucket_id, array(
+        select m.name
+        from unnest(v_chunk.to_insert) as m (name)
         where exists (
           select
           from image_sync.objects o
@@ -125,20 +239,7 @@ begin
             and o.name collate "C" > v_chunk.from_key
             and o.name collate "C" <= v_last_key
         )
-        order by m.name collate "C"
-      loop
-        begin
-          insert into public.part_images (bucket_id, file_name, part_number)
-          values (p_bucket_id, v_missing.name, v_missing.part_number)
-          on conflict do nothing;
-          if found then
-            v_inserted := v_inserted || v_missing.name;
-          end if;
-        exception
-          when integrity_constraint_violation or data_exception or raise_exception or program_limit_exceeded then
-            v_problems := v_problems || jsonb_build_object('name', v_missing.name, 'code', 'record_refused', 'detail', sqlerrm);
-        end;
-      end loop;
+      )) as i;
   end;
 
   select
@@ -169,6 +270,7 @@ begin
     from unnest(v_chunk.to_insert) as m (name)
     where cardinality(v_inserted) < cardinality(v_chunk.to_insert)
       and m.name <> all (v_inserted)
+      and m.name <> all (v_held)
   ) as rest;
 
   v_chunk.inserted := v_chunk.inserted + cardinality(v_inserted);
@@ -176,18 +278,136 @@ begin
   v_chunk.vanished := v_chunk.vanished + v_rest.vanished;
   v_chunk.collided := v_chunk.collided + v_rest.collided;
   v_chunk.records := v_chunk.records + cardinality(v_inserted) + v_rest.recorded;
-  v_chunk.missing := 0;
-  v_chunk.to_insert := '{}';
-  v_chunk.problems := v_chunk.problems || v_problems;
+  -- What somebody holds may be free when the chunk is closed or tried again.
+  v_chunk.missing := cardinality(v_held);
+  v_chunk.to_insert := v_held;
+  v_chunk.problems := v_chunk.problems || image_sync.first_items(v_problems);
   if v_rest.samples is not null then
     v_chunk.facts := v_chunk.facts || jsonb_build_object('collided', v_rest.samples);
   end if;
-  return (v_chunk, v_inserted, v_signed)::image_sync.insertion;
+  return (v_chunk, v_inserted, v_signed, v_held)::image_sync.insertion;
 end;
 $$;
 
 comment on function image_sync.insert_missing(text, image_sync.chunks, text[], text[], bigint[]) is
-  'Inserts a record for each image of the chunk''s to_insert and accounts for the rest: recorded by somebody else meanwhile, vanished from the bucket, or collided with what the table demands. Returns the chunk as it is afterwards (the caller stores it), the names inserted, and how many of them with a URL.';
+  'Inserts a record for each image of the chunk''s to_insert and accounts for the rest: recorded by somebody else meanwhile, vanished from the bucket, collided with what the table demands, or held by somebody else, which stays in to_insert. Returns the chunk as it is afterwards (the caller stores it), the names inserted, how many of them with a URL, and the names held.';
+
+-- Stores URLs in records that are there, one by one: what is refused or held costs itself alone.
+create function image_sync.store_one_by_one(
+  p_bucket_id text,
+  p_from_key text,
+  p_last_key text,
+  p_names text[],
+  p_urls text[],
+  p_expires bigint[],
+  out stored integer,
+  out held text[],
+  out problems jsonb
+)
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_since constant timestamptz := clock_timestamp();
+  v_free text[];
+  v_signed record;
+begin
+  stored := 0;
+  problems := '[]';
+  v_free := array(
+    select p.file_name
+    from public.part_images p
+    where p.bucket_id = p_bucket_id
+      and p.file_name collate "C" = any (p_names)
+      and p.file_name collate "C" > p_from_key
+      and p.file_name collate "C" <= p_last_key
+    order by p.file_name collate "C"
+    for no key update skip locked
+  );
+  held := array(
+    select p.file_name
+    from public.part_images p
+    where p.bucket_id = p_bucket_id
+      and p.file_name collate "C" = any (p_names)
+      and p.file_name collate "C" > p_from_key
+      and p.file_name collate "C" <= p_last_key
+      and p.file_name <> all (v_free)
+  );
+  for v_signed in
+    select s.name, s.url, s.expires
+    from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
+    join unnest(v_free) as f (name) on f.name = s.name
+  loop
+    -- The row is ours; a trigger of the table's owner may want others.
+    perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
+    begin
+      update public.part_images p
+      set signed_url = v_signed.url, signed_url_expires_at = to_timestamp(v_signed.expires)
+      where p.bucket_id = p_bucket_id
+        and p.file_name collate "C" = v_signed.name;
+      if found then
+        stored := stored + 1;
+      end if;
+    exception
+      when others then
+        if image_sync.is_held(sqlstate) then
+          held := held || v_signed.name;
+        elsif image_sync.is_refusal(sqlstate) then
+          problems := problems || image_sync.item_problem(v_signed.name, 'url_refused', sqlerrm);
+        else
+          raise;
+        end if;
+    end;
+  end loop;
+end;
+$$;
+
+comment on function image_sync.store_one_by_one(text, text, text, text[], text[], bigint[]) is
+  'Stores the URL of each record by itself. Returns how many were stored, the names that somebody else holds, and the problems of those that the table refuses.';
+
+-- Stores URLs in records that are there. p_names, p_urls and p_expires (seconds since 1970) are parallel; only names in the range
+-- (p_from_key, p_last_key] count, whatever the caller sends.
+create function image_sync.store_urls(
+  p_bucket_id text,
+  p_from_key text,
+  p_last_key text,
+  p_names text[],
+  p_urls text[],
+  p_expires bigint[],
+  out stored integer,
+  out held text[],
+  out problems jsonb
+)
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+begin
+  held := '{}';
+  problems := '[]';
+  update public.part_images p
+  set signed_url = s.url, signed_url_expires_at = to_timestamp(s.expires)
+  from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
+  where p.bucket_id = p_bucket_id
+    and p.file_name collate "C" = s.name
+    -- Said of the record: so the index bounds what is read, also where the planner knows nothing yet of a table that is only being
+    -- filled.
+    and p.file_name collate "C" > p_from_key
+    and p.file_name collate "C" <= p_last_key;
+  get diagnostics stored = row_count;
+exception
+  when others then
+    if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+      raise;
+    end if;
+    select o.stored, o.held, o.problems
+    into stored, held, problems
+    from image_sync.store_one_by_one(p_bucket_id, p_from_key, p_last_key, p_names, p_urls, p_expires) as o;
+end;
+$$;
+
+comment on function image_sync.store_urls(text, text, text, text[], text[], bigint[]) is
+  'Stores URLs in the records of a range. Returns how many were stored, the names that somebody else holds (a lock of more than 400 ms), and the problems of those that the table refuses: neither costs the others anything.';
 
 -- Whether two records of one part number are impossible, by a unique index of the table's owner.
 create function image_sync.part_number_is_unique()
@@ -211,11 +431,27 @@ return exists (
 comment on function image_sync.part_number_is_unique() is 'True where the table''s owner made part_number unique.';
 
 revoke all on function
+  image_sync.is_refusal(text),
+  image_sync.is_held(text),
+  image_sync.row_patience(timestamptz),
+  image_sync.item_problem(text, text, text),
+  image_sync.first_items(jsonb),
+  image_sync.insert_one_by_one(text, text[]),
+  image_sync.store_one_by_one(text, text, text, text[], text[], bigint[]),
+  image_sync.store_urls(text, text, text, text[], text[], bigint[]),
   image_sync.may_refuse_records(),
   image_sync.insert_missing(text, image_sync.chunks, text[], text[], bigint[]),
   image_sync.part_number_is_unique()
 from public;
 grant execute on function
+  image_sync.is_refusal(text),
+  image_sync.is_held(text),
+  image_sync.row_patience(timestamptz),
+  image_sync.item_problem(text, text, text),
+  image_sync.first_items(jsonb),
+  image_sync.insert_one_by_one(text, text[]),
+  image_sync.store_one_by_one(text, text, text, text[], text[], bigint[]),
+  image_sync.store_urls(text, text, text, text[], text[], bigint[]),
   image_sync.may_refuse_records(),
   image_sync.insert_missing(text, image_sync.chunks, text[], text[], bigint[]),
   image_sync.part_number_is_unique()

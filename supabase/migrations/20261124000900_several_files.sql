@@ -60,22 +60,37 @@ begin
     group by s.stem
     having count(*) > 1
     union all
-    -- The same file name in several folders, as far as records know of it; counted where the first that lies in a folder is.
+    -- The same file name in several folders, as far as records know of it; counted where the first that lies in a folder is. One
+    -- look-up for each part number, by part_images_part_number_bucket_id_idx: another bucket's records of it are not read.
     select
-      regexp_replace(f.stem, '^.*/', '/'),
-      array_agg(p.file_name order by (strpos(p.file_name, '/') = 0), p.file_name collate "C")
-    from files f
+      '/' || twins.part_number,
+      twins.names
+    from (
+      select regexp_replace(f.stem, '^.*/', '') as part_number
+      from files f
+      where strpos(f.name, '/') > 0
+      group by 1
+    ) as parts
     cross join lateral (
-      select p.file_name
-      from public.part_images p
-      where p.part_number = regexp_replace(f.stem, '^.*/', '')
-        and p.bucket_id = p_bucket_id
-      limit 20
-    ) as p
-    where strpos(f.name, '/') > 0
-    group by f.name, f.stem
-    having count(distinct regexp_replace(p.file_name, '[^/]*$', '')) > 1
-      and f.name = min(p.file_name collate "C") filter (where strpos(p.file_name, '/') > 0)
+      select
+        parts.part_number,
+        array_agg(p.file_name order by (strpos(p.file_name, '/') = 0), p.file_name collate "C") as names,
+        count(distinct regexp_replace(p.file_name, '[^/]*$', '')) as folders,
+        min(p.file_name collate "C") filter (where strpos(p.file_name, '/') > 0) as first_name
+      from (
+        select p.file_name
+        from public.part_images p
+        where p.part_number = parts.part_number
+          and p.bucket_id = p_bucket_id
+        limit 20
+      ) as p
+    ) as twins
+    where twins.folders > 1
+      and exists (
+        select
+        from files f
+        where f.name = twins.first_name
+      )
   )
   select
     count(*)::integer,

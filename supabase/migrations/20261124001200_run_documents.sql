@@ -7,9 +7,10 @@ language sql
 stable
 set search_path = ''
 return (
-  select coalesce(jsonb_agg(s.name), '[]')
+  -- A name may have 1,024 characters and more: a sample is for the eye.
+  select coalesce(jsonb_agg(case when length(s.name) > 300 then left(s.name, 299) || '…' else s.name end), '[]')
   from (
-    select name
+    select name #>> '{}' as name
     from image_sync.chunks c
     cross join lateral jsonb_array_elements(c.facts -> p_key) as name
     where c.run_id = p_run
@@ -19,7 +20,29 @@ return (
   ) as s
 );
 
-comment on function image_sync.samples(uuid, text) is 'Up to 20 sample names of a kind, from the chunks of a run in key order.';
+comment on function image_sync.samples(uuid, text) is 'Up to 20 sample names of a kind, of 300 characters at most, from the chunks of a run in key order.';
+
+-- The same of the items that failed with a code.
+create function image_sync.problem_samples(p_run uuid, p_code text)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  select coalesce(jsonb_agg(case when length(s.name) > 300 then left(s.name, 299) || '…' else s.name end), '[]')
+  from (
+    select problem ->> 'name' as name
+    from image_sync.chunks c
+    cross join lateral jsonb_array_elements(c.problems) as problem
+    where c.run_id = p_run
+      and c.problems <> '[]'
+      and problem ->> 'code' = p_code
+    order by c.number
+    limit 20
+  ) as s
+);
+
+comment on function image_sync.problem_samples(uuid, text) is 'Up to 20 names of items that failed with this code, of 300 characters at most, from the chunks of a run in key order.';
 
 -- The totals of a run, from its chunks. Kept in runs.summary when it finishes, because chunks are pruned.
 create function image_sync.summarize(p_run uuid)
@@ -36,7 +59,7 @@ return (
     'balanced', coalesce(bool_and(
       c.listed = c.images + c.not_images
       and c.images = c.recorded + c.inserted + c.collided + c.vanished + c.missing
-      and (c.state not in ('done', 'dead') or c.to_sign = c.signed + c.withdrawn + c.failed)
+      and (c.state not in ('done', 'dead') or c.to_sign = c.signed + c.withdrawn + c.failed + c.held)
     ), true),
     'totals', jsonb_build_object(
       'listed', coalesce(sum(c.listed), 0),
@@ -51,6 +74,7 @@ return (
       'signed', coalesce(sum(c.signed), 0),
       'withdrawn', coalesce(sum(c.withdrawn), 0),
       'failed', coalesce(sum(c.failed), 0),
+      'held', coalesce(sum(c.held), 0),
       'orphaned', coalesce(sum(c.orphaned), 0),
       'records', coalesce(sum(c.records), 0),
       'removed', coalesce(sum(c.removed), 0),
@@ -205,12 +229,14 @@ comment on function image_sync.estimate_total(text) is 'About how many objects t
 
 revoke all on function
   image_sync.samples(uuid, text),
+  image_sync.problem_samples(uuid, text),
   image_sync.summarize(uuid),
   image_sync.run_document(uuid),
   image_sync.estimate_total(text)
 from public;
 grant execute on function
   image_sync.samples(uuid, text),
+  image_sync.problem_samples(uuid, text),
   image_sync.summarize(uuid),
   image_sync.run_document(uuid),
   image_sync.estimate_total(text)

@@ -76,6 +76,60 @@ return p_name ~ '^[A-Za-z0-9_/!.*''() &$@=;:+,?-]+$' and p_name !~ '(^|/)\.{1,2}
 
 comment on function image_sync.is_signable(text) is 'Whether Storage signs an object of this name.';
 
+-- How a run that came to its end turned out, by its chunks: outcome and stop_reason.
+create function image_sync.judge_run(p_run image_sync.runs, p_summary jsonb, out outcome text, out stop_reason text)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_totals record;
+  v_chunks record;
+begin
+  select t.*
+  into v_totals
+  from jsonb_to_record(p_summary -> 'totals') as t (signed bigint, failed bigint, held bigint, restored bigint, skipped bigint);
+  select
+    coalesce(bool_or(c.state = 'dead' and c.error ->> 'code' = 'database_timeout'), false) as too_slow,
+    coalesce(bool_or(c.state = 'dead' and c.error ->> 'code' <> 'database_timeout'), false) as dead,
+    coalesce(bool_or(c.problems @> '[{"code": "record_refused"}]'), false) as refused,
+    -- Storage is at fault where nothing could be signed, unless nothing was left to sign but names that can never be.
+    coalesce(bool_or(c.failed > 0 and (
+      c.state = 'dead' and c.error ->> 'code' <> 'database_timeout'
+      or exists (
+        select
+        from jsonb_array_elements(c.problems) as p (problem)
+        where p.problem ->> 'code' = 'signing_failed'
+          and image_sync.is_signable(p.problem ->> 'name')
+      )
+    )), false) as unsigned
+  into v_chunks
+  from image_sync.chunks c
+  where c.run_id = p_run.id
+    and (c.state = 'dead' or c.failed > 0 or c.problems <> '[]');
+
+  stop_reason := case
+    when v_totals.signed = 0 and v_chunks.unsigned then 'signing_impossible'
+    when p_run.mode = 'restore' and v_totals.skipped > 0 and v_totals.restored = 0 then 'nothing_restored'
+    when v_chunks.dead then 'dead_chunks'
+    when v_chunks.too_slow then 'database_timeout'
+    when v_totals.failed > 0 then 'items_failed'
+    when v_totals.held > 0 then 'row_locked'
+    when v_chunks.refused then 'records_refused'
+    when p_run.mode = 'restore' and v_totals.skipped > 0 then 'records_skipped'
+    when not (p_summary ->> 'balanced')::boolean then 'unbalanced'
+  end;
+  outcome := case
+    when stop_reason is null then 'succeeded'
+    when stop_reason in ('signing_impossible', 'nothing_restored') then 'failed'
+    else 'partial'
+  end;
+end;
+$$;
+
+comment on function image_sync.judge_run(image_sync.runs, jsonb) is
+  'Outcome and stop reason of a run that came to its end. stop_reason: signing_impossible, nothing_restored (failed); dead_chunks, database_timeout, items_failed, row_locked, records_refused, records_skipped, unbalanced (partial); null (succeeded).';
+
 -- Closes a run for good. The caller holds the run's row lock. Without p_outcome the chunks decide.
 create function image_sync.finish_run(p_run uuid, p_outcome text, p_stop_reason text, p_error jsonb, p_probe jsonb)
 returns void
@@ -85,45 +139,29 @@ as $$
 declare
   v_run image_sync.runs;
   v_summary jsonb;
-  v_totals record;
-  v_is_refused boolean;
+  v_verdict record;
 begin
   perform image_sync.release_chunks(p_run, null);
   v_summary := image_sync.summarize(p_run);
-  select t.*
-  into v_totals
-  from jsonb_to_record(v_summary -> 'totals') as t (to_sign bigint, signed bigint, failed bigint);
-  -- Where nothing could be signed, Storage is at fault, unless nothing was left to sign but names that can never be.
-  v_is_refused := v_totals.failed > 0 and v_totals.signed = 0 and exists (
-    select
-    from image_sync.chunks c
-    where c.run_id = p_run
-      and c.failed > 0
-      and (c.state = 'dead' or exists (
-        select
-        from jsonb_array_elements(c.problems) as p (problem)
-        where p.problem ->> 'code' = 'signing_failed'
-          and image_sync.is_signable(p.problem ->> 'name')
-      ))
-  );
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run;
+  v_verdict := image_sync.judge_run(v_run, v_summary);
 
   update image_sync.runs r
   set
     finished_at = clock_timestamp(),
     moved_at = clock_timestamp(),
-    outcome = coalesce(p_outcome, case
-      when v_is_refused then 'failed'
-      when v_totals.failed > 0 or (v_summary ->> 'dead_chunks')::integer > 0 or not (v_summary ->> 'balanced')::boolean then 'partial'
-      else 'succeeded'
+    outcome = coalesce(p_outcome, v_verdict.outcome),
+    stop_reason = coalesce(p_stop_reason, v_verdict.stop_reason),
+    error = coalesce(p_error, case
+      -- Why a call could not be queued matters only where the run did not get through all the same.
+      when p_outcome is null and image_sync.is_kick_problem(r.error) then null
+      else r.error
+    end, case
+      when (v_summary #>> '{totals,held}')::bigint > 0 then image_sync.held_error((v_summary #>> '{totals,held}')::bigint)
     end),
-    stop_reason = coalesce(p_stop_reason, case
-      when v_is_refused then 'signing_impossible'
-      when (v_summary ->> 'dead_chunks')::integer > 0 then 'dead_chunks'
-      when v_totals.failed > 0 then 'items_failed'
-      when not (v_summary ->> 'balanced')::boolean then 'unbalanced'
-    end),
-    -- Why a call could not be queued matters only where the run did not get through all the same.
-    error = coalesce(p_error, case when p_outcome is not null then r.error end),
     summary = v_summary
   where r.id = p_run
     and r.finished_at is null
@@ -140,6 +178,58 @@ $$;
 
 comment on function image_sync.finish_run(uuid, text, text, jsonb, jsonb) is
   'Closes an open run: releases its leases, keeps its totals and, for a sync or analyze that reached the end, what it measured. Outcome and stop reason follow from the chunks where none is given.';
+
+create function image_sync.is_kick_problem(p_error jsonb)
+returns boolean
+language sql
+immutable
+set search_path = ''
+return coalesce(p_error ->> 'code' in ('missing_secret', 'call_not_queued'), false);
+
+comment on function image_sync.is_kick_problem(jsonb) is 'Whether an error of a run says that the function could not be called.';
+
+create function image_sync.held_error(p_held bigint)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return jsonb_build_object(
+  'code', 'row_locked',
+  'title', 'Somebody else holds records',
+  'detail', format('%s records were locked by other sessions and left as they are. The next sync settles them; if it does not, look for a session that stays idle in a transaction (pg_stat_activity).', p_held)
+);
+
+comment on function image_sync.held_error(bigint) is 'What a run says of records that other sessions held.';
+
+-- Why an open run does not move, as far as it is known.
+create function image_sync.standstill_reason(p_run image_sync.runs)
+returns text
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return coalesce(
+    (
+      select format('%s: %s', coalesce(p_run.error, open_chunk.error) ->> 'title', coalesce(p_run.error, open_chunk.error) ->> 'detail')
+      from (select) as always
+      left join lateral (
+        select c.error
+        from image_sync.chunks c
+        where c.run_id = p_run.id
+          and c.state in ('pending', 'leased')
+          and c.error is not null
+        order by c.number
+        limit 1
+      ) as open_chunk on true
+      where coalesce(p_run.error, open_chunk.error) is not null
+    ),
+    'The function may not be deployed, or cannot reach the database.'
+  );
+end;
+$$;
+
+comment on function image_sync.standstill_reason(image_sync.runs) is 'In words: the last error of a run that does not move, or of its first open chunk.';
 
 -- Takes the run's row lock, which makes walking and claiming one worker at a time, and gives up soon: a worker that has to wait
 -- is told so instead of holding a connection.
@@ -198,6 +288,24 @@ $$;
 
 comment on function image_sync.bucket_problem(image_sync.runs) is 'Why the run''s bucket cannot be walked: it is missing, or another one than at the beginning; null where it can.';
 
+-- What a chunk's time says of the next one's size, where the database was too slow before: twice as many after one of full size
+-- that took less than a second. Null: as the settings say.
+create function image_sync.grown_size(p_run image_sync.runs, p_settings image_sync.settings, p_names integer, p_took interval)
+returns integer
+language sql
+immutable
+set search_path = ''
+return nullif(
+  least(
+    p_run.chunk_size * case when p_took < interval '1 second' and p_names >= p_run.chunk_size then 2 else 1 end,
+    p_settings.chunk_size
+  ),
+  case when p_run.chunk_size is null then null else p_settings.chunk_size end
+);
+
+comment on function image_sync.grown_size(image_sync.runs, image_sync.settings, integer, interval) is
+  'runs.chunk_size after a chunk of p_names names that took p_took.';
+
 -- Walks over chunks that need no signing, up to the first that does, bounded in names and in time. The caller holds the run's
 -- row lock. 250 ms keep every call far from the API's limits, and others waiting for the lock no longer than that.
 create function image_sync.walk(
@@ -212,11 +320,15 @@ set search_path = ''
 as $$
 declare
   v_until constant timestamptz := clock_timestamp() + interval '250 milliseconds';
+  v_since timestamptz := clock_timestamp();
   v_run image_sync.runs := p_run;
   v_made image_sync.chunk_to_sign;
   v_passed integer := 0;
 begin
-  while not v_run.exhausted and v_passed < 100000 and clock_timestamp() < v_until loop
+  if v_run.exhausted then
+    return null;
+  end if;
+  loop
     if v_run.plan_id is not null then
       v_made := (image_sync.settle_chunk(v_run, p_settings, p_worker), null);
     else
@@ -225,11 +337,21 @@ begin
     v_run.exhausted := (v_made.chunk).to_key is null;
     v_run.cursor := coalesce((v_made.chunk).to_key, v_run.cursor);
     v_passed := v_passed + (v_made.chunk).listed + 1;
+    -- How long a chunk that needs signing takes shows when it is closed.
     exit when (v_made.chunk).state = 'leased';
+    if v_run.chunk_size is not null then
+      v_run.chunk_size := image_sync.grown_size(
+        v_run, p_settings,
+        greatest((v_made.chunk).listed, (v_made.chunk).records, (v_made.chunk).removed + (v_made.chunk).restored + (v_made.chunk).skipped),
+        clock_timestamp() - v_since
+      );
+    end if;
+    v_since := clock_timestamp();
+    exit when v_run.exhausted or v_passed >= 100000 or v_since >= v_until;
   end loop;
 
   update image_sync.runs r
-  set cursor = v_run.cursor, exhausted = v_run.exhausted, moved_at = clock_timestamp()
+  set cursor = v_run.cursor, exhausted = v_run.exhausted, chunk_size = v_run.chunk_size, moved_at = clock_timestamp()
   where r.id = v_run.id;
   return case when (v_made.chunk).state = 'leased' then v_made end;
 end;
@@ -237,6 +359,31 @@ $$;
 
 comment on function image_sync.walk(image_sync.runs, image_sync.settings, uuid, uuid) is
   'Makes chunks from the cursor on until one needs signing (leased with p_lease and returned with its names), the bucket ends, 100,000 names are passed or 250 ms are over.';
+
+-- The next chunk of a run that applies a plan took too long: half as many records next time, at one record it is left alone and
+-- named. Returns how many records the next chunks may have. The caller holds the run's row lock.
+create function image_sync.interrupt_plan(p_run image_sync.runs, p_settings image_sync.settings, p_worker uuid, p_error jsonb)
+returns integer
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_size constant integer := image_sync.chunk_size(p_run, p_settings);
+  v_skipped image_sync.chunks;
+begin
+  if v_size > 1 then
+    return (v_size + 1) / 2;
+  end if;
+  v_skipped := image_sync.skip_next(p_run, p_settings, p_worker, p_error);
+  update image_sync.runs r
+  set cursor = coalesce(v_skipped.to_key, r.cursor), exhausted = v_skipped.to_key is null, moved_at = clock_timestamp()
+  where r.id = p_run.id;
+  return p_settings.chunk_size;
+end;
+$$;
+
+comment on function image_sync.interrupt_plan(image_sync.runs, image_sync.settings, uuid, jsonb) is
+  'Halves the chunks of a cleanup or restore whose last one took too long, or leaves the one record alone that does. Returns how many records the next chunks may have.';
 
 -- Storage that refuses every call would otherwise be asked max_attempts times for every chunk of a large bucket.
 create function image_sync.too_many_failures(p_run image_sync.runs, p_settings image_sync.settings)
@@ -250,14 +397,15 @@ begin
     select jsonb_build_object(
       'code', coalesce(max(last_failed.error ->> 'code'), 'too_many_failures'),
       'title', 'Too many chunks failed in a row',
-      'detail', format('The last %s chunks that needed signing all failed. The last error: %s', count(*), max(last_failed.error ->> 'detail'))
+      'detail', format('The last %s chunks that needed signing all failed. The last error: %s', count(*), image_sync.redact(max(last_failed.error ->> 'detail')))
     )
     from (
       select c.error, c.state
       from image_sync.chunks c
       where c.run_id = p_run.id
         and c.to_sign > 0
-        and (c.state in ('done', 'dead') or c.attempts > 0)
+        -- Attempts that the database ended are no failures of Storage, but for what was given up.
+        and (c.state in ('done', 'dead') or c.attempts > c.interrupted)
       order by c.closed_at desc nulls first
       limit 3 * p_settings.max_attempts
     ) as last_failed
@@ -279,7 +427,7 @@ return (
   select coalesce(jsonb_agg(jsonb_build_object('name', picked.file_name, 'url', picked.signed_url)), '[]')
   from (
     -- At least so many have an object: an offset beyond the last one would probe nothing.
-    select c.from_key, c.to_key, c.records_signed - c.orphaned as usable
+    select c.from_key, c.to_key, c.records_signed - c.orphaned as usable, image_sync.url_base(p_settings) as url_base
     from image_sync.chunks c
     cross join generate_series(1, p_settings.probe_size)
     where p_run.mode = 'sync'
@@ -298,6 +446,7 @@ return (
         and r.file_name collate "C" > spots.from_key
         and r.file_name collate "C" <= coalesce(spots.to_key, image_sync.last_key())
         and r.signed_url_expires_at > now()
+        and starts_with(r.signed_url, spots.url_base)
       order by r.file_name collate "C"
       -- Not computed beside "order by random()" above: the planner would take the sort's value for it, always next to 0.
       offset floor(random() * spots.usable)
@@ -321,7 +470,13 @@ revoke all on function
   image_sync.unknown_run(uuid),
   image_sync.problem(integer, text, text, text, jsonb),
   image_sync.open_run(uuid, text, text, text, jsonb, uuid, bigint),
+  image_sync.judge_run(image_sync.runs, jsonb),
+  image_sync.is_kick_problem(jsonb),
+  image_sync.held_error(bigint),
   image_sync.finish_run(uuid, text, text, jsonb, jsonb),
+  image_sync.grown_size(image_sync.runs, image_sync.settings, integer, interval),
+  image_sync.interrupt_plan(image_sync.runs, image_sync.settings, uuid, jsonb),
+  image_sync.standstill_reason(image_sync.runs),
   image_sync.lock_run(uuid),
   image_sync.bucket_problem(image_sync.runs),
   image_sync.walk(image_sync.runs, image_sync.settings, uuid, uuid)
@@ -333,7 +488,13 @@ grant execute on function
   image_sync.unknown_run(uuid),
   image_sync.problem(integer, text, text, text, jsonb),
   image_sync.open_run(uuid, text, text, text, jsonb, uuid, bigint),
+  image_sync.judge_run(image_sync.runs, jsonb),
+  image_sync.is_kick_problem(jsonb),
+  image_sync.held_error(bigint),
   image_sync.finish_run(uuid, text, text, jsonb, jsonb),
+  image_sync.grown_size(image_sync.runs, image_sync.settings, integer, interval),
+  image_sync.interrupt_plan(image_sync.runs, image_sync.settings, uuid, jsonb),
+  image_sync.standstill_reason(image_sync.runs),
   image_sync.lock_run(uuid),
   image_sync.bucket_problem(image_sync.runs),
   image_sync.walk(image_sync.runs, image_sync.settings, uuid, uuid)

@@ -8,6 +8,7 @@ create function public.image_sync_start(p_run uuid, p_bucket text, p_mode text, 
 returns jsonb
 language plpgsql
 set search_path = ''
+set lock_timeout = '2s'
 as $$
 declare
   v_run image_sync.runs;
@@ -61,12 +62,13 @@ comment on function public.image_sync_start(uuid, text, text, jsonb) is
 --   p_closing  the token of the chunk just finished; p_names, p_paths, p_tokens and p_expires (seconds since 1970) are parallel,
 --              p_failures is [{"name", "error"}], p_error says why the whole chunk failed
 --   p_around   what all URLs share, said once: a URL is p_around[1], its path (null: the name itself), p_around[2], its token
--- Returns {"closed": closed | already_closed | stale | null, "next": ..., ...} with next one of
+-- Returns {"closed": closed | already_closed | stale | held | null, "next": ..., ...} with next one of
+--   list    {"chunk_number"}: p_lease holds a chunk that has still to be listed: call again with the same p_lease, which lists it
 --   sign    {"chunk": {"number", "names", "expires_in" (s), "lease_ms", "public_url", "chunks_left" (about)}}
 --   again   the bounds of this call were reached, nothing is left to sign up to here: call again
 --   busy    other workers are at the run's row: call again in a moment
 --   wait    {"wait_ms"}: others hold what is left, or it waits for its next attempt
---   probe   {"targets": [{"name", "url"}]}: all is done; fetch these URLs and call image_sync_finish
+--   probe   {"targets": [{"name", "url"}], "public_url"}: all is done; fetch these URLs and call image_sync_finish
 --   stop    the run is finished
 create function public.image_sync_advance(
   p_run uuid,
@@ -92,8 +94,11 @@ set search_path = ''
 set enable_seqscan = 'off'
 set enable_bitmapscan = 'off'
 set plan_cache_mode = 'force_generic_plan'
+-- Whatever somebody else holds: no call waits for it long.
+set lock_timeout = '400ms'
 as $$
 declare
+  v_since constant timestamptz := clock_timestamp();
   v_run image_sync.runs;
   v_settings image_sync.settings;
   v_leased image_sync.chunk_to_sign;
@@ -127,7 +132,9 @@ begin
     v_closed := image_sync.close_chunk(v_run, v_settings, p_closing, p_names, v_urls, p_expires, p_failures, p_error, p_storage_calls, p_retries);
   end if;
 
-  if p_lease is null then
+  -- A close that took long has the statement's time to itself: what would be listed now could undo it.
+  if p_lease is null or clock_timestamp() > v_since + interval '1 second' then
+    perform image_sync.note_progress(p_run, v_settings, p_closing, v_closed, clock_timestamp() - v_since);
     return jsonb_build_object('closed', v_closed, 'next', 'again');
   end if;
 
@@ -137,6 +144,14 @@ begin
   end if;
   if v_run.finished_at is not null then
     return jsonb_build_object('closed', v_closed, 'next', 'stop');
+  end if;
+  -- Making the next chunk notes it too.
+  if v_closed = 'closed' and (v_run.exhausted or v_run.chunk_size is not null) then
+    perform image_sync.note_progress(p_run, v_settings, p_closing, v_closed, clock_timestamp() - v_since);
+    select r.*
+    into v_run
+    from image_sync.runs r
+    where r.id = p_run;
   end if;
 
   v_error := case
@@ -159,16 +174,24 @@ begin
     and (c.lease_token = p_lease or p_lease = any (c.past_leases));
   if found and (v_chunk.state <> 'leased' or v_chunk.lease_token <> p_lease) then
     return jsonb_build_object('closed', v_closed, 'next', 'again');
+  elsif found and v_chunk.relist_size is not null then
+    v_leased := image_sync.relist_chunk(v_run, v_settings, v_chunk, p_lease);
+    update image_sync.runs r
+    set moved_at = clock_timestamp()
+    where r.id = p_run;
+    if (v_leased.chunk).state = 'done' then
+      return jsonb_build_object('closed', v_closed, 'next', 'again');
+    end if;
+    v_chunk := v_leased.chunk;
+    v_names := v_leased.names;
   elsif found then
     v_names := image_sync.names_to_sign(v_run, v_settings, v_chunk);
   else
     v_leased := image_sync.claim_chunk(v_run, v_settings, p_worker, p_lease);
-    if (v_leased.chunk).run_id is null then
+    if (v_leased.chunk).relist_size is not null then
+      return jsonb_build_object('closed', v_closed, 'next', 'list', 'chunk_number', (v_leased.chunk).number);
+    elsif (v_leased.chunk).run_id is null then
       v_leased := image_sync.walk(v_run, v_settings, p_worker, p_lease);
-    else
-      update image_sync.runs r
-      set moved_at = clock_timestamp()
-      where r.id = p_run;
     end if;
     v_chunk := v_leased.chunk;
     v_names := v_leased.names;
@@ -201,7 +224,11 @@ begin
     return jsonb_build_object('closed', v_closed, 'next', 'again');
   end if;
 
-  select ceil(1000 * extract(epoch from min(coalesce(c.lease_expires_at, c.not_before, clock_timestamp())) - clock_timestamp()))
+  -- What is due and was not to be had is held: by its late worker, which is about to close it, or by somebody who stays.
+  select ceil(1000 * extract(epoch from min(case
+    when coalesce(c.lease_expires_at, c.not_before) > clock_timestamp() then coalesce(c.lease_expires_at, c.not_before)
+    else clock_timestamp() + interval '1 second'
+  end) - clock_timestamp()))
   into v_wait_ms
   from image_sync.chunks c
   where c.run_id = p_run
@@ -212,7 +239,7 @@ begin
 
   v_targets := image_sync.pick_probe_targets(v_run, v_settings);
   if jsonb_array_length(v_targets) > 0 then
-    return jsonb_build_object('closed', v_closed, 'next', 'probe', 'targets', v_targets);
+    return jsonb_build_object('closed', v_closed, 'next', 'probe', 'targets', v_targets, 'public_url', v_settings.public_url);
   end if;
   perform image_sync.finish_run(p_run, null, null, null, null);
   return jsonb_build_object('closed', v_closed, 'next', 'stop');
@@ -220,7 +247,128 @@ end;
 $$;
 
 comment on function public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer) is
-  'Closes the chunk that a worker finished and leases its next one, in one transaction; answers sign, again, busy, wait, probe or stop. Can be repeated with the same tokens. A late close with a token that is no longer the chunk''s changes nothing and answers closed: stale.';
+  'Closes the chunk that a worker finished and leases its next one, in one transaction; answers list, sign, again, busy, wait, probe or stop. Can be repeated with the same tokens. A late close with a token that is no longer the chunk''s changes nothing and answers closed: stale.';
+
+-- A run moves when a chunk is made or closed, not when somebody looks at it. Closing does not wait for the run's row: whoever holds
+-- it is moving the run.
+create function image_sync.note_progress(
+  p_run uuid,
+  p_settings image_sync.settings,
+  p_closing uuid,
+  p_closed text,
+  p_took interval
+)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+  v_names integer;
+  v_took interval;
+begin
+  select c.listed, p_took + c.listing_took
+  into v_names, v_took
+  from image_sync.chunks c
+  where c.run_id = p_run
+    and c.lease_token = p_closing
+    and c.state in ('done', 'dead');
+  if p_closed is distinct from 'closed' or not found then
+    return;
+  end if;
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run
+    and r.finished_at is null
+  for no key update skip locked;
+  if found then
+    update image_sync.runs r
+    set moved_at = clock_timestamp(), chunk_size = image_sync.grown_size(v_run, p_settings, v_names, v_took)
+    where r.id = p_run;
+  end if;
+end;
+$$;
+
+comment on function image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval) is
+  'Notes that a chunk was closed in this time: the run has moved, and its chunks may grow again.';
+
+-- Counts an attempt that the database ended. What went wrong in a transaction that rolled back is written down in this one.
+--   p_lease    the call that wanted a chunk under this token failed; or
+--   p_closing  the call that wanted to close the chunk of this token failed
+--   p_error    {"code", "title", "detail"}; database_timeout halves what was tried, any other code lets it wait
+-- Returns {"ended": whether the token was that of a chunk, or the run's next one, that was waiting for it}.
+create function public.image_sync_end_attempt(
+  p_run uuid,
+  p_worker uuid,
+  p_lease uuid default null,
+  p_closing uuid default null,
+  p_error jsonb default '{}',
+  p_storage_calls integer default 0,
+  p_retries integer default 0
+)
+returns jsonb
+language plpgsql
+set search_path = ''
+set lock_timeout = '2s'
+as $$
+declare
+  v_run image_sync.runs;
+  v_settings image_sync.settings;
+  v_chunk image_sync.chunks;
+  v_error jsonb;
+  v_size integer;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run
+  for update;
+  select s.*
+  into v_settings
+  from image_sync.settings s
+  where s.bucket_id = v_run.bucket_id;
+  if v_run.id is null or v_run.finished_at is not null or v_settings.bucket_id is null then
+    return jsonb_build_object('ended', false);
+  end if;
+
+  v_error := jsonb_build_object(
+    'code', coalesce(p_error ->> 'code', 'database_refused'),
+    'title', coalesce(image_sync.redact(p_error ->> 'title'), 'The database ended the attempt'),
+    'detail', coalesce(image_sync.redact(p_error ->> 'detail'), '')
+  );
+  select c.*
+  into v_chunk
+  from image_sync.chunks c
+  where c.run_id = p_run
+    and c.lease_token = coalesce(p_closing, p_lease)
+    and c.state = 'leased'
+  for update skip locked;
+  if v_chunk.run_id is not null then
+    update image_sync.chunks c
+    set storage_calls = c.storage_calls + p_storage_calls, retries = c.retries + p_retries
+    where c.run_id = p_run
+      and c.number = v_chunk.number;
+    v_size := image_sync.interrupt_chunk(v_run, v_settings, v_chunk, v_error);
+  elsif p_lease is not null and v_error ->> 'code' = 'database_timeout' and not v_run.exhausted then
+    if v_run.plan_id is null then
+      v_size := image_sync.interrupt_walk(v_run, v_settings);
+    else
+      v_size := image_sync.interrupt_plan(v_run, v_settings, p_worker, v_error);
+    end if;
+  end if;
+
+  update image_sync.runs r
+  set
+    error = v_error,
+    chunk_size = case when v_size < v_settings.chunk_size then least(v_size, r.chunk_size) when v_size is null then r.chunk_size end
+  where r.id = p_run;
+  return jsonb_build_object('ended', v_chunk.run_id is not null or v_size is not null);
+end;
+$$;
+
+comment on function public.image_sync_end_attempt(uuid, uuid, uuid, uuid, jsonb, integer, integer) is
+  'Counts an attempt that the database ended by a lock or its statement timeout, in a transaction of its own, and keeps the error in the run: halves the chunk after a timeout, lets it wait otherwise. Returns {"ended"}: false where the token holds nothing any more.';
 
 -- Finishes a run whose chunks are all closed with what probing gave, or fails it with p_error.
 -- p_probe is {"checked", "ok", "failures": [{"name", "status", "content_type", "error"}]}.
@@ -228,6 +376,7 @@ create function public.image_sync_finish(p_run uuid, p_probe jsonb default null,
 returns jsonb
 language plpgsql
 set search_path = ''
+set lock_timeout = '2s'
 as $$
 declare
   v_run image_sync.runs;
@@ -259,6 +408,7 @@ create function public.image_sync_hand_off(p_run uuid, p_worker uuid, p_leases u
 returns jsonb
 language plpgsql
 set search_path = ''
+set lock_timeout = '2s'
 as $$
 declare
   v_run image_sync.runs;
@@ -269,12 +419,15 @@ begin
   from image_sync.runs r
   where r.id = p_run
   for update;
+  if v_run.id is null then
+    return jsonb_build_object('kicked', false);
+  end if;
   perform image_sync.release_chunks(p_run, p_leases);
   if v_run.finished_at is not null or v_run.handed_off_by = p_worker then
     return jsonb_build_object('kicked', false);
   end if;
   update image_sync.runs r
-  set handed_off_by = p_worker, moved_at = clock_timestamp()
+  set handed_off_by = p_worker
   where r.id = p_run;
   v_problem := image_sync.kick(p_run);
   return jsonb_build_object('kicked', v_problem is null);
@@ -289,6 +442,7 @@ create function public.image_sync_cancel(p_run uuid)
 returns jsonb
 language plpgsql
 set search_path = ''
+set lock_timeout = '2s'
 as $$
 declare
   v_run image_sync.runs;
@@ -329,9 +483,12 @@ return coalesce(
 
 comment on function public.image_sync_run(uuid) is 'One run with its progress or final report. Problem: unknown_run (404).';
 
+revoke all on function image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval) from public;
+grant execute on function image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval) to service_role;
 revoke all on function
   public.image_sync_start(uuid, text, text, jsonb),
   public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer),
+  public.image_sync_end_attempt(uuid, uuid, uuid, uuid, jsonb, integer, integer),
   public.image_sync_finish(uuid, jsonb, jsonb),
   public.image_sync_hand_off(uuid, uuid, uuid[]),
   public.image_sync_cancel(uuid),
@@ -340,6 +497,7 @@ from public, anon, authenticated;
 grant execute on function
   public.image_sync_start(uuid, text, text, jsonb),
   public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer),
+  public.image_sync_end_attempt(uuid, uuid, uuid, uuid, jsonb, integer, integer),
   public.image_sync_finish(uuid, jsonb, jsonb),
   public.image_sync_hand_off(uuid, uuid, uuid[]),
   public.image_sync_cancel(uuid),

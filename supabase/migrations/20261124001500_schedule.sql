@@ -9,6 +9,7 @@ returns jsonb
 language plpgsql
 security definer
 set search_path = ''
+set lock_timeout = '1s'
 as $$
 declare
   v_url text;
@@ -49,7 +50,7 @@ begin
         v_problem := jsonb_build_object(
           'code', 'call_not_queued',
           'title', 'The call of the function could not be queued',
-          'detail', format('net.http_post failed: %s. Enable the extension pg_net and check the Vault secret project_url.', sqlerrm)
+          'detail', format('net.http_post failed: %s Enable the extension pg_net and check the Vault secret project_url.', image_sync.redact(sqlerrm) || '.')
         );
     end;
   end if;
@@ -58,7 +59,7 @@ begin
   set
     kicked_at = case when v_problem is null then clock_timestamp() else r.kicked_at end,
     kick_id = coalesce(v_kick_id, r.kick_id),
-    error = v_problem
+    error = case when v_problem is not null or image_sync.is_kick_problem(r.error) then v_problem else r.error end
   where r.id = p_run
     and r.finished_at is null;
   return v_problem;
@@ -68,60 +69,141 @@ $$;
 comment on function image_sync.kick(uuid) is
   'Queues a call of the function (net.http_post) that goes on with an open run; URL and key come from the Vault secrets project_url and image_sync_key. Returns null, or why it could not.';
 
--- The nightly job. A run that has not moved for six hours is closed first: one bad night never costs the next.
-create function image_sync.run_nightly()
+-- Closes a run that has not moved for six hours.
+create function image_sync.close_stalled(p_run uuid)
 returns void
 language plpgsql
 set search_path = ''
 as $$
 declare
-  v_stalled record;
-  v_settings record;
+  v_run image_sync.runs;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run
+    and r.finished_at is null
+  for update;
+  if not found then
+    return;
+  end if;
+  perform image_sync.finish_run(p_run, 'failed', 'stalled', jsonb_build_object(
+    'code', 'stalled',
+    'title', 'The run stood still',
+    'detail', format('Nothing moved since %s. %s', v_run.moved_at, image_sync.standstill_reason(v_run))
+  ), null);
+end;
+$$;
+
+comment on function image_sync.close_stalled(uuid) is 'Closes an open run as failed (stalled), with the reason as far as it is known.';
+
+-- One bucket's night: its sync is opened, or the open one found, and the function called.
+create function image_sync.start_night(p_bucket_id text)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
   v_run image_sync.runs;
   v_problem jsonb;
 begin
+  v_run := image_sync.open_run(gen_random_uuid(), p_bucket_id, 'sync', 'schedule', '{}', null, image_sync.estimate_total(p_bucket_id));
+  if v_run.moved_at < now() - interval '6 hours' then
+    raise exception 'Run % stands still since % and could not be closed', v_run.id, v_run.moved_at
+      using errcode = 'lock_not_available', hint = 'Somebody holds its row: look for a session that stays idle in a transaction.';
+  end if;
+  v_problem := image_sync.kick(v_run.id);
+  if v_problem is not null then
+    perform image_sync.finish_run(v_run.id, 'failed', v_problem ->> 'code', v_problem, null);
+  end if;
+end;
+$$;
+
+comment on function image_sync.start_night(text) is 'Opens the nightly sync of a bucket, or finds the open one, and queues the call of the function. Raises what keeps it from that.';
+
+-- A night that could not begin stands in the status table like any other.
+create function image_sync.note_failed_night(p_bucket_id text, p_sqlstate text, p_words text)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_code constant text := case when image_sync.is_held(p_sqlstate) then 'row_locked' else 'night_failed' end;
+begin
+  insert into image_sync.runs (bucket_id, mode, trigger, finished_at, outcome, stop_reason, error, summary)
+  values (
+    p_bucket_id, 'sync', 'schedule', clock_timestamp(), 'failed', v_code,
+    jsonb_build_object(
+      'code', v_code,
+      'title', 'The night could not begin',
+      'detail', format('Cannot open and call the nightly sync of bucket %s: %s (%s)', p_bucket_id, image_sync.redact(p_words), p_sqlstate)
+    ),
+    image_sync.summarize(null)
+  );
+end;
+$$;
+
+comment on function image_sync.note_failed_night(text, text, text) is 'Writes a failed run for a bucket whose night could not begin, with the database''s words.';
+
+-- The nightly job. A run that has not moved for six hours is closed first: one bad night never costs the next. Each bucket's night
+-- stands alone: what goes wrong with one is written down and costs no other anything.
+create function image_sync.run_nightly()
+returns void
+language plpgsql
+set search_path = ''
+set lock_timeout = '2s'
+as $$
+declare
+  v_stalled uuid;
+  v_bucket text;
+begin
   for v_stalled in
-    select r.id, r.moved_at
+    select r.id
     from image_sync.runs r
     where r.finished_at is null
       and r.moved_at < now() - interval '6 hours'
-    for update
   loop
-    perform image_sync.finish_run(v_stalled.id, 'failed', 'stalled', jsonb_build_object(
-      'code', 'stalled',
-      'title', 'The run stood still',
-      'detail', format('Nothing moved since %s. The function may not be deployed, or cannot reach the database.', v_stalled.moved_at)
-    ), null);
+    begin
+      perform image_sync.close_stalled(v_stalled);
+    exception
+      when others then
+        -- Its bucket's night says so, and the next night tries again.
+        raise warning 'Cannot close run %: % (%)', v_stalled, image_sync.redact(sqlerrm), sqlstate;
+    end;
   end loop;
 
-  for v_settings in
+  for v_bucket in
     select s.bucket_id
     from image_sync.settings s
     where s.nightly
     order by s.bucket_id
   loop
-    v_run := image_sync.open_run(
-      gen_random_uuid(), v_settings.bucket_id, 'sync', 'schedule', '{}', null, image_sync.estimate_total(v_settings.bucket_id)
-    );
-    v_problem := image_sync.kick(v_run.id);
-    if v_problem is not null then
-      perform image_sync.finish_run(v_run.id, 'failed', v_problem ->> 'code', v_problem, null);
-    end if;
+    begin
+      perform image_sync.start_night(v_bucket);
+    exception
+      when others then
+        perform image_sync.note_failed_night(v_bucket, sqlstate, sqlerrm);
+    end;
   end loop;
 end;
 $$;
 
 comment on function image_sync.run_nightly() is
-  'Closes stalled runs, opens a sync for every bucket with nightly settings (or finds the open one) and queues the call of the function. A run that cannot be called is closed as failed with the reason.';
+  'Closes stalled runs, opens a sync for every bucket with nightly settings (or finds the open one) and queues the call of the function. A bucket that this cannot be done for has a failed run that says why.';
 
 -- The watchdog, every minute: while nothing is open it looks into an empty partial index and does no more.
--- It waits for no row, so that it can stand in nobody's way: a run that somebody works on at this moment needs no call.
+-- It waits for no row, so that it can stand in nobody's way: a run that somebody works on at this moment needs no call. A run that
+-- cannot be called costs no other one its call.
 create function image_sync.watchdog()
 returns void
-language sql
+language plpgsql
 set search_path = ''
-begin atomic
-  with still as materialized (
+set lock_timeout = '2s'
+as $$
+declare
+  v_still uuid;
+begin
+  for v_still in
     select r.id
     from image_sync.runs r
     where r.finished_at is null
@@ -146,10 +228,16 @@ begin atomic
         )
       )
     for update skip locked
-  )
-  select image_sync.kick(still.id)
-  from still;
+  loop
+    begin
+      perform image_sync.kick(v_still);
+    exception
+      when others then
+        raise warning 'Cannot call the function for run %: % (%)', v_still, image_sync.redact(sqlerrm), sqlstate;
+    end;
+  end loop;
 end;
+$$;
 
 comment on function image_sync.watchdog() is 'Queues a call of the function for every open run that has not moved for 30 s, holds no live lease and has something to do.';
 
@@ -200,6 +288,9 @@ comment on function image_sync.prune_history() is 'Deletes chunks and runs past 
 -- The jobs run as their owner, who owns these functions; nobody else has business with them.
 revoke all on function
   image_sync.kick(uuid),
+  image_sync.close_stalled(uuid),
+  image_sync.start_night(text),
+  image_sync.note_failed_night(text, text, text),
   image_sync.run_nightly(),
   image_sync.watchdog(),
   image_sync.prune_history()

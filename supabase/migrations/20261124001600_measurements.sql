@@ -26,6 +26,10 @@ return (
       coalesce(sum(c.missing), 0) as missing,
       coalesce(sum(c.collided), 0) as collided,
       coalesce(sum(c.failed), 0) as failed,
+      coalesce(sum(c.held), 0) as held,
+      coalesce(sum(c.failed) filter (where c.error ->> 'code' = 'database_timeout'), 0) as too_slow,
+      count(*) filter (where c.state = 'dead' and c.error ->> 'code' = 'database_timeout') as too_slow_names,
+      coalesce(sum(jsonb_array_length(jsonb_path_query_array(c.problems, '$[*] ? (@.code == "url_refused")'))) filter (where c.problems <> '[]'), 0) as url_refused,
       coalesce(sum(c.several_files), 0) as several_files,
       min(c.soonest_expiry) as soonest_expiry
     from image_sync.chunks c
@@ -78,18 +82,12 @@ return (
     'several_files', jsonb_build_object('count', counted.several_files, 'samples', image_sync.samples(p_run.id, 'several_files')),
     'unsigned_with_object', counted.unsigned_with_object,
     'expired_with_object', counted.expired_with_object,
-    'failed', jsonb_build_object('count', counted.failed, 'samples', (
-      select coalesce(jsonb_agg(f.problem ->> 'name'), '[]')
-      from (
-        select problem
-        from image_sync.chunks c
-        cross join lateral jsonb_array_elements(c.problems) as problem
-        where c.run_id = p_run.id
-          and problem ->> 'code' = 'signing_failed'
-        order by c.number
-        limit 20
-      ) as f
-    )),
+    'failed', jsonb_build_object(
+      'count', counted.failed - counted.too_slow - counted.url_refused, 'samples', image_sync.problem_samples(p_run.id, 'signing_failed')
+    ),
+    'held', jsonb_build_object('count', counted.held, 'samples', image_sync.problem_samples(p_run.id, 'row_locked')),
+    'too_slow', jsonb_build_object('count', counted.too_slow_names, 'samples', image_sync.problem_samples(p_run.id, 'database_timeout')),
+    'url_refused', jsonb_build_object('count', counted.url_refused, 'samples', image_sync.problem_samples(p_run.id, 'url_refused')),
     'unnamed', (
       select count(*)
       from public.part_images p

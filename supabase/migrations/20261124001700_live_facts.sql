@@ -94,6 +94,14 @@ begin
         from cron.job j
         where j.jobname = 'image-sync-nightly'
           and j.active
+      ),
+      'schedule', (
+        select j.schedule
+        from cron.job j
+        where j.jobname = 'image-sync-nightly'
+          and j.active
+        order by j.jobid
+        limit 1
       )
     )
     into v_facts;
@@ -159,15 +167,83 @@ $$;
 comment on function image_sync.bucket_facts(text) is
   'Whether the bucket exists, is public and holds a file; or that storage.objects or storage.buckets may not be read.';
 
+-- The table at this moment. An adopted one may lack the grant for service_role, and somebody may hold it.
+create function image_sync.table_facts(p_bucket_id text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+as $$
+begin
+  return jsonb_build_object(
+    'has_records', exists (
+      select
+      from public.part_images p
+      where p.bucket_id = p_bucket_id
+    ),
+    'table_refused', not has_table_privilege('public.part_images', 'select, insert, update, delete'),
+    -- A right to the one column that matters is enough to read the URLs.
+    'table_public', (
+      select (has_table_privilege('anon', c.oid, 'select') or has_column_privilege('anon', c.oid, 'signed_url', 'select'))
+        and (not c.relrowsecurity or exists (
+          select
+          from pg_catalog.pg_policies y
+          where y.schemaname = 'public'
+            and y.tablename = 'part_images'
+            and y.cmd in ('SELECT', 'ALL')
+            and y.roles && array['anon', 'public']::name[]
+        ))
+      from pg_catalog.pg_class c
+      where c.oid = 'public.part_images'::regclass
+    )
+  );
+exception
+  when insufficient_privilege then
+    return jsonb_build_object('table_refused', true);
+  when lock_not_available then
+    return jsonb_build_object('table_locked', true);
+end;
+$$;
+
+comment on function image_sync.table_facts(text) is
+  'Whether part_images holds records of the bucket, may be used by who asks, and is open to anon; or that it may not be read, or that somebody holds it locked.';
+
+-- An open run that has not moved for two minutes: by then a worker that died was replaced.
+create function image_sync.standing_run(p_bucket_id text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select jsonb_build_object('id', r.id, 'mode', r.mode, 'since', r.moved_at, 'reason', image_sync.standstill_reason(r))
+    from image_sync.runs r
+    where r.bucket_id = p_bucket_id
+      and r.finished_at is null
+      and r.moved_at < now() - interval '2 minutes'
+    order by r.moved_at
+    limit 1
+  );
+end;
+$$;
+
+comment on function image_sync.standing_run(text) is 'The open run of the bucket that stands still, since when and why; null where none does.';
+
 revoke all on function
   image_sync.cron_field(text, integer, integer),
   image_sync.next_time(text, timestamptz),
   image_sync.schedule_facts(),
-  image_sync.bucket_facts(text)
+  image_sync.bucket_facts(text),
+  image_sync.table_facts(text),
+  image_sync.standing_run(text)
 from public;
 grant execute on function
   image_sync.cron_field(text, integer, integer),
   image_sync.next_time(text, timestamptz),
   image_sync.schedule_facts(),
-  image_sync.bucket_facts(text)
+  image_sync.bucket_facts(text),
+  image_sync.table_facts(text),
+  image_sync.standing_run(text)
 to service_role;

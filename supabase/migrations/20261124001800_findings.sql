@@ -70,9 +70,53 @@ begin atomic
       ),
       (
         'unsigned', 'warning', 'Records without a URL',
-        -- Those that the last run could not sign stand under unsignable_names.
-        (f.measured ->> 'unsigned_with_object')::bigint - (f.measured #>> '{failed,count}')::bigint, null,
+        -- Those that the last run could not sign or write stand under findings of their own.
+        (f.measured ->> 'unsigned_with_object')::bigint - (f.measured #>> '{failed,count}')::bigint
+          - (f.measured #>> '{held,count}')::bigint - (f.measured #>> '{too_slow,count}')::bigint - (f.measured #>> '{url_refused,count}')::bigint, null,
         'Start a sync. If they stay, see the problems of that run.'
+      ),
+      (
+        'row_locked', 'warning', 'Records that somebody else held',
+        (f.measured #>> '{held,count}')::bigint, f.measured #> '{held,samples}',
+        'Other sessions had them locked, so they were left as they were; the next sync settles them. If it does not, look for who stays: select pid, usename, application_name, xact_start from pg_stat_activity where state like ''idle in transaction%'' order by xact_start;'
+      ),
+      (
+        'database_timeout', 'warning', 'Records that the database could not write in time',
+        (f.measured #>> '{too_slow,count}')::bigint, f.measured #> '{too_slow,samples}',
+        'Each of them alone took longer than the statement timeout of the Data API. Look at the triggers of the table: select tgname, tgfoid::regproc from pg_trigger where tgrelid = ''public.part_images''::regclass and not tgisinternal; Then start a sync.'
+      ),
+      (
+        'url_refused', 'warning', 'Records that the table does not let be changed',
+        (f.measured #>> '{url_refused,count}')::bigint, f.measured #> '{url_refused,samples}',
+        'A constraint or trigger of the table refused their new URL. See the problems of the last sync for its words.'
+      ),
+      (
+        'run_stands_still', 'error', 'An open run stands still',
+        (f.live -> 'standing_run' <> 'null')::integer, null,
+        format(
+          'The %s %s has not moved since %s. %s The watchdog calls the function again every minute; after 6 hours the nightly job closes the run. To end it now, cancel it.',
+          f.live #>> '{standing_run,mode}', f.live #>> '{standing_run,id}', to_char((f.live #>> '{standing_run,since}')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI "GMT"'), f.live #>> '{standing_run,reason}'
+        )
+      ),
+      (
+        'table_refused', 'error', 'The function may not use the table',
+        coalesce((f.live ->> 'table_refused')::boolean, false)::integer, null,
+        'Run: grant select, insert, update, delete on public.part_images to service_role; Then start a sync.'
+      ),
+      (
+        'renewed_too_late', 'warning', 'URLs will die before the schedule renews them',
+        (
+          (f.live ->> 'nightly')::boolean
+          and image_sync.next_time(
+            f.schedule ->> 'schedule',
+            greatest(now(), (f.measured #>> '{records,soonest_expiry}')::timestamptz - (f.live ->> 'renew_before')::interval)
+          ) > (f.measured #>> '{records,soonest_expiry}')::timestamptz
+          and (f.measured #>> '{records,soonest_expiry}')::timestamptz > now()
+        )::integer, null,
+        format(
+          'The first URL dies at %s, and no scheduled sync lies in the %s before it. Make renew_before longer than the time between two nights: update image_sync.settings set renew_before = ''2 days'' where bucket_id = %L;',
+          to_char((f.measured #>> '{records,soonest_expiry}')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI "GMT"'), f.live ->> 'renew_before', f.bucket_id
+        )
       ),
       (
         'expired', 'error', 'Records whose URL has expired',
@@ -168,7 +212,14 @@ begin atomic
       ('last_run_failed', 'listing_failed'),
       ('last_run_failed', 'signing_failed'),
       ('last_run_partial', 'signing_failed'),
+      ('last_run_failed', 'table_refused'),
       ('last_run_partial', 'unsignable_names'),
+      ('last_run_partial', 'row_locked'),
+      ('last_run_partial', 'database_timeout'),
+      ('last_run_partial', 'url_refused'),
+      ('last_run_partial', 'collided'),
+      ('missing', 'row_locked'),
+      ('missing', 'database_timeout'),
       ('unsignable_names', 'signing_failed'),
       ('unsigned', 'signing_failed'),
       ('listing_incomplete', 'signing_failed'),

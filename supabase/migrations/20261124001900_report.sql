@@ -28,33 +28,19 @@ return (
   select jsonb_build_object(
     'bucket_id', p_settings.bucket_id,
     'live', jsonb_build_object(
-      'has_records', exists (
-        select
-        from public.part_images p
-        where p.bucket_id = p_settings.bucket_id
-      ),
       'extensions', to_jsonb(p_settings.extensions),
-      'table_public', (
-        select has_table_privilege('anon', c.oid, 'select') and (not c.relrowsecurity or exists (
-          select
-          from pg_catalog.pg_policies y
-          where y.schemaname = 'public'
-            and y.tablename = 'part_images'
-            and y.cmd in ('SELECT', 'ALL')
-            and y.roles && array['anon', 'public']::name[]
-        ))
-        from pg_catalog.pg_class c
-        where c.oid = 'public.part_images'::regclass
-      ),
+      'nightly', p_settings.nightly,
+      'renew_before', p_settings.renew_before,
+      'standing_run', image_sync.standing_run(p_settings.bucket_id),
       'last_success_at', (
         select max(r.finished_at)
         from image_sync.runs r
         where r.bucket_id = p_settings.bucket_id
           and r.mode = 'sync'
-          -- A file that cannot be signed is a finding of its own and must not hide, night after night, that the rest went well.
-          and (r.outcome = 'succeeded' or r.stop_reason = 'items_failed')
+          -- What fails for single files has a finding of its own and must not hide, night after night, that the rest went well.
+          and (r.outcome = 'succeeded' or r.stop_reason in ('items_failed', 'row_locked', 'database_timeout', 'records_refused'))
       )
-    ) || image_sync.bucket_facts(p_settings.bucket_id),
+    ) || image_sync.bucket_facts(p_settings.bucket_id) || image_sync.table_facts(p_settings.bucket_id),
     'schedule', image_sync.schedule_facts(),
     -- The newest measurement, with the probe of the newest sync: an analyze fetches nothing.
     'measured', (
@@ -86,6 +72,8 @@ returns jsonb
 language plpgsql
 stable
 set search_path = ''
+-- Whatever somebody holds: the report says what it can see.
+set lock_timeout = '1s'
 as $$
 declare
   v_settings image_sync.settings;

@@ -4,6 +4,7 @@ returns jsonb
 language plpgsql
 stable
 set search_path = ''
+set lock_timeout = '1s'
 as $$
 declare
   v_settings image_sync.settings;

@@ -181,7 +181,7 @@ describe("a table with two rows of one file, a null file name and dead URLs", ()
     expect(await readIndexes(lab)).toEqual(await readIndexes(empty));
     expect(Object.keys(await readIndexes(lab)).sort()).toEqual([
       "part_images_bucket_id_file_name_key",
-      "part_images_part_number_idx",
+      "part_images_part_number_bucket_id_idx",
       "part_images_pkey",
     ]);
     expect(await readPrivateSchema(lab)).toEqual(await readPrivateSchema(empty));
