@@ -182,7 +182,10 @@ begin
       from public.part_images p
       where p.bucket_id = p_bucket_id
     ),
-    'table_refused', not has_table_privilege('public.part_images', 'select, insert, update, delete'),
+    'table_refused', not (
+      select bool_and(has_table_privilege('public.part_images', needed.privilege))
+      from unnest('{select,insert,update,delete}'::text[]) as needed (privilege)
+    ),
     -- A right to the one column that matters is enough to read the URLs.
     'table_public', (
       select (has_table_privilege('anon', c.oid, 'select') or has_column_privilege('anon', c.oid, 'signed_url', 'select'))

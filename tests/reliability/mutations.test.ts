@@ -197,7 +197,11 @@ const cases: readonly {
   {
     mechanism: "the comparison of the fencing token",
     holds: lateWriterIsFenced,
-    mutation: { signature: closeChunk, from: "and c.lease_token = p_token", to: "and c.state = 'leased'" },
+    mutation: {
+      signature: closeChunk,
+      from: "and c.lease_token = p_token\n  for update skip locked",
+      to: "and c.state = 'leased'\n  for update skip locked",
+    },
   },
   {
     mechanism: "the end of a lease that ran out",

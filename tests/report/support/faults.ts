@@ -158,6 +158,71 @@ export const faults: Readonly<Record<string, FaultCase>> = {
       await runToEnd(lab, bucket);
     },
   },
+  row_locked: {
+    level: "warning",
+    async make({ lab, admin }, bucket) {
+      await lab.sql`update public.part_images set signed_url = null where bucket_id = ${bucket}`;
+      await admin.begin(async (transaction) => {
+        await transaction`
+          select from public.part_images where bucket_id = ${bucket} and file_name = 'b.jpg' for update`;
+        await runToEnd(lab, bucket);
+      });
+    },
+  },
+  database_timeout: {
+    level: "warning",
+    async make({ lab, admin }, bucket) {
+      await addSlowRow(lab, bucket);
+      await limitStatements(admin, "1s");
+      await upload(lab, bucket, "slow.jpg", jpeg);
+      await runToEnd(lab, bucket);
+    },
+    async undo({ lab, admin }, bucket) {
+      await limitStatements(admin, "8s");
+      await lab.sql.unsafe(`drop trigger "test slow ${bucket}" on public.part_images`);
+    },
+  },
+  url_refused: {
+    level: "warning",
+    async make({ lab }, bucket) {
+      await lab.sql.unsafe(`
+        create or replace function public.test_refuse() returns trigger language plpgsql as $$
+        begin raise exception 'not this one'; end $$;
+        create trigger "test refuses ${bucket}" before update on public.part_images
+          for each row when (new.bucket_id = '${bucket}' and new.file_name = 'b.jpg') execute function public.test_refuse();`);
+      await runToEnd(lab, bucket, { renew: "all" });
+    },
+    undo: ({ lab }, bucket) => lab.sql.unsafe(`drop trigger "test refuses ${bucket}" on public.part_images`),
+  },
+  run_stands_still: {
+    level: "error",
+    async make({ lab }, bucket) {
+      const { id } = await openRun(lab, bucket);
+      await lab.sql`
+        update image_sync.runs set moved_at = now() - interval '3 minutes', kicked_at = now() where id = ${id}`;
+    },
+  },
+  table_refused: {
+    level: "error",
+    make: ({ admin }) => admin`revoke insert on public.part_images from service_role`,
+    undo: ({ admin }) => admin`grant insert on public.part_images to service_role`,
+  },
+  renewed_too_late: {
+    level: "warning",
+    async make({ lab }, bucket) {
+      await lab.sql`
+        update image_sync.settings
+        set nightly = true, signed_url_ttl = '2 hours', renew_before = '1 minute'
+        where bucket_id = ${bucket}`;
+      await lab
+        .sql`select cron.schedule('image-sync-nightly', ${inTwelveHours()}, 'select image_sync.run_nightly()')`;
+      await runToEnd(lab, bucket, { renew: "all" });
+    },
+    async undo({ lab }) {
+      await lab
+        .sql`select cron.schedule('image-sync-nightly', '0 2 * * *', 'select image_sync.run_nightly()')`;
+    },
+  },
   unsigned: { level: "warning", make: changeRecords("signed_url = null, signed_url_expires_at = null") },
   expired: { level: "error", make: changeRecords("signed_url_expires_at = now() - interval '1 minute'") },
   excluded_extensions: {
@@ -206,7 +271,9 @@ export const faults: Readonly<Record<string, FaultCase>> = {
       await lab.sql`update image_sync.settings set probe_size = 0 where bucket_id = ${bucket}`;
       await lab.sql`
         insert into public.part_images (bucket_id, file_name, part_number, signed_url, signed_url_expires_at)
-        values (${bucket}, 'folder/../up.jpg', 'up', 'http://127.0.0.1/up', now() + interval '1 day')`;
+        values (
+          ${bucket}, 'folder/../up.jpg', 'up',
+          ${`${scene.proxy.url}/storage/v1/object/sign/${bucket}/up.jpg`}, now() + interval '1 day')`;
       await runToEnd(lab, bucket);
       await analyze(scene, bucket);
     },
@@ -255,6 +322,25 @@ export const faults: Readonly<Record<string, FaultCase>> = {
         drop policy test_open on public.part_images;`),
   },
 };
+
+/** A schedule of one night a day, 12 hours from now: long after a URL of two hours has died. */
+const inTwelveHours = () => `0 ${(new Date().getUTCHours() + 12) % 24} * * *`;
+
+/** A row that takes its trigger longer than any statement may take. */
+async function addSlowRow(lab: LocalLab, bucket: string): Promise<void> {
+  await lab.sql.unsafe(`
+    create or replace function public.test_be_slow() returns trigger language plpgsql as $$
+    begin perform pg_sleep(30); return new; end $$;
+    create trigger "test slow ${bucket}" before insert on public.part_images
+      for each row when (new.bucket_id = '${bucket}' and new.file_name = 'slow.jpg') execute function public.test_be_slow();`);
+}
+
+async function limitStatements(admin: Sql, limit: string): Promise<void> {
+  await admin.unsafe(`alter role authenticator set statement_timeout = '${limit}'`);
+  await admin`
+    select pg_terminate_backend(pid) from pg_stat_activity
+    where backend_type = 'client backend' and usename = 'authenticator'`;
+}
 
 const waiting = (lab: LocalLab) => ({ apikey: lab.stack.secretKey, prefer: "wait=60" });
 
