@@ -67,3 +67,40 @@ test("and is missed by that test when plans may follow the statistics", async ()
   };
   expect(await withMutation(db.admin, mutation, eachRowIsReadAFewTimes)).not.toBeNull();
 });
+
+/** Files of one name in a folder each, as PART/front.jpg in two buckets are. */
+const inFolders = (prefix: string): string[] =>
+  Array.from({ length: size }, (_, index) => `${prefix}${String(index).padStart(6, "0")}/front.jpg`);
+
+async function otherBucketsAreNotRead(): Promise<void> {
+  await db.admin`truncate public.part_images`;
+  await db.admin`truncate storage.objects`;
+  const firstWorker = openAsWorker(db.stack.adminDbUrl);
+  const first = await createRows(db.admin, { names: inFolders("a"), settings: { chunk_size: 500 } });
+  await workToEnd(firstWorker, (await start(firstWorker, first)).run);
+  await firstWorker.end();
+  await readCounts();
+  await db.admin`vacuum analyze public.part_images`;
+  const second = await createRows(db.admin, { names: inFolders("b"), settings: { chunk_size: 500 } });
+  const worker = openAsWorker(db.stack.adminDbUrl);
+  const { run } = await start(worker, second);
+  await db.admin`select pg_stat_reset()`;
+  await workToEnd(worker, run);
+  await worker.end();
+  for (const { by_scan, by_index } of await readCounts()) {
+    expect(by_scan, "rows read by sequential scans").toBe(0);
+    expect(by_index).toBeLessThan(4 * size);
+  }
+}
+
+test("a bucket whose files are named as another one's reads nothing of that", otherBucketsAreNotRead);
+
+test("and is missed by that test when part numbers are looked up without their bucket", async () => {
+  const index = "public.part_images_part_number_bucket_id_idx";
+  const mutation = {
+    apply: `drop index ${index}; create index part_number_alone on public.part_images (part_number)`,
+    undo:
+      `drop index public.part_number_alone; create index part_images_part_number_bucket_id_idx on public.part_images (part_number, bucket_id)`,
+  };
+  expect(await withMutation(db.admin, mutation, otherBucketsAreNotRead)).not.toBeNull();
+});

@@ -9,6 +9,7 @@ import {
   type Answer,
   type Closing,
   createRows,
+  endAttempt,
   findViolations,
   signAll,
   start,
@@ -29,7 +30,15 @@ afterAll(() => db?.close());
 
 type Event =
   | {
-    readonly kind: "step" | "lose_answer" | "fail_chunk" | "fail_items" | "die" | "hand_off";
+    readonly kind:
+      | "step"
+      | "lose_answer"
+      | "fail_chunk"
+      | "fail_items"
+      | "die"
+      | "hand_off"
+      | "time_out"
+      | "meet_lock";
     readonly worker: number;
   }
   | { readonly kind: "duplicate"; readonly back: number }
@@ -44,7 +53,16 @@ const eventArbitrary: fc.Arbitrary<Event> = fc.oneof(
   {
     weight: 6,
     arbitrary: fc.record({
-      kind: fc.constantFrom("lose_answer", "fail_chunk", "fail_items", "die", "hand_off"),
+      kind: fc.constantFrom(
+        "lose_answer",
+        "fail_chunk",
+        "fail_items",
+        "die",
+        "hand_off",
+        "time_out",
+        "time_out",
+        "meet_lock",
+      ),
       worker: fc.nat(workers - 1),
     }),
   },
@@ -67,7 +85,13 @@ const scheduleArbitrary = fc.record({
 type Schedule = typeof scheduleArbitrary extends fc.Arbitrary<infer T> ? T : never;
 
 /** A worker as the function is one, without time: what it holds, and the call whose answer it waits for. */
-type Worker = { id: string; closing: Closing | null; pending: AdvanceRequest | null };
+type Worker = {
+  id: string;
+  closing: Closing | null;
+  pending: AdvanceRequest | null;
+  /** The lease whose chunk it has still to list. */
+  listing: string | null;
+};
 
 type World = {
   readonly admin: Sql;
@@ -82,7 +106,7 @@ type World = {
   run: string;
 };
 
-const newWorker = (): Worker => ({ id: randomUUID(), closing: null, pending: null });
+const newWorker = (): Worker => ({ id: randomUUID(), closing: null, pending: null, listing: null });
 
 async function send(world: World, request: AdvanceRequest): Promise<Answer> {
   world.sent.push(request);
@@ -99,6 +123,7 @@ function note(world: World, { run, closing }: AdvanceRequest, answer: Answer): v
 
 function receive(worker: Worker, request: AdvanceRequest, answer: Answer): void {
   worker.pending = null;
+  worker.listing = answer.next === "list" ? request.lease : null;
   worker.closing = answer.next === "sign" && request.lease !== null
     ? signAll(request.lease, answer.chunk?.names ?? [])
     : null;
@@ -106,7 +131,7 @@ function receive(worker: Worker, request: AdvanceRequest, answer: Answer): void 
 
 async function act(world: World, worker: Worker, event: { readonly kind: string }): Promise<void> {
   const request = worker.pending ??
-    { run: world.run, worker: worker.id, lease: randomUUID(), closing: worker.closing };
+    { run: world.run, worker: worker.id, lease: worker.listing ?? randomUUID(), closing: worker.closing };
   const answer = await send(world, request);
   if (event.kind === "lose_answer") worker.pending = request;
   else receive(worker, request, answer);
@@ -138,6 +163,21 @@ async function apply(world: World, event: Event): Promise<void> {
         };
       }
       return;
+    case "time_out":
+    case "meet_lock": {
+      // The transaction of its next call is gone; it says so, and drops what it had.
+      if (worker.pending !== null) return;
+      const closing = worker.closing?.lease ?? null;
+      await endAttempt(sql, {
+        run,
+        worker: worker.id,
+        lease: closing === null ? worker.listing ?? randomUUID() : null,
+        closing,
+        code: event.kind === "time_out" ? "database_timeout" : "row_locked",
+      });
+      worker.closing = worker.listing = null;
+      return;
+    }
     case "die":
       return void Object.assign(worker, newWorker());
     case "hand_off": {

@@ -13,8 +13,8 @@ export function openAsWorker(adminDbUrl: string, max = 8): Sql {
 }
 
 const answerSchema = z.looseObject({
-  closed: z.enum(["closed", "already_closed", "stale"]).nullable(),
-  next: z.enum(["sign", "again", "busy", "wait", "probe", "stop"]),
+  closed: z.enum(["closed", "already_closed", "stale", "held"]).nullable(),
+  next: z.enum(["list", "sign", "again", "busy", "wait", "probe", "stop"]),
   chunk: z.looseObject({ number: z.number(), names: z.array(z.string()) }).optional(),
 });
 /** What advance answers. */
@@ -53,6 +53,23 @@ export async function advance(sql: Sql, request: AdvanceRequest): Promise<Answer
       ${closing === null || closing.error === null ? null : sql.json(closing.error)}
     ) as answer`;
   return answerSchema.parse(row?.["answer"]);
+}
+
+/** Says that the database ended an attempt: at the chunk of a lease, or at getting one under it. */
+export async function endAttempt(
+  sql: Sql,
+  { run, worker, lease, closing, code }: {
+    run: string;
+    worker: string;
+    lease: string | null;
+    closing: string | null;
+    code: "database_timeout" | "row_locked";
+  },
+): Promise<void> {
+  const error = { code, title: "Injected", detail: "injected" };
+  await sql`select public.image_sync_end_attempt(${run}, ${worker}, ${lease}, ${closing}, ${
+    sql.json(error)
+  })`;
 }
 
 const startSchema = z.looseObject({
@@ -101,10 +118,12 @@ export async function workToEnd(
 ): Promise<number> {
   const worker = randomUUID();
   let closing: Closing | null = null;
+  let listing: string | null = null;
   for (let calls = 1; calls < 100_000; calls++) {
-    const request: AdvanceRequest = { run, worker, lease: randomUUID(), closing };
+    const request: AdvanceRequest = { run, worker, lease: listing ?? randomUUID(), closing };
     const answer = await advance(sql, request);
     onAnswer?.(request, answer);
+    listing = answer.next === "list" ? request.lease : null;
     closing = answer.next === "sign" && request.lease !== null
       ? signAll(request.lease, answer.chunk?.names ?? [])
       : null;
@@ -142,7 +161,7 @@ export async function findViolations(admin: Sql, bucket: string): Promise<string
     with runs as (
       select r.* from image_sync.runs r where r.bucket_id = ${bucket}
     ), chunks as (
-      select c.*, r.plan_id, r.exhausted, lag(c.to_key) over (partition by c.run_id order by c.number) as previous_to_key
+      select c.*, r.plan_id, r.exhausted, lag(c.to_key) over (partition by c.run_id order by c.from_key collate "C") as previous_to_key
       from image_sync.chunks c
       join runs r on r.id = c.run_id
     )
@@ -151,12 +170,12 @@ export async function findViolations(admin: Sql, bucket: string): Promise<string
     select 'a lease is left in chunk ' || number from chunks where state = 'leased' or lease_expires_at is not null
     union all
     select 'chunk ' || number || ' does not begin where the one before it ended' from chunks
-    where plan_id is null and from_key is distinct from (case number when 1 then '' else previous_to_key end)
+    where plan_id is null and from_key is distinct from coalesce(previous_to_key, '')
     union all
     select 'the ledger of chunk ' || number || ' does not balance' from chunks
     where listed <> images + not_images
       or images <> recorded + inserted + collided + vanished + missing
-      or (state in ('done', 'dead') and to_sign <> signed + withdrawn + failed)
+      or (state in ('done', 'dead') and to_sign <> signed + withdrawn + failed + held)
     union all
     select 'run ' || run_id || ' has no last chunk' from chunks where exhausted
     group by run_id having count(*) filter (where to_key is null) <> 1

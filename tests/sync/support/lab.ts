@@ -59,10 +59,12 @@ const ledgerColumns = [
   "inserted",
   "collided",
   "vanished",
+  "missing",
   "to_sign",
   "signed",
   "withdrawn",
   "failed",
+  "held",
 ] as const;
 
 /** Opens a lab on the Supabase of the environment, or on a local stack of its own with these flags. */
@@ -257,8 +259,9 @@ export function imbalances(ledgers: readonly Ledger[]): readonly Ledger[] {
   return ledgers.filter((chunk) =>
     chunk.state !== "done" ||
     chunk.listed !== chunk.images + chunk.not_images ||
-    chunk.images !== chunk.recorded + chunk.inserted + chunk.collided + chunk.vanished ||
-    chunk.to_sign !== chunk.signed + chunk.withdrawn + chunk.failed
+    chunk.images !==
+      chunk.recorded + chunk.inserted + chunk.collided + chunk.vanished + chunk.missing ||
+    chunk.to_sign !== chunk.signed + chunk.withdrawn + chunk.failed + chunk.held
   );
 }
 
