@@ -1,0 +1,355 @@
+import { randomUUID } from "node:crypto";
+import type { ReservedSql } from "postgres";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { type BareStack, openBareStack } from "./support/bare_stack.ts";
+import { type Mutation, withMutation } from "./support/mutation.ts";
+import {
+  advance,
+  createRows,
+  endAttempt,
+  findViolations,
+  signAll,
+  start,
+  workToEnd,
+} from "./support/protocol.ts";
+
+// What the engine does about locks and time, each scenario with the mechanism and without it (mutations.test.ts has the others).
+let db: BareStack;
+beforeAll(async () => {
+  db = await openBareStack();
+});
+afterAll(() => db?.close());
+
+async function newRun(names: readonly string[], settings: Record<string, number | string | boolean> = {}) {
+  const bucket = await createRows(db.admin, { names, settings });
+  const { run } = await start(db.worker, bucket);
+  return { bucket, run };
+}
+
+const names = Array.from({ length: 6 }, (_, index) => `${index + 1}.jpg`);
+
+/** Lets `act` run beside an open transaction, and says how long it took. */
+async function beside(
+  hold: (session: ReservedSql) => Promise<unknown>,
+  act: () => Promise<unknown>,
+): Promise<number> {
+  const session = await db.admin.reserve();
+  try {
+    await session`begin`;
+    await hold(session);
+    const since = Date.now();
+    const acting = act();
+    acting.catch(() => {}); // where it is given up, what becomes of it afterwards is of no interest
+    await Promise.race([
+      acting,
+      new Promise((_, reject) => setTimeout(reject, 4_000, new Error("still waiting after 4 s"))),
+    ]);
+    return Date.now() - since;
+  } finally {
+    await session`rollback`;
+    session.release();
+  }
+}
+
+async function documentOf(run: string) {
+  const [row] = await db.admin`select image_sync.run_document(${run}) as document`;
+  return row?.["document"];
+}
+
+async function heldInsertCostsItself(): Promise<void> {
+  const { bucket, run } = await newRun(names);
+  await beside(
+    (session) => session`insert into public.part_images (bucket_id, file_name) values (${bucket}, '3.jpg')`,
+    () => workToEnd(db.worker, run),
+  );
+  expect(await documentOf(run)).toMatchObject({
+    state: "partial",
+    stop_reason: "row_locked",
+    balanced: true,
+    totals: { inserted: 5, signed: 5, held: 1 },
+  });
+}
+
+async function heldRecordCostsItself(): Promise<void> {
+  const { bucket, run } = await newRun(names);
+  await db.admin`
+    insert into public.part_images (bucket_id, file_name)
+    select ${bucket}, n from unnest(${db.admin.array(names)}::text[]) as n`;
+  await beside(
+    (session) =>
+      session`select from public.part_images where bucket_id = ${bucket} and file_name = '3.jpg' for update`,
+    () => workToEnd(db.worker, run),
+  );
+  expect(await documentOf(run)).toMatchObject({
+    state: "partial",
+    stop_reason: "row_locked",
+    balanced: true,
+    totals: { signed: 5, held: 1 },
+  });
+}
+
+async function heldChunkIsStoredAllTheSame(): Promise<void> {
+  const { bucket, run } = await newRun(names);
+  const request = { run, worker: randomUUID(), lease: randomUUID(), closing: null };
+  await advance(db.worker, request);
+  await beside(
+    (session) => session`select from image_sync.chunks where run_id = ${run} for update`,
+    async () => {
+      const closing = signAll(request.lease, names);
+      expect((await advance(db.worker, { ...request, lease: null, closing })).closed).toBe("held");
+    },
+  );
+  const [row] = await db.admin`
+    select count(signed_url)::integer as signed from public.part_images where bucket_id = ${bucket}`;
+  expect(row).toEqual({ signed: 6 });
+}
+
+/** A worker whose every chunk of more than `fits` names times out, wherever it does. */
+async function workWithSlowDatabase(run: string, fits: number): Promise<void> {
+  const worker = randomUUID();
+  let listing: string | null = null;
+  for (let calls = 0; calls < 200; calls++) {
+    const lease: string = listing ?? randomUUID();
+    const answer = await advance(db.worker, { run, worker, lease, closing: null });
+    listing = answer.next === "list" ? lease : null;
+    if (answer.next === "stop") return;
+    if (answer.next !== "sign") continue;
+    if ((answer.chunk?.names.length ?? 0) > fits) {
+      await endAttempt(db.worker, { run, worker, lease: null, closing: lease, code: "database_timeout" });
+    } else {
+      await advance(db.worker, {
+        run,
+        worker,
+        lease: null,
+        closing: signAll(lease, answer.chunk?.names ?? []),
+      });
+    }
+  }
+  throw new Error("the run does not end");
+}
+
+async function slowChunkIsHalved(): Promise<void> {
+  const { bucket, run } = await newRun(names, { max_attempts: 1 });
+  await workWithSlowDatabase(run, 2);
+  expect(await documentOf(run)).toMatchObject({
+    state: "succeeded",
+    balanced: true,
+    totals: { listed: 6, inserted: 6, signed: 6 },
+    error: { code: "database_timeout" },
+  });
+  expect(await findViolations(db.admin, bucket)).toEqual([]);
+}
+
+async function slowNameIsGivenUp(): Promise<void> {
+  const { run } = await newRun(names);
+  await workWithSlowDatabase(run, 0);
+  expect(await documentOf(run)).toMatchObject({
+    state: "partial",
+    stop_reason: "database_timeout",
+    totals: { listed: 6, failed: 6 },
+  });
+}
+
+async function lockKillsNoChunk(): Promise<void> {
+  const { bucket, run } = await newRun(names, { max_attempts: 1 });
+  for (let tried = 0; tried < 5; tried++) {
+    const lease = randomUUID();
+    const answer = await advance(db.worker, { run, worker: randomUUID(), lease, closing: null });
+    expect(answer.next).toBe("sign");
+    await endAttempt(db.worker, {
+      run,
+      worker: randomUUID(),
+      lease: null,
+      closing: lease,
+      code: "row_locked",
+    });
+  }
+  await workToEnd(db.worker, run);
+  expect(await documentOf(run)).toMatchObject({ state: "succeeded", totals: { signed: 6 } });
+  expect(await findViolations(db.admin, bucket)).toEqual([]);
+}
+
+async function lookingIsNoProgress(): Promise<void> {
+  const { run } = await newRun(names);
+  await advance(db.worker, { run, worker: randomUUID(), lease: randomUUID(), closing: null });
+  await db.admin`update image_sync.runs set moved_at = '2026-01-01' where id = ${run}`;
+  await db.admin`update image_sync.chunks set lease_expires_at = now() where run_id = ${run}`;
+  expect((await advance(db.worker, { run, worker: randomUUID(), lease: randomUUID(), closing: null })).next)
+    .toBe(
+      "sign",
+    );
+  await db.worker`select public.image_sync_hand_off(${run}, ${randomUUID()}, null)`;
+  const [row] = await db
+    .admin`select moved_at = '2026-01-01' as stands from image_sync.runs where id = ${run}`;
+  expect(row).toEqual({ stands: true });
+}
+
+async function closingIsProgress(): Promise<void> {
+  const { run } = await newRun(names);
+  const request = { run, worker: randomUUID(), lease: randomUUID(), closing: null };
+  await advance(db.worker, request);
+  await db.admin`update image_sync.runs set moved_at = '2026-01-01' where id = ${run}`;
+  await advance(db.worker, { ...request, lease: null, closing: signAll(request.lease, names) });
+  const [row] = await db
+    .admin`select moved_at > '2026-01-01' as moved from image_sync.runs where id = ${run}`;
+  expect(row).toEqual({ moved: true });
+}
+
+async function aBadBucketCostsNoOtherItsNight(): Promise<void> {
+  await db.admin`update image_sync.settings set nightly = false`;
+  const held = await newRun(names, { nightly: true });
+  const good = await createRows(db.admin, { names, settings: { nightly: true } });
+  await beside(
+    (session) => session`select from image_sync.runs where id = ${held.run} for update`,
+    () => db.admin`select image_sync.run_nightly()`,
+  );
+  const nights = await db.admin`
+    select bucket_id = ${good} as good, error ->> 'code' as code
+    from image_sync.runs where trigger = 'schedule' and bucket_id in (${good}, ${held.bucket})`;
+  expect([...nights].toSorted((one) => one["good"] ? -1 : 1)).toMatchObject([
+    { good: true },
+    { good: false, code: "row_locked" },
+  ]);
+}
+
+async function aForeignUrlIsSignedAnew(): Promise<void> {
+  const { bucket, run } = await newRun(names);
+  await workToEnd(db.worker, run);
+  await db.worker`select public.image_sync_announce('https://project.example', '1')`;
+  try {
+    await db.admin`
+      update public.part_images set signed_url = 'https://project.example/storage/v1/object/sign/' || bucket_id || '/' || file_name
+      where bucket_id = ${bucket} and file_name <> '3.jpg'`;
+    const next = await start(db.worker, bucket);
+    const answer = await advance(db.worker, {
+      run: next.run,
+      worker: randomUUID(),
+      lease: randomUUID(),
+      closing: null,
+    });
+    expect(answer.chunk?.names).toEqual(["3.jpg"]);
+    await db.worker`select public.image_sync_cancel(${next.run})`;
+  } finally {
+    await db.admin`delete from image_sync.project`;
+  }
+}
+
+const lockTimeout = (signature: string): Mutation => ({
+  signature,
+  from: "SET lock_timeout TO '400ms'",
+  to: "SET lock_timeout TO '20s'",
+});
+const interruptChunk =
+  "image_sync.interrupt_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb)";
+const rpcAdvance =
+  "public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer)";
+
+const cases: readonly {
+  readonly mechanism: string;
+  readonly holds: () => Promise<void>;
+  readonly mutation: Mutation;
+}[] = [
+  {
+    mechanism: "the limit on waiting for an insert of somebody else",
+    holds: heldInsertCostsItself,
+    mutation: lockTimeout("image_sync.insert_missing(text, image_sync.chunks, text[], text[], bigint[])"),
+  },
+  {
+    mechanism: "the limit on waiting for a record of somebody else",
+    holds: heldRecordCostsItself,
+    mutation: lockTimeout("image_sync.store_urls(text, text, text, text[], text[], bigint[])"),
+  },
+  {
+    mechanism: "the difference between a held row and a refused one",
+    holds: heldInsertCostsItself,
+    mutation: { signature: "image_sync.is_held(text)", from: "'55P03'", to: "'00000'" },
+  },
+  {
+    mechanism: "storing what was signed for a chunk that somebody holds",
+    holds: heldChunkIsStoredAllTheSame,
+    mutation: lockTimeout("image_sync.lock_chunk(uuid, uuid)"),
+  },
+  {
+    mechanism: "the halving of a chunk that took too long",
+    holds: slowChunkIsHalved,
+    mutation: {
+      signature: interruptChunk,
+      from: "image_sync.halve_chunk(p_chunk, (v_size + 1) / 2, p_error)",
+      to: "image_sync.halve_chunk(p_chunk, v_size, p_error)",
+    },
+  },
+  {
+    mechanism: "giving up one name that takes too long",
+    holds: slowNameIsGivenUp,
+    mutation: { signature: interruptChunk, from: "if v_size = 1 then", to: "if false then" },
+  },
+  {
+    mechanism: "the patience with attempts that a lock ended",
+    holds: lockKillsNoChunk,
+    mutation: {
+      signature: interruptChunk,
+      from: "if p_error ->> 'code' <> 'database_timeout' then",
+      to:
+        "if p_error ->> 'code' <> 'database_timeout' then perform image_sync.give_up_name(p_run, p_settings, p_chunk, p_error); return null;",
+    },
+  },
+  {
+    mechanism: "the stillness of a run that is only looked at",
+    holds: lookingIsNoProgress,
+    mutation: {
+      signature: "image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid)",
+      from: "return (v_chunk, v_names)::image_sync.chunk_to_sign;",
+      to:
+        "update image_sync.runs r set moved_at = now() where r.id = p_run.id; return (v_chunk, v_names)::image_sync.chunk_to_sign;",
+    },
+  },
+  {
+    mechanism: "the progress that closing a chunk is",
+    holds: closingIsProgress,
+    mutation: {
+      signature: "image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval)",
+      from: "set moved_at = clock_timestamp(), chunk_size",
+      to: "set chunk_size",
+    },
+  },
+  {
+    mechanism: "a night of its own for each bucket",
+    holds: aBadBucketCostsNoOtherItsNight,
+    mutation: {
+      signature: "image_sync.run_nightly()",
+      from: "perform image_sync.note_failed_night(v_bucket, sqlstate, sqlerrm);",
+      to: "raise;",
+    },
+  },
+  {
+    mechanism: "the look at a URL's address",
+    holds: aForeignUrlIsSignedAnew,
+    mutation: {
+      signature: "image_sync.url_base(image_sync.settings)",
+      from: "image_sync.project p",
+      to: "image_sync.project p where false",
+    },
+  },
+  {
+    mechanism: "the limit on waiting of every other statement of an advance",
+    holds: async () => {
+      const { run } = await newRun(names);
+      await beside(
+        (session) => session`lock table public.part_images in access exclusive mode`,
+        async () => {
+          const request = { run, worker: randomUUID(), lease: randomUUID(), closing: null };
+          const words = advance(db.worker, request).then(() => "answered", (error: Error) => error.message);
+          expect(await words).toContain("lock timeout");
+        },
+      );
+    },
+    mutation: lockTimeout(rpcAdvance),
+  },
+];
+
+describe.each(cases)("$mechanism", ({ holds, mutation }) => {
+  test("does what its scenario asks for", () => holds());
+  test("is missed by its scenario when it is gone", async () => {
+    expect(await withMutation(db.admin, mutation, holds)).not.toBeNull();
+  });
+});
