@@ -2,7 +2,6 @@ import postgres, { type ReservedSql, type Sql } from "postgres";
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import type { Run } from "../../supabase/functions/image-sync/contract.ts";
 import {
-  addObjects,
   codesOf,
   createBucket,
   imbalances,

@@ -11,6 +11,7 @@ import {
   wakeRequestSchema,
 } from "./contract.ts";
 import { type Database, DatabaseError } from "./database.ts";
+import { faultOf } from "./faults.ts";
 import { log, messageOf } from "./log.ts";
 import { ProblemError, problemResponse, refuse } from "./problem.ts";
 import { parse, readJson, readWaitSeconds } from "./request.ts";
@@ -164,22 +165,6 @@ async function etagOf(document: object, form: string): Promise<string> {
 }
 
 function databaseProblem(error: DatabaseError) {
-  if (error.code === "PGRST202") {
-    return refuse(
-      503,
-      "schema_missing",
-      "The database has no image-sync schema",
-      "Apply the migrations: npx supabase db push",
-    ).problem;
-  }
-  if (error.code === "42501") {
-    return refuse(503, "permission_denied", "The function may not read what it needs", `${messageOf(error)}`)
-      .problem;
-  }
-  return refuse(
-    503,
-    "database_unavailable",
-    "The database did not answer",
-    "Try again in a minute; if it lasts, look at the project's status",
-  ).problem;
+  const { code, title, detail } = faultOf(error);
+  return refuse(503, code, title, detail).problem;
 }

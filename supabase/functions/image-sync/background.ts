@@ -10,5 +10,6 @@ export function runInBackground(promise: Promise<unknown>): void {
   const runtime = (globalThis as { EdgeRuntime?: EdgeRuntimeLike }).EdgeRuntime;
   if (runtime !== undefined) return runtime.waitUntil(promise);
   kept.add(promise);
-  promise.finally(() => kept.delete(promise));
+  const forget = () => void kept.delete(promise);
+  promise.then(forget, forget);
 }

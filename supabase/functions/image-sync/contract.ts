@@ -215,6 +215,8 @@ export const startAnswerSchema = z.union([
 export const runAnswerSchema = z.union([problemAnswerSchema, z.object({ run: runSchema })]);
 export const reportAnswerSchema = z.union([problemAnswerSchema, z.object({ report: reportSchema })]);
 export const fileAnswerSchema = z.union([problemAnswerSchema, z.object({ file: fileSchema })]);
+export const endAttemptAnswerSchema = z.object({ ended: z.boolean() });
+export const announceAnswerSchema = z.object({ changed: z.boolean() });
 export const handOffAnswerSchema = z.object({ kicked: z.boolean() });
 
 /** A leased chunk. */
@@ -239,10 +241,13 @@ const chunkSchema = z.object({
 }));
 export type Chunk = z.infer<typeof chunkSchema>;
 
-const closedSchema = z.enum(["closed", "already_closed", "stale"]).nullable();
+/** `held`: the URLs were stored, but somebody else holds the chunk's row, so it stays open for whoever gets it. */
+const closedSchema = z.enum(["closed", "already_closed", "stale", "held"]).nullable();
 
 /** What `image_sync_advance` says to do next. */
 export const advanceAnswerSchema = z.discriminatedUnion("next", [
+  // The lease of this call holds a chunk that has still to be listed: the next call with the same lease lists it.
+  z.object({ closed: closedSchema, next: z.literal("list") }),
   z.object({ closed: closedSchema, next: z.literal("sign"), chunk: chunkSchema }),
   z.object({ closed: closedSchema, next: z.literal("again") }),
   z.object({ closed: closedSchema, next: z.literal("busy") }),
@@ -252,7 +257,13 @@ export const advanceAnswerSchema = z.discriminatedUnion("next", [
     closed: closedSchema,
     next: z.literal("probe"),
     targets: z.array(z.object({ name: z.string(), url: z.string() })),
-  }),
+    public_url: z.string().nullish(),
+  }).transform(({ closed, next, targets, public_url }) => ({
+    closed,
+    next,
+    targets,
+    publicUrl: public_url ?? null,
+  })),
   z.object({ closed: closedSchema, next: z.literal("stop") }),
 ]);
 export type Advance = z.infer<typeof advanceAnswerSchema>;
@@ -264,8 +275,12 @@ export const signedItemSchema = z.object({
   signedURL: z.string().nullish(),
 });
 
+/** Later than any lifetime that the settings allow, in seconds since 1970: the end of the year 9999, which is the last that every
+ * reader of a timestamp understands. */
+const LAST_EXPIRY = 253_402_300_799;
+
 /** The payload of a signed URL's token, as far as it matters here. */
-export const tokenPayloadSchema = z.object({ exp: z.int().positive() });
+export const tokenPayloadSchema = z.object({ exp: z.int().positive().max(LAST_EXPIRY) });
 
 /** Whether it is text to Postgres. */
 function isStorable(text: string): boolean {

@@ -4,6 +4,8 @@ import type { z } from "zod";
 import {
   type Advance,
   advanceAnswerSchema,
+  announceAnswerSchema,
+  endAttemptAnswerSchema,
   type Fault,
   fileAnswerSchema,
   type FileStatus,
@@ -77,12 +79,27 @@ export type AdvanceRequest = {
   readonly closing: Closing | null;
 };
 
+/** An attempt that the database ended: at closing the chunk of a lease, or at getting one under a lease. */
+export type EndedAttempt = {
+  readonly run: string;
+  readonly worker: string;
+  readonly lease: string | null;
+  readonly closing: string | null;
+  readonly error: Fault;
+  readonly storageCalls: number;
+  readonly retries: number;
+};
+
 /** The RPCs. Each throws {@linkcode DatabaseError} when the call fails and {@linkcode ProblemError} when it is refused. */
 export type Database = {
   start(
     request: { run: string; bucket: string; mode: Mode; options: Record<string, unknown> },
   ): Promise<{ run: Run; created: boolean }>;
   advance(request: AdvanceRequest): Promise<Advance>;
+  /** Counts an attempt that the database ended; its transaction is gone. False where the lease holds nothing any more. */
+  endAttempt(attempt: EndedAttempt): Promise<boolean>;
+  /** Says where the function lives and which version it is. */
+  announce(url: string, version: string): Promise<void>;
   finish(request: { run: string; probe: Probe | null; error: Fault | null }): Promise<Run>;
   handOff(request: { run: string; worker: string; leases: readonly string[] }): Promise<boolean>;
   cancel(run: string): Promise<Run>;
@@ -141,6 +158,21 @@ export function createDatabase(client: SupabaseClient<Schema>): Database {
           p_retries: closing.retries,
         }),
       }, advanceAnswerSchema);
+    },
+    async endAttempt({ run, worker, lease, closing, error, storageCalls, retries }) {
+      const answer = await call("image_sync_end_attempt", {
+        p_run: run,
+        p_worker: worker,
+        ...(lease === null ? {} : { p_lease: lease }),
+        ...(closing === null ? {} : { p_closing: closing }),
+        p_error: error,
+        p_storage_calls: storageCalls,
+        p_retries: retries,
+      }, endAttemptAnswerSchema);
+      return answer.ended;
+    },
+    async announce(url, version) {
+      await call("image_sync_announce", { p_url: url, p_version: version }, announceAnswerSchema);
     },
     async finish({ run, probe, error }) {
       const args = { p_run: run, p_probe: probe, p_error: error };

@@ -62,7 +62,20 @@ export type Database = {
         };
         Returns: Json;
       };
+      "image_sync_announce": { Args: { "p_url": string; "p_version": string }; Returns: Json };
       "image_sync_cancel": { Args: { "p_run": string }; Returns: Json };
+      "image_sync_end_attempt": {
+        Args: {
+          "p_closing"?: string;
+          "p_error"?: Json;
+          "p_lease"?: string;
+          "p_retries"?: number;
+          "p_run": string;
+          "p_storage_calls"?: number;
+          "p_worker": string;
+        };
+        Returns: Json;
+      };
       "image_sync_file": { Args: { "p_bucket": string; "p_file": string }; Returns: Json };
       "image_sync_finish": { Args: { "p_error"?: Json; "p_probe"?: Json; "p_run": string }; Returns: Json };
       "image_sync_hand_off": {

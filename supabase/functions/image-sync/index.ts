@@ -8,15 +8,16 @@ import { answer, type Services } from "./api.ts";
 import { runInBackground } from "./background.ts";
 import { createBudget, readLimits } from "./budget.ts";
 import type { Run } from "./contract.ts";
-import { createDatabase } from "./database.ts";
+import { createDatabase, type Database } from "./database.ts";
 import { log, messageOf } from "./log.ts";
 import { createOutbound } from "./outbound.ts";
 import { probe } from "./probe.ts";
 import { problemResponse } from "./problem.ts";
-import { createSigner } from "./signer.ts";
+import { createSigner, signedUrlBase } from "./signer.ts";
+import { VERSION } from "./version.ts";
 import { startWorker, type Worker } from "./worker.ts";
 
-const projectUrl = Deno.env.get("SUPABASE_URL") ?? "";
+const projectUrl = (Deno.env.get("SUPABASE_URL") ?? "").replace(/\/+$/, "");
 const limits = readLimits((name) => Deno.env.get(name));
 const workers = new Set<Worker>();
 
@@ -27,6 +28,7 @@ function createServices(keyName: string | undefined): Services {
     supabaseOptions: { global: { fetch: outbound.fetch } },
   });
   const database = createDatabase(client);
+  const ready = announce(database);
 
   function work(run: Run): void {
     const worker = startWorker({
@@ -37,7 +39,9 @@ function createServices(keyName: string | undefined): Services {
         sign: createSigner(client, projectUrl),
         takeCounts: outbound.takeCounts,
       },
-      probe,
+      probe: (targets, publicUrl) =>
+        probe({ targets, base: signedUrlBase(publicUrl ?? projectUrl, run.bucket_id) }),
+      ready,
       budget: createBudget(limits),
       limits,
     });
@@ -61,6 +65,17 @@ function createServices(keyName: string | undefined): Services {
   }
 
   return { database, work };
+}
+
+let announced: Promise<void> | undefined;
+
+/** Tells the database once in an isolate's life where the function lives. Never rejects: the next request tries again. */
+function announce(database: Database): Promise<void> {
+  announced ??= database.announce(projectUrl, VERSION).catch((error: unknown) => {
+    announced = undefined;
+    log("announcement_failed", { error: messageOf(error) });
+  });
+  return announced;
 }
 
 const authenticated = withSupabase(

@@ -7,6 +7,12 @@ import { log, messageOf } from "./log.ts";
 
 /** What may succeed a moment later (Supabase's own list for Storage and the Data API; 544 is a database timeout). */
 const RETRYABLE = new Set([408, 429, 500, 502, 503, 504, 520, 522, 524, 544]);
+/**
+ * Of the errors that the database itself reports, by SQLSTATE, those that a moment may mend: a deadlock, a serialization failure, a
+ * connection or server that goes away, too many connections. A statement timeout (57014) costs its time again, and a lock
+ * (55P03) is waited for elsewhere.
+ */
+const PASSING_SQLSTATE = /^(40001|40P01|08...|53300|57P0[123])$/;
 
 /** Options of {@linkcode createOutbound}; times in ms. */
 export type OutboundOptions = {
@@ -21,6 +27,9 @@ export type OutboundOptions = {
   /** What sends a request. Default: the global `fetch`. */
   readonly fetch?: typeof fetch;
 };
+
+/** An answer that redirects: what was sent, the key included, is for the address that was asked and for no other. */
+export class RedirectError extends Error {}
 
 /** Requests made since the counts were last taken. */
 export type OutboundCounts = { readonly storageCalls: number; readonly retries: number };
@@ -106,11 +115,16 @@ async function attemptOnce(
   const timeout = AbortSignal.timeout(attemptMs);
   const signal = init?.signal ? AbortSignal.any([init.signal, timeout]) : timeout;
   try {
-    const response = await send(input, { ...init, signal });
+    const response = await send(input, { ...init, signal, redirect: "manual" });
+    if (isRedirect(response)) {
+      await response.body?.cancel();
+      throw new AbortError(redirectError(input, response));
+    }
     // The body is part of the attempt: an answer that breaks off or never ends is no answer.
     const body = response.body === null ? null : await response.arrayBuffer();
     return new Response(body, response);
   } catch (error) {
+    if (error instanceof AbortError) throw error;
     if (init?.signal?.aborted) throw new AbortError(error instanceof Error ? error : String(error));
     // p-retry repeats only those TypeErrors that it knows as network errors; every failure to get an answer is one here.
     throw new Error(timeout.aborted ? `No answer within ${attemptMs} ms` : "The connection failed", {
@@ -119,15 +133,36 @@ async function attemptOnce(
   }
 }
 
-/** Storage often answers 400 and hides the true status in the body. */
+/** Storage often answers 400 and hides the true status in the body; the Data API says in its body what the database said. */
 async function isRetryable(response: Response): Promise<boolean> {
-  if (RETRYABLE.has(response.status)) return true;
-  if (response.status !== 400) return false;
+  if (response.status !== 400 && !RETRYABLE.has(response.status)) return false;
   const body: unknown = await response.clone().json().catch(() => null);
-  const status = body !== null && typeof body === "object" && "statusCode" in body
-    ? Number(body.statusCode)
-    : NaN;
-  return RETRYABLE.has(status);
+  if (response.status === 400) return RETRYABLE.has(Number(fieldOf(body, "statusCode") ?? NaN));
+  const code = fieldOf(body, "code");
+  return typeof code !== "string" || !/^[0-9A-Z]{5}$/.test(code) || PASSING_SQLSTATE.test(code);
+}
+
+function fieldOf(body: unknown, name: string): unknown {
+  return body !== null && typeof body === "object" && name in body
+    ? (body as Record<string, unknown>)[name]
+    : undefined;
+}
+
+function isRedirect(response: Response): boolean {
+  return response.type === "opaqueredirect" || (response.status >= 300 && response.status < 400);
+}
+
+function redirectError(input: RequestInfo | URL, response: Response): RedirectError {
+  const url = urlOf(input);
+  const location = response.headers.get("Location");
+  const target = location !== null && URL.canParse(location, url)
+    ? new URL(location, url).origin
+    : "another address";
+  return new RedirectError(
+    `${
+      new URL(url).origin
+    } answered with a redirect to ${target}. The key is not sent there: check SUPABASE_URL`,
+  );
 }
 
 /** `Retry-After` in ms from now; 0 where there is none. */

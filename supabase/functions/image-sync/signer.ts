@@ -47,7 +47,7 @@ export type Signer = (request: {
 /** Creates a signer that calls Storage with the client's secret key. `projectUrl` is `SUPABASE_URL`. */
 export function createSigner(client: SupabaseClient, projectUrl: string): Signer {
   return async ({ bucket, names, expiresIn, publicUrl }) => {
-    const base = `${publicUrl ?? projectUrl}/storage/v1/object/sign/${encodeURIComponent(bucket)}/`;
+    const base = signedUrlBase(publicUrl ?? projectUrl, bucket);
     const signed: Signed = { base, names: [], paths: [], tokens: [], expires: [], failures: [] };
     let searchCalls = MAX_SEARCH_CALLS;
 
@@ -101,6 +101,11 @@ export function createSigner(client: SupabaseClient, projectUrl: string): Signer
   };
 }
 
+/** What every signed URL of a bucket begins with. The database has the same in `image_sync.url_base`. */
+export function signedUrlBase(address: string, bucket: string): string {
+  return `${address}/storage/v1/object/sign/${encodeURIComponent(bucket)}/`;
+}
+
 type Item = {
   path?: string | null | undefined;
   error?: string | null | undefined;
@@ -143,7 +148,7 @@ function tokenOf(signedUrl: string | null | undefined): string | null {
   return start < 0 ? null : signedUrl.slice(start + "?token=".length);
 }
 
-/** The true expiry: this machine's clock plus the lifetime could lie behind it. */
+/** The true expiry, null where it is no usable time: this machine's clock plus the lifetime could lie behind it. */
 function expiryOf(token: string): number | null {
   const payload = token.split(".")[1];
   if (payload === undefined) return null;

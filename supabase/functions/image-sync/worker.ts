@@ -6,19 +6,20 @@
  * over what needs no signing; a chunk that does starts the others, as many as there are chunks left, up to the limit.
  */
 import type { Budget, Limits } from "./budget.ts";
-import type { Advance, Fault, Run } from "./contract.ts";
+import type { Advance, Fault, Probe, Run } from "./contract.ts";
 import { type Closing, type Database, DatabaseError, NOTHING_SIGNED } from "./database.ts";
+import { faultOf, isPassing } from "./faults.ts";
 import { log, messageOf } from "./log.ts";
 import { type Pipeline, workChunk } from "./pipeline.ts";
 import type { ProbeTarget } from "./probe.ts";
-import type { Probe } from "./contract.ts";
 
 /** The longest that an idle lane waits for chunks that others hold or that wait for their next attempt, in ms. */
 const MAX_IDLE_MS = 20_000;
-/** SQLSTATE of a missing grant. */
-const INSUFFICIENT_PRIVILEGE = "42501";
 /** How long a lane leaves the run's lock to others before it asks again, in ms. */
 const BUSY_MS = 50;
+/** How long a lane waits after an attempt that a lock ended, in ms: first, doubled each time in a row, and longest. */
+const FIRST_PAUSE_MS = 500;
+const LONGEST_PAUSE_MS = 5_000;
 
 let nextLane = 0;
 
@@ -27,9 +28,12 @@ export type WorkerOptions = {
   readonly run: string;
   readonly database: Database;
   readonly pipeline: Pipeline;
-  readonly probe: (targets: readonly ProbeTarget[]) => Promise<Probe>;
+  /** Opens URLs as a reader does, below the address that readers use (null: the project's own). */
+  readonly probe: (targets: readonly ProbeTarget[], publicUrl: string | null) => Promise<Probe>;
   readonly budget: Budget;
   readonly limits: Limits;
+  /** Settles when the worker may begin. Never rejects. */
+  readonly ready?: Promise<void>;
 };
 
 /** A worker at work. */
@@ -45,7 +49,12 @@ type State = WorkerOptions & {
   readonly leases: Set<string>;
   readonly lanes: Map<number, Promise<void>>;
   finished: boolean;
+  /** Why a lane gave up: the others close what they have in hand and lease nothing more. */
+  failure: { readonly error: unknown } | null;
 };
+
+/** What a call of the database came to; interrupted: the database ended it, and knows. */
+type Step = Advance | { readonly next: "interrupted"; readonly fault: Fault; readonly isNoted: boolean };
 
 /** Starts a worker on an open run. */
 export function startWorker(options: WorkerOptions): Worker {
@@ -55,6 +64,7 @@ export function startWorker(options: WorkerOptions): Worker {
     leases: new Set(),
     lanes: new Map(),
     finished: false,
+    failure: null,
   };
   return {
     done: work(state),
@@ -67,17 +77,16 @@ export function startWorker(options: WorkerOptions): Worker {
 
 async function work(state: State): Promise<"finished" | "handed_off" | "left"> {
   const started = Date.now();
+  await state.ready;
+  startLanes(state, 1);
+  // Lanes start lanes: wait until none is left. None rejects.
+  while (state.lanes.size > 0) await Promise.all(state.lanes.values());
   let result: "finished" | "handed_off" | "left" = "left";
-  try {
-    startLanes(state, 1);
-    // Lanes start lanes: wait until none is left.
-    while (state.lanes.size > 0) await Promise.all(state.lanes.values());
-    if (state.finished) result = "finished";
-    else if (state.budget.isSpent() && await handOff(state)) result = "handed_off";
-  } catch (error) {
-    // The leases expire and the watchdog calls again.
-    log("worker_failed", { run: state.run, error: messageOf(error) });
-  }
+  if (state.finished) result = "finished";
+  // The leases expire and the watchdog calls again.
+  else if (state.failure !== null) {
+    log("worker_failed", { run: state.run, error: messageOf(state.failure.error) });
+  } else if (state.budget.isSpent() && await handOff(state)) result = "handed_off";
   log("worker_ended", { run: state.run, worker: state.worker, result, ms: Date.now() - started });
   return result;
 }
@@ -86,23 +95,32 @@ async function work(state: State): Promise<"finished" | "handed_off" | "left"> {
 function startLanes(state: State, count: number): void {
   for (let started = 0; started < count && state.lanes.size < state.limits.concurrency; started++) {
     const lane = nextLane++;
-    state.lanes.set(lane, runLane(state, lane).finally(() => state.lanes.delete(lane)));
+    const running = runLane(state, lane)
+      .catch((error: unknown) => void (state.failure ??= { error }))
+      .finally(() => state.lanes.delete(lane));
+    state.lanes.set(lane, running);
   }
 }
 
 async function runLane(state: State, lane: number): Promise<void> {
   let closing: Closing | null = null;
+  let listing: string | null = null;
+  let interruptions = 0;
   while (!state.finished) {
-    // A spent budget closes what is in hand and leases nothing more.
-    const lease = state.budget.isSpent() ? null : crypto.randomUUID();
+    const lease = nextLease(state, listing);
     if (lease === null && closing === null) return;
     const answer = await advance(state, lease, closing);
-    closing = null;
+    closing = listing = null;
+    if (answer.next === "interrupted") {
+      await pause(state, answer, interruptions++);
+      continue;
+    }
+    interruptions = 0;
     if (answer.next === "sign" && lease !== null) {
       state.leases.add(lease);
       state.budget.countSignedChunk();
       // A chunk that needs signing has others behind it, as many as the bucket has left; they are worked on side by side.
-      startLanes(state, answer.chunk.chunksLeft);
+      if (state.failure === null) startLanes(state, answer.chunk.chunksLeft);
       const outcome = await workChunk(state.pipeline, lease, answer.chunk);
       closing = outcome.closing;
       if (outcome.isFinal && closing.error !== null) {
@@ -110,8 +128,10 @@ async function runLane(state: State, lane: number): Promise<void> {
         await advance(state, null, closing);
         return await fail(state, closing.error);
       }
+    } else if (answer.next === "list") {
+      listing = lease;
     } else if (answer.next === "probe") {
-      await finish(state, await state.probe(answer.targets));
+      await finish(state, await state.probe(answer.targets, answer.publicUrl));
     } else if (answer.next === "stop") {
       state.finished = true;
     } else if (answer.next === "busy") {
@@ -120,6 +140,22 @@ async function runLane(state: State, lane: number): Promise<void> {
       return;
     }
   }
+}
+
+/** The token of a lane's next call; null where it closes what is in hand and leases nothing more. */
+function nextLease({ budget, failure }: State, listing: string | null): string | null {
+  if (budget.isSpent() || failure !== null) return null;
+  return listing ?? crypto.randomUUID();
+}
+
+/** A timeout is mended by a smaller chunk; a lock, or a database that could not even note it, by time. */
+async function pause(
+  { budget }: State,
+  { fault, isNoted }: { readonly fault: Fault; readonly isNoted: boolean },
+  before: number,
+): Promise<void> {
+  if (fault.code === "database_timeout" && isNoted) return;
+  await sleep(Math.min(FIRST_PAUSE_MS * 2 ** before, LONGEST_PAUSE_MS, budget.remainingMs()));
 }
 
 /**
@@ -139,22 +175,55 @@ function sleep(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms * (1 + Math.random() / 4)));
 }
 
-async function advance(state: State, lease: string | null, closing: Closing | null): Promise<Advance> {
+async function advance(state: State, lease: string | null, closing: Closing | null): Promise<Step> {
   const { run, worker, database } = state;
   state.budget.countCall();
   try {
     return await database.advance({ run, worker, lease, closing });
   } catch (error) {
-    if (!(error instanceof DatabaseError) || !error.isRefusal) throw error;
-    const fault = toFault(error);
-    // Something in this chunk's URLs is refused (a constraint of the table's owner): that is the chunk's failure, not the run's.
-    if (closing !== null && closing.error === null && error.code !== INSUFFICIENT_PRIVILEGE) {
+    if (!(error instanceof DatabaseError)) throw error;
+    const fault = faultOf(error);
+    if (isPassing(fault)) return await interrupted(state, lease, closing, fault);
+    if (!error.isRefusal) throw error;
+    // Something in this chunk's URLs is refused: that is the chunk's failure, not the run's.
+    if (closing !== null && closing.error === null && fault.code === "database_refused") {
       return await advance(state, lease, { ...closing, ...NOTHING_SIGNED, error: fault });
     }
     await fail(state, fault);
     return { closed: null, next: "stop" };
   } finally {
     if (closing !== null) state.leases.delete(closing.lease);
+  }
+}
+
+/**
+ * The database ended the call, and with it all that the call had written, the count of the attempt included: it is told so in a call
+ * of its own. Where the call had two parts, the closing is tried by itself first: it may be the other part that took too long.
+ */
+async function interrupted(
+  state: State,
+  lease: string | null,
+  closing: Closing | null,
+  fault: Fault,
+): Promise<Step> {
+  if (lease !== null && closing !== null) return await advance(state, null, closing);
+  const { run, worker, database } = state;
+  try {
+    const { storageCalls, retries } = closing ?? { storageCalls: 0, retries: 0 };
+    await database.endAttempt({
+      run,
+      worker,
+      lease,
+      closing: closing?.lease ?? null,
+      error: fault,
+      storageCalls,
+      retries,
+    });
+    return { next: "interrupted", fault, isNoted: true };
+  } catch (error) {
+    // Its lease runs out, which counts as an attempt too.
+    log("attempt_not_noted", { run, code: fault.code, error: messageOf(error) });
+    return { next: "interrupted", fault, isNoted: false };
   }
 }
 
@@ -184,29 +253,4 @@ function reportEnd(run: Run): void {
     stop_reason: run.stop_reason,
     seconds: run.duration_seconds,
   });
-}
-
-/** Why the database refuses to go on with the run. */
-function toFault(error: DatabaseError): Fault {
-  if (error.code === INSUFFICIENT_PRIVILEGE && /\b(objects|buckets|schema storage)\b/.test(error.message)) {
-    return {
-      code: "listing_failed",
-      title: "Error listing files",
-      detail:
-        `Cannot read the bucket's objects: ${error.message}. Run: grant usage on schema storage to service_role; grant select on storage.objects, storage.buckets to service_role;`,
-    };
-  }
-  if (error.code === INSUFFICIENT_PRIVILEGE) {
-    return {
-      code: "permission_denied",
-      title: "The function may not do its work",
-      detail:
-        `${error.message}. Grant service_role what it needs: grant select, insert, update, delete on public.part_images to service_role;`,
-    };
-  }
-  return {
-    code: "database_refused",
-    title: "The database refused",
-    detail: `${error.message} (${error.code})`,
-  };
 }
