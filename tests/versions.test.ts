@@ -1,6 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { expect, test } from "vitest";
 import { z } from "zod";
+import { VERSION } from "../supabase/functions/image-sync/version.ts";
 
 async function readJson<T>(path: string, schema: z.ZodType<T>): Promise<T> {
   return schema.parse(JSON.parse(await readFile(new URL(`../${path}`, import.meta.url), "utf8")));
@@ -27,4 +28,9 @@ test("every dependency has an exact version", async () => {
   const ranges = Object.entries({ ...manifest.dependencies, ...manifest.devDependencies })
     .filter(([, version]) => !/^\d+\.\d+\.\d+(-[\w.]+)?$/.test(version));
   expect(ranges).toEqual([]);
+});
+
+test("the function announces the version that package.json has", async () => {
+  const { version } = await readJson("package.json", z.object({ version: z.string() }));
+  expect(VERSION).toBe(version);
 });

@@ -1,3 +1,4 @@
+import { createServer, type Server } from "node:http";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { createOutbound, type OutboundOptions } from "../../supabase/functions/image-sync/outbound.ts";
 
@@ -58,7 +59,7 @@ describe("a request", () => {
     expect([response.status, server.bodies]).toEqual([200, ["the same", "the same"]]);
   });
 
-  test.each([204, 301, 400, 401, 403, 404, 405, 409, 413, 422, 501, 505])(
+  test.each([204, 400, 401, 403, 404, 405, 409, 413, 422, 501, 505])(
     "is made once when a %i answers it",
     async (code) => {
       const server = serverOf(new Response(null, { status: code }));
@@ -214,3 +215,66 @@ test("no file name, token or key of a failed request reaches the log", async () 
   expect(logged).toContain("attempt_failed");
   expect(logged).not.toMatch(/secret name|eyJ|sb_secret_abc/);
 });
+
+describe("an error that the database itself reports", () => {
+  test.each([["57014", 500], ["55P03", 500], ["P0002", 500], ["XX000", 500], ["53100", 503]])(
+    "is not asked for again: %s",
+    async (code, http) => {
+      const server = serverOf(status(http, { code, message: "no" }), status(200));
+      expect((await quick(server.send).fetch(rpcUrl)).status).toBe(http);
+      expect(server.times).toHaveLength(1);
+    },
+  );
+
+  test.each([["40P01", 500], ["40001", 500], ["57P01", 500], ["08006", 503], ["53300", 503], [
+    "PGRST001",
+    503,
+  ]])(
+    "is tried again where a moment may mend it: %s",
+    async (code, http) => {
+      const server = serverOf(status(http, { code, message: "later" }), status(200));
+      expect((await quick(server.send).fetch(rpcUrl)).status).toBe(200);
+      expect(server.times).toHaveLength(2);
+    },
+  );
+});
+
+describe("an answer that redirects", () => {
+  test.each([301, 302, 303, 307, 308])(
+    "is an error, and the key reaches no second address: %i",
+    async (code) => {
+      const keys: (string | undefined)[] = [];
+      const other = createServer((request, response) => {
+        keys.push(request.headers["apikey"] as string | undefined);
+        response.end("{}");
+      });
+      const first = createServer((_, response) => {
+        response.writeHead(code, { Location: `${addressOf(other)}/rest/v1/rpc/x?apikey=1` }).end();
+      });
+      await Promise.all([listen(other), listen(first)]);
+      try {
+        const asked = createOutbound().fetch(`${addressOf(first)}/rest/v1/rpc/x`, {
+          method: "POST",
+          headers: { apikey: "sb_secret_test" },
+          body: "{}",
+        });
+        await expect(asked).rejects.toThrow(
+          `answered with a redirect to ${addressOf(other)}. The key is not sent there`,
+        );
+        expect(keys).toEqual([]);
+      } finally {
+        first.close();
+        other.close();
+      }
+    },
+  );
+});
+
+function listen(server: Server): Promise<void> {
+  return new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+}
+
+function addressOf(server: Server): string {
+  const address = server.address();
+  return `http://127.0.0.1:${address !== null && typeof address === "object" ? address.port : 0}`;
+}

@@ -86,6 +86,19 @@ describe("signing", () => {
     }
   });
 
+  test.each([1e15, -1, 0, 1.5, "soon", null])(
+    "fails a name whose token expires at no usable time: %s",
+    async (exp) => {
+      const storage = storageOf((paths) => ({
+        data: paths.map((path) => signedItem(path, tokenFor(path === "a.jpg" ? { exp } : { exp: expiry }))),
+        error: null,
+      }));
+      const signed = await storage.sign(["a.jpg", "b.jpg"]);
+      expect(signed.names).toEqual(["b.jpg"]);
+      expect(signed.failures).toMatchObject([{ name: "a.jpg" }]);
+    },
+  );
+
   test("reads the expiry from the token itself", async () => {
     const storage = storageOf((paths) => ({
       data: paths.map((path, place) => signedItem(path, tokenFor({ exp: expiry + place }))),

@@ -5,6 +5,7 @@ import {
   type AdvanceRequest,
   type Database,
   DatabaseError,
+  type EndedAttempt,
 } from "../../supabase/functions/image-sync/database.ts";
 import { type Signed, SigningError } from "../../supabase/functions/image-sync/signer.ts";
 import { startWorker } from "../../supabase/functions/image-sync/worker.ts";
@@ -29,6 +30,7 @@ function databaseOf(
     errors: [] as Fault[],
     handOffs: [] as string[][],
     finished: [] as (Fault | null)[],
+    attempts: [] as EndedAttempt[],
   };
   const open = new Set<string>();
   let given = 0;
@@ -59,6 +61,11 @@ function databaseOf(
           chunksLeft: chunks - number,
         },
       };
+    },
+    endAttempt: (attempt: EndedAttempt) => {
+      seen.attempts.push(attempt);
+      if (attempt.closing !== null) open.delete(attempt.closing);
+      return Promise.resolve(true);
     },
     finish: (request: { error: Fault | null }) => {
       seen.finished.push(request.error);
@@ -212,5 +219,101 @@ describe("a worker", () => {
     );
     expect(await work(database, slowSigner().sign).done).toBe("left");
     expect(seen.finished).toEqual([]);
+  });
+
+  test("whose lanes fail rejects nothing, and ends only when the last of them has", async () => {
+    const unhandled: unknown[] = [];
+    const note = (error: unknown) => void unhandled.push(error);
+    process.on("unhandledRejection", note);
+    const lost = new DatabaseError("image_sync_advance", "", 0, "The connection failed");
+    const { database, seen, open } = databaseOf(
+      40,
+      ({ closing }) => closing?.names[0] === "2.jpg" ? lost : undefined,
+    );
+    const signer = slowSigner(20);
+    expect(await work(database, signer.sign).done).toBe("left");
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    process.off("unhandledRejection", note);
+    expect(unhandled).toEqual([]);
+    // What the others had in hand is closed, nothing more is leased, and the one chunk is its lease's.
+    expect(signer.seen.now).toBe(0);
+    expect(open.size).toBe(1);
+    expect(seen.closed.length).toBeLessThan(8);
+    expect(seen.finished).toEqual([]);
+  });
+
+  test("tells the database which of two parts it ended, and goes on", async () => {
+    const timeout = new DatabaseError(
+      "image_sync_advance",
+      "57014",
+      500,
+      "canceling statement due to statement timeout",
+    );
+    let failures = 0;
+    const { database, seen } = databaseOf(
+      6,
+      ({ closing }) => closing?.names[0] === "3.jpg" && ++failures <= 2 ? timeout : undefined,
+    );
+    expect(await work(database, slowSigner().sign, { concurrency: 1 }).done).toBe("finished");
+    expect(seen.attempts).toMatchObject([{
+      lease: null,
+      closing: expect.any(String),
+      error: { code: "database_timeout" },
+      storageCalls: 1,
+    }]);
+    expect(seen.closed).toEqual(["1.jpg", "2.jpg", "4.jpg", "5.jpg", "6.jpg"]);
+    expect(seen.errors).toEqual([]);
+    expect(seen.finished).toEqual([]);
+  });
+
+  test("whose next chunk cannot be made in time closes the one in hand all the same", async () => {
+    const timeout = new DatabaseError(
+      "image_sync_advance",
+      "57014",
+      500,
+      "canceling statement due to statement timeout",
+    );
+    let failures = 0;
+    const { database, seen } = databaseOf(
+      3,
+      ({ lease, closing }) =>
+        (lease !== null && closing?.names[0] === "1.jpg") ||
+          (closing === null && seen.closed.length === 1 && ++failures === 1)
+          ? timeout
+          : undefined,
+    );
+    expect(await work(database, slowSigner().sign, { concurrency: 1 }).done).toBe("finished");
+    expect(seen.closed).toEqual(["1.jpg", "2.jpg", "3.jpg"]);
+    expect(seen.attempts).toMatchObject([{ lease: expect.any(String), closing: null }]);
+  });
+
+  test("waits where a lock ends its attempts, and hands off when its time is over", async () => {
+    const locked = new DatabaseError(
+      "image_sync_advance",
+      "55P03",
+      500,
+      "canceling statement due to lock timeout",
+    );
+    const { database, seen } = databaseOf(3, () => locked);
+    expect(await work(database, slowSigner().sign, { wallMs: 1_200 }).done).toBe("handed_off");
+    expect(seen.attempts.length).toBeGreaterThanOrEqual(2);
+    expect(seen.attempts.length).toBeLessThan(5);
+    expect(seen.attempts[0]).toMatchObject({ error: { code: "row_locked" } });
+  });
+
+  test("lists a chunk under the lease that holds it", async () => {
+    const { database, seen } = databaseOf(1);
+    const leases: (string | null)[] = [];
+    const advance = database.advance;
+    const listing: Database = {
+      ...database,
+      advance: (request) => {
+        leases.push(request.lease);
+        return leases.length === 1 ? Promise.resolve({ closed: null, next: "list" }) : advance(request);
+      },
+    };
+    expect(await work(listing, slowSigner().sign).done).toBe("finished");
+    expect(leases[1]).toBe(leases[0]);
+    expect(seen.closed).toEqual(["1.jpg"]);
   });
 });

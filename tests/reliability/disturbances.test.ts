@@ -162,13 +162,13 @@ describe("what somebody else holds costs itself alone", { timeout: 400_000 }, ()
     await expectRestIsSettledByTheNext(bucket, 2_000);
   });
 
-  test("the whole table, for half a minute: the run waits for it, and says so meanwhile", async () => {
+  test("the whole table, for a quarter of a minute: the run waits for it, and says so meanwhile", async () => {
     const bucket = await createNight(numberedNames(1_500));
     const session = await openTransaction();
     await session`lock table public.part_images in access exclusive mode`;
     const { id } = await openRun(lab, bucket);
     await wake(lab, id);
-    await new Promise((resolve) => setTimeout(resolve, 30_000));
+    await new Promise((resolve) => setTimeout(resolve, 15_000));
     expect(await lab.database.readRun(id)).toMatchObject({ state: "open", error: { code: "row_locked" } });
     expect(codesOf(await readReport(lab, bucket))).not.toContain("signing_failed");
     await session`commit`;
@@ -266,7 +266,7 @@ describe("what the database cannot do in its time is halved until it can", { tim
         expect.objectContaining({ name: "000700.jpg", code: "database_timeout" }),
       ]),
     });
-    await expectBalance(run);
+    expect(run.balanced).toBe(true);
     const report = await readReport(lab, bucket);
     expect(report.findings).toMatchObject([{
       code: "database_timeout",
@@ -275,7 +275,7 @@ describe("what the database cannot do in its time is halved until it can", { tim
     }]);
     expect(JSON.stringify(report)).not.toContain("Storage");
     const [largest] = await admin`
-      select max(listed)::integer as listed from image_sync.chunks where run_id = ${run.id} and from_key > '001100'`;
+      select max(listed)::integer as listed from image_sync.chunks where run_id = ${run.id} and from_key >= '001000'`;
     expect(largest).toEqual({ listed: 1_000 });
   });
 
@@ -285,7 +285,7 @@ describe("what the database cannot do in its time is halved until it can", { tim
     expect(await syncToEnd(bucket)).toMatchObject({
       state: "succeeded",
       error: null,
-      chunks: 6,
+      chunks: 7, // the last one is empty
       totals: { signed: 6_000 },
     });
   });
