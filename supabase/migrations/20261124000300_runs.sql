@@ -23,7 +23,6 @@ create table image_sync.runs (
   summary jsonb,
   report jsonb,
   constraint runs_pkey primary key (id),
-  constraint runs_plan_id_fkey foreign key (plan_id) references image_sync.runs (id),
   constraint runs_mode_check check (mode in ('sync', 'analyze', 'cleanup', 'restore')),
   constraint runs_trigger_check check (trigger in ('schedule', 'request')),
   constraint runs_outcome_check check (outcome in ('succeeded', 'partial', 'failed', 'cancelled')),
@@ -43,7 +42,7 @@ comment on column image_sync.runs.bucket_id is 'The bucket that it passes over. 
 comment on column image_sync.runs.mode is 'sync, analyze, cleanup (a dry run unless plan_id is set) or restore.';
 comment on column image_sync.runs.trigger is 'schedule: the nightly job; request: a POST.';
 comment on column image_sync.runs.options is 'What the request asked for beyond the mode, as it was sent.';
-comment on column image_sync.runs.plan_id is 'cleanup: the dry run whose list is applied. restore: the cleanup run that is undone.';
+comment on column image_sync.runs.plan_id is 'cleanup: the dry run whose list is applied. restore: the cleanup run that is undone; no foreign key, because the archive may outlive that run.';
 comment on column image_sync.runs.cursor is 'The key up to which chunks have been made; the next chunk begins behind it (byte order).';
 comment on column image_sync.runs.exhausted is 'True once the last chunk of the bucket has been made.';
 comment on column image_sync.runs.total_estimate is 'How many objects (restore and an applied cleanup: records) were expected when the run began; for progress alone.';

@@ -241,7 +241,8 @@ $$;
 
 comment on function image_sync.watchdog() is 'Queues a call of the function for every open run that has not moved for 30 s, holds no live lease and has something to do.';
 
--- History that nobody reads again. The last run of each mode stays, and so does a plan that another run refers to.
+-- History that nobody reads again. The last run of each mode stays, and so do a plan that another run refers to and a cleanup whose
+-- records can still be restored.
 create function image_sync.prune_history()
 returns void
 language plpgsql
@@ -272,6 +273,12 @@ begin
       select
       from image_sync.runs follower
       where follower.plan_id = r.id
+    )
+    and not exists (
+      select
+      from image_sync.archive a
+      where a.run_id = r.id
+        and a.restored_at is null
     );
 
   -- pg_cron keeps a row per job run for ever; ours write 1,440 a day.

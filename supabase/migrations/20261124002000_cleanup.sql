@@ -17,6 +17,8 @@ as $$
 declare
   v_settings image_sync.settings;
   v_plan image_sync.runs;
+  v_plan_bucket text;
+  v_archived bigint;
   v_bucket record;
   v_records bigint;
   v_applied uuid;
@@ -48,7 +50,16 @@ begin
   into v_plan
   from image_sync.runs r
   where r.id = plan;
-  if v_plan.id is null or v_plan.mode <> 'cleanup' or (v_plan.plan_id is null) <> (p_mode = 'cleanup') then
+  if p_mode = 'restore' then
+    -- What can be restored is what the archive holds, whatever became of the cleanup's own row.
+    select count(*) filter (where a.restored_at is null), coalesce(v_plan.bucket_id, min(a.bucket_id)), count(*)
+    into total, v_plan_bucket, v_archived
+    from image_sync.archive a
+    where a.run_id = plan;
+  else
+    v_plan_bucket := v_plan.bucket_id;
+  end if;
+  if (v_plan.id is null and coalesce(v_archived, 0) = 0) or v_plan.mode <> 'cleanup' or (v_plan.plan_id is null) <> (p_mode = 'cleanup') and v_plan.id is not null then
     problem := image_sync.problem(
       404, 'unknown_plan', 'There is no such list',
       case
@@ -58,22 +69,17 @@ begin
     );
     return;
   end if;
-  if v_plan.bucket_id <> p_bucket_id then
+  if v_plan_bucket <> p_bucket_id then
     problem := image_sync.problem(
       409, 'plan_of_another_bucket', 'The list is of another bucket',
-      format('Cannot apply run %s to bucket %s: it is a run of bucket %s. Name that bucket.', plan, p_bucket_id, v_plan.bucket_id),
-      jsonb_build_object('plan_bucket', v_plan.bucket_id)
+      format('Cannot apply run %s to bucket %s: it is a run of bucket %s. Name that bucket.', plan, p_bucket_id, v_plan_bucket),
+      jsonb_build_object('plan_bucket', v_plan_bucket)
     );
     return;
   end if;
 
   if p_mode = 'restore' then
-    select count(*)
-    into total
-    from image_sync.archive a
-    where a.run_id = plan
-      and a.restored_at is null;
-    if v_plan.finished_at is null or total = 0 then
+    if (v_plan.id is not null and v_plan.finished_at is null) or total = 0 then
       problem := image_sync.problem(
         409, 'nothing_to_restore', 'There is nothing to restore',
         format('Cannot restore cleanup %s: it is open, or the archive holds no record of it that is not back already. The archive says which are: select distinct run_id from image_sync.archive where restored_at is null;', plan)
@@ -174,7 +180,8 @@ comment on function image_sync.check_guards(text, text, jsonb) is
 create function image_sync.referenced_names(p_bucket_id text, p_names text[])
 returns text[]
 language plpgsql
-stable
+-- Volatile: each call sees what is committed when it is made.
+volatile
 security definer
 set search_path = ''
 as $$
@@ -200,7 +207,7 @@ begin
     group by c.oid, c.conrelid
   loop
     execute format(
-      'select coalesce(array_agg(p.file_name), ''{}'') from public.part_images p where p.bucket_id = $1 and p.file_name collate "C" = any ($2) and exists (select from %s t where %s)',
+      'select coalesce(array_agg(distinct p.file_name), ''{}'') from public.part_images p join %s t on %s where p.bucket_id = $1 and p.file_name collate "C" = any ($2)',
       v_key.referencing_table, v_key.condition
     )
     into v_names
@@ -242,93 +249,217 @@ end;
 
 comment on function image_sync.archive_orphans(image_sync.runs, text[]) is 'Moves those of the named records that have no object to the archive and returns their names.';
 
--- Applies the list of one chunk of a plan.
-create function image_sync.apply_plan_chunk(p_run image_sync.runs, out chunk image_sync.chunks)
+-- The next names of a confirmed list, in key order.
+create function image_sync.listed_names(p_run image_sync.runs, p_size integer)
+returns text[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return array(
+    select listed.name
+    from image_sync.chunks c
+    cross join lateral jsonb_array_elements_text(c.facts -> 'orphaned') as listed (name)
+    where c.run_id = p_run.plan_id
+      and c.orphaned > 0
+      and coalesce(c.to_key collate "C" > p_run.cursor, true)
+      and listed.name collate "C" > p_run.cursor
+    order by c.from_key collate "C", listed.name collate "C"
+    limit p_size
+  );
+end;
+$$;
+
+comment on function image_sync.listed_names(image_sync.runs, integer) is 'At most p_size names of the run''s plan, those behind its cursor.';
+
+-- Moves orphaned records to the archive, and looks once more for their files afterwards: a slow trigger leaves time for an upload.
+create function image_sync.archive_checked(p_run image_sync.runs, p_names text[])
+returns text[]
 language plpgsql
 set search_path = ''
 as $$
 declare
-  v_listed text[];
-  v_referenced text[];
-  v_removed text[] := '{}'::text[];
-  v_name text;
+  v_removed text[] := image_sync.archive_orphans(p_run, p_names);
 begin
-  select
-    c.from_key,
-    c.to_key,
-    array(select jsonb_array_elements_text(c.facts -> 'orphaned'))
-  into chunk.from_key, chunk.to_key, v_listed
-  from image_sync.chunks c
-  where c.run_id = p_run.plan_id
-    and c.from_key collate "C" >= p_run.cursor
-    and c.orphaned > 0
-  order by c.number
-  limit 1;
-  if not found then
-    chunk.from_key := p_run.cursor;
-    v_listed := '{}';
-  end if;
-
-  v_referenced := image_sync.referenced_names(p_run.bucket_id, v_listed);
-  begin
-    v_removed := image_sync.archive_orphans(p_run, array(
-      select n.name
-      from unnest(v_listed) as n (name)
-      where n.name <> all (v_referenced)
-    ));
-  exception
-    -- A reference that came meanwhile, or a trigger of the table's owner that says no: find out which, so that the others go.
-    when integrity_constraint_violation or raise_exception then
-      v_removed := '{}';
-      foreach v_name in array v_listed loop
-        continue when v_name = any (v_referenced);
-        begin
-          v_removed := v_removed || image_sync.archive_orphans(p_run, array[v_name]);
-        exception
-          when integrity_constraint_violation then
-            v_referenced := v_referenced || v_name;
-          when raise_exception then
-            null;
-        end;
-      end loop;
-  end;
-
-  chunk.removed := cardinality(v_removed);
-  select count(*), coalesce(jsonb_agg(jsonb_build_object('name', rest.name, 'code', rest.code, 'detail', w.words)), '[]')
-  into chunk.skipped, chunk.problems
-  from (
+  if exists (
     select
-      n.name,
-      case
-        when n.name = any (v_referenced) then 'referenced'
-        when exists (
-          select
-          from image_sync.objects o
-          where o.bucket_id = p_run.bucket_id
-            and o.name collate "C" = n.name
-        ) then 'file_is_back'
-        when not exists (
-          select
-          from public.part_images p
-          where p.bucket_id = p_run.bucket_id
-            and p.file_name collate "C" = n.name
-        ) then 'record_is_gone'
-        else 'refused_by_table'
-      end as code
-    from unnest(v_listed) as n (name)
-    where n.name <> all (v_removed)
-  ) as rest
-  join (values
-    ('referenced', 'Kept: a row of another table refers to it'),
-    ('file_is_back', 'Kept: its file is in the bucket again'),
-    ('record_is_gone', 'Skipped: the record was removed by somebody else'),
-    ('refused_by_table', 'Kept: a trigger of the table refused to delete it')
-  ) as w (code, words) on w.code = rest.code;
+    from image_sync.objects o
+    where o.bucket_id = p_run.bucket_id
+      and o.name collate "C" = any (v_removed)
+  ) then
+    raise exception 'A file is in the bucket again'
+      using errcode = 'ISB01', hint = 'Try the records one by one.';
+  end if;
+  return v_removed;
 end;
 $$;
 
-comment on function image_sync.apply_plan_chunk(image_sync.runs) is
-  'Moves what one chunk of the confirmed list names, and is still orphaned, to the archive. Everything else on the list is skipped and named with the reason.';
+comment on function image_sync.archive_checked(image_sync.runs, text[]) is
+  'Moves those of the named records that have no object to the archive and returns their names. Raises ISB01, and moves none, where the file of one came back meanwhile.';
+
+-- Removes records one by one: what is refused or held costs itself alone. The caller holds their row locks.
+create function image_sync.archive_one_by_one(p_run image_sync.runs, p_names text[], out removed text[], out problems jsonb)
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_since constant timestamptz := clock_timestamp();
+  v_name text;
+begin
+  removed := '{}';
+  problems := '[]';
+  foreach v_name in array p_names loop
+    -- The row is ours; a trigger of the table's owner, or a table that refers to it, may want others.
+    perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
+    begin
+      removed := removed || image_sync.archive_checked(p_run, array[v_name]);
+    exception
+      when others then
+        if image_sync.is_held(sqlstate) then
+          problems := problems || image_sync.item_problem(v_name, 'locked', 'Kept: somebody else holds what its removal needs');
+        elsif sqlstate = 'ISB01' then
+          problems := problems || image_sync.item_problem(v_name, 'file_is_back', 'Kept: its file is in the bucket again');
+        elsif sqlstate = '23503' then
+          problems := problems || image_sync.item_problem(v_name, 'referenced', 'Kept: a row of another table refers to it');
+        elsif image_sync.is_refusal(sqlstate) or sqlstate = '42501' then
+          problems := problems || image_sync.item_problem(v_name, 'refused_by_table', 'Kept: the table refused to delete it: ' || sqlerrm);
+        else
+          raise;
+        end if;
+    end;
+  end loop;
+end;
+$$;
+
+comment on function image_sync.archive_one_by_one(image_sync.runs, text[]) is
+  'Moves each of the named records that have no object to the archive by itself. Returns the names removed, and the problems of those that were refused or held.';
+
+-- Removes what it may of a list: first the rows are locked, then they are looked at, each look a statement of its own that sees what is
+-- committed by then. So nobody can refer to a record, or change it, between the look and its removal: whoever tries waits for
+-- this transaction and finds the record gone, and whoever was first holds a lock that makes us keep the record.
+-- A file that is uploaded takes no lock that could be seen: it is looked for in the statement that deletes and once more after it.
+create function image_sync.remove_records(p_run image_sync.runs, p_names text[], out removed text[], out problems jsonb)
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+declare
+  v_locked text[];
+  v_referenced text[];
+  v_free text[];
+  v_rest record;
+begin
+  removed := '{}';
+  v_locked := array(
+    select p.file_name
+    from public.part_images p
+    where p.bucket_id = p_run.bucket_id
+      and p.file_name collate "C" = any (p_names)
+    order by p.file_name collate "C"
+    for update skip locked
+  );
+  begin
+    v_referenced := image_sync.referenced_names(p_run.bucket_id, v_locked);
+  exception
+    when lock_not_available or deadlock_detected then
+      -- A table that refers to ours is held: nobody knows what it refers to.
+      problems := (
+        select coalesce(jsonb_agg(image_sync.item_problem(l.name, 'locked', 'Kept: a table that may refer to it is held by somebody else')), '[]')
+        from unnest(v_locked) as l (name)
+      );
+      return;
+  end;
+  problems := (
+    select coalesce(jsonb_agg(image_sync.item_problem(r.name, 'referenced', 'Kept: a row of another table refers to it')), '[]')
+    from unnest(v_referenced) as r (name)
+  );
+  v_free := array(
+    select l.name
+    from unnest(v_locked) as l (name)
+    where l.name <> all (v_referenced)
+  );
+  begin
+    removed := image_sync.archive_checked(p_run, v_free);
+  exception
+    when others then
+      if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) and sqlstate <> '42501' then
+        raise;
+      end if;
+      v_rest := image_sync.archive_one_by_one(p_run, v_free);
+      removed := v_rest.removed;
+      problems := problems || v_rest.problems;
+  end;
+end;
+$$;
+
+comment on function image_sync.remove_records(image_sync.runs, text[]) is
+  'Locks the named records, looks at them, and moves those to the archive that have no file and that nothing refers to. Returns the names removed, and problems: referenced, locked, file_is_back, refused_by_table.';
+
+-- Why a record of the list that is still to be accounted for was kept.
+create function image_sync.skip_reason(p_bucket_id text, p_name text)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+begin
+  return case
+    when exists (
+      select
+      from image_sync.objects o
+      where o.bucket_id = p_bucket_id
+        and o.name collate "C" = p_name
+    ) then image_sync.item_problem(p_name, 'file_is_back', 'Kept: its file is in the bucket again')
+    when not exists (
+      select
+      from public.part_images p
+      where p.bucket_id = p_bucket_id
+        and p.file_name collate "C" = p_name
+    ) then image_sync.item_problem(p_name, 'record_is_gone', 'Skipped: the record was removed by somebody else')
+    when not exists (
+      select
+      from public.part_images p
+      where p.bucket_id = p_bucket_id
+        and p.file_name collate "C" = p_name
+      for update skip locked
+    ) then image_sync.item_problem(p_name, 'locked', 'Kept: somebody else holds it')
+    else image_sync.item_problem(p_name, 'refused_by_table', 'Kept: a trigger of the table refused to delete it')
+  end;
+end;
+$$;
+
+comment on function image_sync.skip_reason(text, text) is 'Why a listed record was not removed, as a problem: file_is_back, record_is_gone, locked or refused_by_table.';
+
+-- Applies the next part of the confirmed list.
+create function image_sync.apply_plan_chunk(p_run image_sync.runs, p_settings image_sync.settings, out chunk image_sync.chunks)
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_size constant integer := image_sync.chunk_size(p_run, p_settings);
+  v_listed constant text[] := image_sync.listed_names(p_run, v_size);
+  v_removal record;
+begin
+  v_removal := image_sync.remove_records(p_run, v_listed);
+  chunk.from_key := p_run.cursor;
+  chunk.to_key := case when cardinality(v_listed) = v_size then v_listed[v_size] end;
+  chunk.removed := cardinality(v_removal.removed);
+  chunk.skipped := cardinality(v_listed) - chunk.removed;
+  chunk.problems := v_removal.problems || (
+    select coalesce(jsonb_agg(image_sync.skip_reason(p_run.bucket_id, l.name)), '[]')
+    from unnest(v_listed) as l (name)
+    where l.name <> all (v_removal.removed)
+      and not exists (
+        select
+        from jsonb_to_recordset(v_removal.problems) as known (name text)
+        where known.name = l.name
+      )
+  );
+end;
+$$;
+
+comment on function image_sync.apply_plan_chunk(image_sync.runs, image_sync.settings) is
+  'Moves what the next part of the confirmed list names, and is still orphaned, to the archive. Everything else on the list is skipped and named with the reason.';
 
 -- Puts one archived record back, id, timestamps and the owner's columns included. Null where it is back, else why it is not.
 create function image_sync.restore_record(p_record jsonb)
@@ -354,21 +485,31 @@ begin
   )
   using p_record;
   get diagnostics v_restored = row_count;
-  return case when v_restored = 0 then 'Skipped: its place was taken meanwhile' end;
+  return case
+    when v_restored = 0 then 'Skipped: its place was taken meanwhile by another record of the file, or of its id or part number. Compare the two, remove or change the one in the table, and restore again'
+  end;
 exception
-  when integrity_constraint_violation or data_exception or raise_exception then
-    return format('Skipped: the table refused it: %s', sqlerrm);
+  when others then
+    if image_sync.is_held(sqlstate) then
+      return 'Skipped: somebody else holds its place. Restore again later';
+    elsif image_sync.is_refusal(sqlstate) then
+      return image_sync.redact(format('Skipped: the table refused it: %s', sqlerrm));
+    end if;
+    raise;
 end;
 $$;
 
 comment on function image_sync.restore_record(jsonb) is 'Inserts an archived row again, whole. Returns null, or in words why the table did not take it.';
 
--- Restores the next chunk_size records of a cleanup run, in key order.
+-- Restores the next records of a cleanup run, in key order.
 create function image_sync.restore_chunk(p_run image_sync.runs, p_settings image_sync.settings, out chunk image_sync.chunks)
 language plpgsql
 set search_path = ''
+set lock_timeout = '400ms'
 as $$
 declare
+  v_since constant timestamptz := clock_timestamp();
+  v_size constant integer := image_sync.chunk_size(p_run, p_settings);
   v_archived record;
   v_refusal text;
   v_taken integer := 0;
@@ -384,9 +525,10 @@ begin
       and a.restored_at is null
       and a.file_name collate "C" > p_run.cursor
     order by a.file_name collate "C"
-    limit p_settings.chunk_size
+    limit v_size
   loop
     v_taken := v_taken + 1;
+    perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
     v_refusal := image_sync.restore_record(v_archived.record);
     if v_refusal is null then
       update image_sync.archive a
@@ -395,21 +537,21 @@ begin
       chunk.restored := chunk.restored + 1;
     else
       chunk.skipped := chunk.skipped + 1;
-      chunk.problems := chunk.problems || jsonb_build_object('name', v_archived.file_name, 'code', 'not_restored', 'detail', v_refusal);
+      chunk.problems := chunk.problems || image_sync.item_problem(v_archived.file_name, 'not_restored', v_refusal);
     end if;
     chunk.to_key := v_archived.file_name;
   end loop;
-  if v_taken < p_settings.chunk_size then
+  if v_taken < v_size then
     chunk.to_key := null;
   end if;
 end;
 $$;
 
 comment on function image_sync.restore_chunk(image_sync.runs, image_sync.settings) is
-  'Puts the next records of a cleanup run back from the archive; one whose place was taken meanwhile is skipped and named.';
+  'Puts the next records of a cleanup run back from the archive; one whose place was taken meanwhile, or that the table refuses, is skipped and named.';
 
--- Makes the next chunk of a run that applies a plan: a confirmed cleanup or a restore. Nothing is signed, so it is done at once.
-create function image_sync.settle_chunk(p_run image_sync.runs, p_settings image_sync.settings, p_worker uuid)
+-- Stores a chunk of a run that applies a plan. Nothing is signed, so it is done at once.
+create function image_sync.add_settled_chunk(p_run image_sync.runs, p_worker uuid, p_chunk image_sync.chunks)
 returns image_sync.chunks
 language plpgsql
 set search_path = ''
@@ -417,15 +559,10 @@ as $$
 declare
   v_chunk image_sync.chunks;
 begin
-  if p_run.mode = 'cleanup' then
-    v_chunk := image_sync.apply_plan_chunk(p_run);
-  else
-    v_chunk := image_sync.restore_chunk(p_run, p_settings);
-  end if;
   insert into image_sync.chunks (run_id, number, from_key, to_key, state, worker_id, removed, restored, skipped, problems, closed_at)
   values (
-    p_run.id, image_sync.next_number(p_run.id), v_chunk.from_key, v_chunk.to_key, 'done', p_worker,
-    coalesce(v_chunk.removed, 0), coalesce(v_chunk.restored, 0), coalesce(v_chunk.skipped, 0), v_chunk.problems, clock_timestamp()
+    p_run.id, image_sync.next_number(p_run.id), p_chunk.from_key, p_chunk.to_key, 'done', p_worker,
+    coalesce(p_chunk.removed, 0), coalesce(p_chunk.restored, 0), coalesce(p_chunk.skipped, 0), p_chunk.problems, clock_timestamp()
   )
   returning *
   into v_chunk;
@@ -433,23 +570,87 @@ begin
 end;
 $$;
 
+comment on function image_sync.add_settled_chunk(image_sync.runs, uuid, image_sync.chunks) is 'Stores a done chunk of a confirmed cleanup or a restore. The caller holds the run''s row lock.';
+
+-- Makes the next chunk of a run that applies a plan: a confirmed cleanup or a restore.
+create function image_sync.settle_chunk(p_run image_sync.runs, p_settings image_sync.settings, p_worker uuid)
+returns image_sync.chunks
+language plpgsql
+set search_path = ''
+as $$
+begin
+  return image_sync.add_settled_chunk(p_run, p_worker, case
+    when p_run.mode = 'cleanup' then image_sync.apply_plan_chunk(p_run, p_settings)
+    else image_sync.restore_chunk(p_run, p_settings)
+  end);
+end;
+$$;
+
 comment on function image_sync.settle_chunk(image_sync.runs, image_sync.settings, uuid) is 'Makes and closes the next chunk of a confirmed cleanup or a restore.';
+
+-- Leaves the next record of a plan as it is, because the database cannot deal with it in its time.
+create function image_sync.skip_next(p_run image_sync.runs, p_worker uuid, p_error jsonb)
+returns image_sync.chunks
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks;
+begin
+  v_chunk.from_key := p_run.cursor;
+  v_chunk.to_key := case
+    when p_run.mode = 'cleanup' then (image_sync.listed_names(p_run, 1))[1]
+    else (
+      select a.file_name
+      from image_sync.archive a
+      where a.run_id = p_run.plan_id
+        and a.restored_at is null
+        and a.file_name collate "C" > p_run.cursor
+      order by a.file_name collate "C"
+      limit 1
+    )
+  end;
+  v_chunk.skipped := case when v_chunk.to_key is null then 0 else 1 end;
+  v_chunk.problems := case
+    when v_chunk.to_key is null then '[]'
+    else jsonb_build_array(image_sync.item_problem(v_chunk.to_key, p_error ->> 'code', p_error ->> 'detail'))
+  end;
+  return image_sync.add_settled_chunk(p_run, p_worker, v_chunk);
+end;
+$$;
+
+comment on function image_sync.skip_next(image_sync.runs, uuid, jsonb) is
+  'Makes and closes a chunk of just the next record of a cleanup''s list or a restore, which is skipped and named with the database''s error.';
 
 revoke all on function
   image_sync.check_guards(text, text, jsonb),
   image_sync.referenced_names(text, text[]),
   image_sync.archive_orphans(image_sync.runs, text[]),
-  image_sync.apply_plan_chunk(image_sync.runs),
+  image_sync.listed_names(image_sync.runs, integer),
+  image_sync.archive_checked(image_sync.runs, text[]),
+  image_sync.archive_one_by_one(image_sync.runs, text[]),
+  image_sync.remove_records(image_sync.runs, text[]),
+  image_sync.skip_reason(text, text),
+  image_sync.apply_plan_chunk(image_sync.runs, image_sync.settings),
   image_sync.restore_record(jsonb),
   image_sync.restore_chunk(image_sync.runs, image_sync.settings),
-  image_sync.settle_chunk(image_sync.runs, image_sync.settings, uuid)
+  image_sync.add_settled_chunk(image_sync.runs, uuid, image_sync.chunks),
+  image_sync.settle_chunk(image_sync.runs, image_sync.settings, uuid),
+  image_sync.skip_next(image_sync.runs, uuid, jsonb)
 from public;
 grant execute on function
   image_sync.check_guards(text, text, jsonb),
   image_sync.referenced_names(text, text[]),
   image_sync.archive_orphans(image_sync.runs, text[]),
-  image_sync.apply_plan_chunk(image_sync.runs),
+  image_sync.listed_names(image_sync.runs, integer),
+  image_sync.archive_checked(image_sync.runs, text[]),
+  image_sync.archive_one_by_one(image_sync.runs, text[]),
+  image_sync.remove_records(image_sync.runs, text[]),
+  image_sync.skip_reason(text, text),
+  image_sync.apply_plan_chunk(image_sync.runs, image_sync.settings),
   image_sync.restore_record(jsonb),
   image_sync.restore_chunk(image_sync.runs, image_sync.settings),
-  image_sync.settle_chunk(image_sync.runs, image_sync.settings, uuid)
+  image_sync.add_settled_chunk(image_sync.runs, uuid, image_sync.chunks),
+  image_sync.settle_chunk(image_sync.runs, image_sync.settings, uuid),
+  image_sync.skip_next(image_sync.runs, uuid, jsonb)
 to service_role;

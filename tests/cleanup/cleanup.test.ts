@@ -199,7 +199,7 @@ test("a cleanup whose worker dies half-way is gone on with, and each record goes
   const bucket = await createTidyBucket(lab, { settings: { chunk_size: 2 }, images: 80, orphans: gone });
   const before = await readWhole(lab, bucket);
   const plan = await dryRun(lab, bucket);
-  await slowDown(lab, bucket);
+  onTestFinished(await slowDown(lab, bucket));
   const { id } = await openWithoutWorker(lab, bucket, "cleanup", plan.id);
   await stepOnce(lab, id);
   const halfway = await lab.database.readRun(id);
@@ -217,7 +217,7 @@ test("a cancelled cleanup keeps what is left, and what it removed can be restore
   const bucket = await createTidyBucket(lab, { settings: { chunk_size: 2 }, images: 80, orphans: gone });
   const before = await readWhole(lab, bucket);
   const plan = await dryRun(lab, bucket);
-  await slowDown(lab, bucket);
+  onTestFinished(await slowDown(lab, bucket));
   const { id } = await openWithoutWorker(lab, bucket, "cleanup", plan.id);
   await stepOnce(lab, id);
   const cancelled = await cancel(lab, id);
@@ -240,7 +240,7 @@ test("a restore that was cancelled half-way is finished by the next one", async 
   const bucket = await createTidyBucket(lab, { settings: { chunk_size: 2 }, images: 80, orphans: gone });
   const before = await readWhole(lab, bucket);
   const cleanup = await apply(lab, bucket, (await dryRun(lab, bucket)).id);
-  await slowDown(lab, bucket);
+  onTestFinished(await slowDown(lab, bucket));
   const { id } = await openWithoutWorker(lab, bucket, "restore", cleanup.id);
   await stepOnce(lab, id);
   const cancelled = await cancel(lab, id);
@@ -261,7 +261,7 @@ test("confirming again while the cleanup is open joins it instead of starting an
     orphans: goneNames(4),
   });
   const plan = await dryRun(lab, bucket);
-  await slowDown(lab, bucket);
+  onTestFinished(await slowDown(lab, bucket));
   const { id } = await openWithoutWorker(lab, bucket, "cleanup", plan.id);
   const again = await apply(lab, bucket, plan.id);
   expect(again).toMatchObject({ id, state: "succeeded", created: false, totals: { removed: 4 } });

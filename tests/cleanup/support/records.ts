@@ -100,17 +100,21 @@ export function namesByCode(run: Run): Readonly<Record<string, readonly string[]
 
 /**
  * Makes every removal or return of a record of a bucket slow enough for one step of a run to end with its first chunk (a step
- * walks on for 250 ms).
+ * walks on for 250 ms). Returns how to undo it: what is left on a Supabase that is there for others would slow them too.
  */
-export async function slowDown(lab: Lab, bucket: string): Promise<void> {
+export async function slowDown(lab: Lab, bucket: string): Promise<() => Promise<void>> {
+  const name = `test_slow_${bucket.replaceAll("-", "_")}`;
   await lab.sql.unsafe(`
-    create or replace function public.test_be_slow() returns trigger language plpgsql set search_path = '' as $$
+    create function public.${name}() returns trigger language plpgsql set search_path = '' as $$
     begin
       perform pg_sleep(0.15);
       return null;
     end $$;
-    create trigger "slow ${bucket}" after delete on public.part_images
-      for each row when (old.bucket_id = '${bucket}') execute function public.test_be_slow();
-    create trigger "slow back ${bucket}" after insert on public.part_images
-      for each row when (new.bucket_id = '${bucket}') execute function public.test_be_slow();`);
+    create trigger ${name}_gone after delete on public.part_images
+      for each row when (old.bucket_id = '${bucket}') execute function public.${name}();
+    create trigger ${name}_back after insert on public.part_images
+      for each row when (new.bucket_id = '${bucket}') execute function public.${name}();`);
+  return async () => {
+    await lab.sql.unsafe(`drop function if exists public.${name}() cascade`);
+  };
 }

@@ -89,11 +89,25 @@ export function createLab(target: Target): Lab {
         headers: { apikey: target.secretKey, ...init.headers },
       }),
     async close() {
-      if (target.stack === undefined) await removeBuckets(sql, supabase, buckets);
+      if (target.stack === undefined) {
+        await removeBuckets(sql, supabase, buckets);
+        await expectNothingLeft(sql);
+      }
       await sql.end({ timeout: 5 });
       await target.stop();
     },
   };
+}
+
+/** A trigger or function of a test's that stays would change how records are written there for good. */
+async function expectNothingLeft(sql: Sql): Promise<void> {
+  const left = await sql<{ thing: string }[]>`
+    select t.tgname as thing from pg_catalog.pg_trigger t
+    where t.tgrelid = 'public.part_images'::regclass and not t.tgisinternal and t.tgname like 'test%'
+    union all
+    select p.proname from pg_catalog.pg_proc p
+    where p.pronamespace = 'public'::regnamespace and p.proname like 'test\\_%'`;
+  if (left.length > 0) throw new Error(`A test left behind: ${left.map(({ thing }) => thing).join(", ")}`);
 }
 
 async function removeBuckets(sql: Sql, supabase: SupabaseClient, buckets: Lab["buckets"]): Promise<void> {
