@@ -53,6 +53,12 @@ async function syncToEnd(bucket: string): Promise<Run> {
   return await waitForEnd(lab, id, patienceMs);
 }
 
+async function runMode(bucket: string, mode: "cleanup", options: Record<string, unknown>): Promise<Run> {
+  const { run } = await lab.database.start({ run: crypto.randomUUID(), bucket, mode, options });
+  await wake(lab, run.id);
+  return await waitForEnd(lab, run.id, patienceMs);
+}
+
 async function unsignedNames(bucket: string): Promise<string[]> {
   return (await readRecords(lab, bucket)).filter(({ signed_url }) => signed_url === null).map((
     { file_name },
@@ -80,18 +86,19 @@ const addRecords = (bucket: string, names: readonly string[]) =>
 async function addSlowTrigger(
   bucket: string,
   { event, seconds, when = "true" }: {
-    event: "insert" | "update" | "insert or update";
-    seconds: number;
+    event: "insert" | "update" | "delete";
+    /** A number, or an expression of SQL. */
+    seconds: number | string;
     when?: string;
   },
 ): Promise<void> {
   await admin.unsafe(`
     create function public.slow_${bucket.slice(-12)}() returns trigger language plpgsql as $$
-    begin perform pg_sleep(${seconds}); return new; end $$;
+    begin perform pg_sleep(${seconds}); return coalesce(new, old); end $$;
     create trigger "slow ${bucket}" before ${event} on public.part_images
-      for each row when (new.bucket_id = '${bucket}' and ${when}) execute function public.slow_${
-    bucket.slice(-12)
-  }();`);
+      for each row when (${
+    event === "delete" ? "old" : "new"
+  }.bucket_id = '${bucket}' and ${when}) execute function public.slow_${bucket.slice(-12)}();`);
   onTestFinished(async () => {
     await admin.unsafe(`drop function public.slow_${bucket.slice(-12)}() cascade`);
   });
@@ -277,6 +284,26 @@ describe("what the database cannot do in its time is halved until it can", { tim
     const [largest] = await admin`
       select max(listed)::integer as listed from image_sync.chunks where run_id = ${run.id} and from_key >= '001000'`;
     expect(largest).toEqual({ listed: 1_000 });
+  });
+
+  test("a cleanup whose records take 6 ms each and one of them for ever", async () => {
+    await limitStatements("1s");
+    const gone = numberedNames(400, 5_001);
+    const bucket = await createNight(numberedNames(4_000));
+    await addRecords(bucket, [...numberedNames(4_000), ...gone]);
+    await addSlowTrigger(bucket, {
+      event: "delete",
+      seconds: "case old.file_name when '005123.jpg' then 20 else 0.006 end",
+    });
+    const plan = await runMode(bucket, "cleanup", {});
+    const cleanup = await runMode(bucket, "cleanup", { confirm: plan.id });
+    expect(cleanup).toMatchObject({
+      state: "succeeded",
+      error: { code: "database_timeout" },
+      totals: { removed: 399, skipped: 1 },
+      problems: [{ name: "005123.jpg", code: "database_timeout" }],
+    });
+    expect(await readRecords(lab, bucket)).toHaveLength(4_001);
   });
 
   test("statements of 2 s at most are no disturbance to a table without such triggers", async () => {
