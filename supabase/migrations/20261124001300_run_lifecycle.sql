@@ -347,7 +347,8 @@ begin
       );
     end if;
     v_since := clock_timestamp();
-    exit when v_run.exhausted or v_passed >= 100000 or v_since >= v_until;
+    -- Where the database was too slow before, a call that it ends again is one chunk's.
+    exit when v_run.exhausted or p_run.chunk_size is not null or v_passed >= 100000 or v_since >= v_until;
   end loop;
 
   update image_sync.runs r
@@ -361,7 +362,8 @@ comment on function image_sync.walk(image_sync.runs, image_sync.settings, uuid, 
   'Makes chunks from the cursor on until one needs signing (leased with p_lease and returned with its names), the bucket ends, 100,000 names are passed or 250 ms are over.';
 
 -- The next chunk of a run that applies a plan took too long: half as many records next time, at one record it is left alone and
--- named. Returns how many records the next chunks may have. The caller holds the run's row lock.
+-- named, once it has taken too long twice: between the call that the database ended and this one another worker may have got past it.
+-- Returns how many records the next chunks may have. The caller holds the run's row lock.
 create function image_sync.interrupt_plan(p_run image_sync.runs, p_settings image_sync.settings, p_worker uuid, p_error jsonb)
 returns integer
 language plpgsql
@@ -371,7 +373,7 @@ declare
   v_size constant integer := image_sync.chunk_size(p_run, p_settings);
   v_skipped image_sync.chunks;
 begin
-  if v_size > 1 then
+  if v_size > 1 or p_run.error ->> 'cursor' is distinct from p_run.cursor then
     return (v_size + 1) / 2;
   end if;
   v_skipped := image_sync.skip_next(p_run, p_worker, p_error);

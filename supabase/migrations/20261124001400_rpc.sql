@@ -355,6 +355,7 @@ begin
       v_size := image_sync.interrupt_walk(v_run, v_settings);
     else
       v_size := image_sync.interrupt_plan(v_run, v_settings, p_worker, v_error);
+      v_error := v_error || jsonb_build_object('cursor', v_run.cursor);
     end if;
   end if;
 

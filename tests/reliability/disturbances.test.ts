@@ -260,7 +260,7 @@ describe("what the database cannot do in its time is halved until it can", { tim
     expect(await unsignedNames(bucket)).toEqual([]);
   });
 
-  test("one row that takes for ever is given up and named; the others are done, and the next size is the full one", async () => {
+  test("one row that takes for ever is given up and named, the others are done", async () => {
     await limitStatements("1s");
     const bucket = await createNight(numberedNames(2_500));
     await addSlowTrigger(bucket, { event: "insert", seconds: 20, when: "new.file_name = '000700.jpg'" });
@@ -281,9 +281,6 @@ describe("what the database cannot do in its time is halved until it can", { tim
       samples: ["000700.jpg"],
     }]);
     expect(JSON.stringify(report)).not.toContain("Storage");
-    const [largest] = await admin`
-      select max(listed)::integer as listed from image_sync.chunks where run_id = ${run.id} and from_key >= '001000'`;
-    expect(largest).toEqual({ listed: 1_000 });
   });
 
   test("a cleanup whose records take 6 ms each and one of them for ever", async () => {
