@@ -88,11 +88,17 @@ return (
     'held', jsonb_build_object('count', counted.held, 'samples', image_sync.problem_samples(p_run.id, 'row_locked')),
     'too_slow', jsonb_build_object('count', counted.too_slow_names, 'samples', image_sync.problem_samples(p_run.id, 'database_timeout')),
     'url_refused', jsonb_build_object('count', counted.url_refused, 'samples', image_sync.problem_samples(p_run.id, 'url_refused')),
+    -- Two look-ups by index: what has no name, and what has the empty one, which the walk begins behind.
     'unnamed', (
       select count(*)
       from public.part_images p
       where p.bucket_id = p_run.bucket_id
         and p.file_name is null
+    ) + (
+      select count(*)
+      from public.part_images p
+      where p.bucket_id = p_run.bucket_id
+        and p.file_name collate "C" = ''
     )
   )
   from counted

@@ -149,7 +149,7 @@ begin atomic
       (
         'unnamed_records', 'warning', 'Records without a file name',
         (f.measured ->> 'unnamed')::bigint, null,
-        format('They cannot be matched with any file. See: select * from public.part_images where bucket_id = %L and file_name is null;', f.bucket_id)
+        format('They cannot be matched with any file. See: select * from public.part_images where bucket_id = %L and coalesce(file_name, '''') = '''';', f.bucket_id)
       ),
       (
         'probe_failed', case when (f.measured #>> '{probe,ok}')::integer = 0 then 'error' else 'warning' end, 'Signed URLs that do not show an image',
