@@ -5,6 +5,7 @@
 import { parseArgs } from "node:util";
 import { fillBucket, resetTable } from "./bucket.ts";
 import { say, summarize } from "./measure.ts";
+import { measureNeighbours, removeNeighbour } from "./neighbours.ts";
 import { runOurs } from "./ours.ts";
 import { targetTable, writeResults } from "./report.ts";
 import { type Cost, measureScale, type Scale } from "./scale.ts";
@@ -170,6 +171,8 @@ async function main(): Promise<void> {
     const small = await measureScale(stack, sizes.small, rounds);
     const middle = await measureScale(stack, sizes.middle, rounds);
     const obvious = await repeat(rounds, () => measureObvious(stack, sizes.middle));
+    const neighbours = await repeat(rounds, () => measureNeighbours(stack, sizes.middle));
+    await removeNeighbour(stack);
     const large = await measureScale(stack, sizes.large, largeRounds);
     const workers = await measureWorkers(stack);
     const targets = [
@@ -188,6 +191,13 @@ async function main(): Promise<void> {
         ">=",
         10,
       ),
+      hold(
+        "neighbours_ratio_100k",
+        "two buckets of 100k with the same file names: first sync of the second, beside the first / alone",
+        neighbours.map((r) => r.ratio),
+        "<=",
+        1.15,
+      ),
       ...scaleTargets(small, large),
     ];
     const costs = [small, middle, large].flatMap((
@@ -198,7 +208,10 @@ async function main(): Promise<void> {
     if (flags.quick) return;
     const [version] = await stack.sql<{ v: string }[]>`select split_part(version(), ' on ', 1) as v`;
     await writeResults(
-      { targets, runs: [...loopback, ...network, ...obvious, ...[small, middle, large], ...workers] },
+      {
+        targets,
+        runs: [...loopback, ...network, ...obvious, ...neighbours, ...[small, middle, large], ...workers],
+      },
       costs,
       version?.v ?? "",
     );

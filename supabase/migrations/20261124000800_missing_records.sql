@@ -115,6 +115,22 @@ return jsonb_path_query_array(p_items, '$[0 to 19]');
 
 comment on function image_sync.first_items(jsonb) is 'The first 20 elements of an array.';
 
+-- What went wrong for a chunk or a run, as it is stored: whoever says so, and whatever they quote.
+create function image_sync.clean_fault(p_error jsonb)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return case
+  when p_error is not null then jsonb_build_object(
+    'code', coalesce(left(p_error ->> 'code', 100), 'unknown'),
+    'title', coalesce(image_sync.redact(p_error ->> 'title'), 'Something went wrong'),
+    'detail', coalesce(image_sync.redact(p_error ->> 'detail'), '')
+  )
+end;
+
+comment on function image_sync.clean_fault(jsonb) is 'An error with code, title and detail alone, its words redacted; null for null.';
+
 -- A chunk after its missing records were inserted.
 create type image_sync.insertion as (chunk image_sync.chunks, inserted text[], signed integer, held text[]);
 
@@ -436,6 +452,7 @@ revoke all on function
   image_sync.row_patience(timestamptz),
   image_sync.item_problem(text, text, text),
   image_sync.first_items(jsonb),
+  image_sync.clean_fault(jsonb),
   image_sync.insert_one_by_one(text, text[]),
   image_sync.store_one_by_one(text, text, text, text[], text[], bigint[]),
   image_sync.store_urls(text, text, text, text[], text[], bigint[]),
@@ -449,6 +466,7 @@ grant execute on function
   image_sync.row_patience(timestamptz),
   image_sync.item_problem(text, text, text),
   image_sync.first_items(jsonb),
+  image_sync.clean_fault(jsonb),
   image_sync.insert_one_by_one(text, text[]),
   image_sync.store_one_by_one(text, text, text, text[], text[], bigint[]),
   image_sync.store_urls(text, text, text, text[], text[], bigint[]),

@@ -129,7 +129,7 @@ begin
       select p_around[1] || coalesce(s.path, s.name) || p_around[2] || s.token
       from unnest(p_names, p_paths, p_tokens) as s (name, path, token)
     );
-    v_closed := image_sync.close_chunk(v_run, v_settings, p_closing, p_names, v_urls, p_expires, p_failures, p_error, p_storage_calls, p_retries);
+    v_closed := image_sync.close_chunk(v_run, v_settings, p_closing, p_names, v_urls, p_expires, p_failures, image_sync.clean_fault(p_error), p_storage_calls, p_retries);
   end if;
 
   -- A close that took long has the statement's time to itself: what would be listed now could undo it.
@@ -332,11 +332,7 @@ begin
     return jsonb_build_object('ended', false);
   end if;
 
-  v_error := jsonb_build_object(
-    'code', coalesce(p_error ->> 'code', 'database_refused'),
-    'title', coalesce(image_sync.redact(p_error ->> 'title'), 'The database ended the attempt'),
-    'detail', coalesce(image_sync.redact(p_error ->> 'detail'), '')
-  );
+  v_error := image_sync.clean_fault(p_error);
   select c.*
   into v_chunk
   from image_sync.chunks c
@@ -388,7 +384,7 @@ begin
   where r.id = p_run
   for update;
   if v_run.finished_at is null and p_error is not null then
-    perform image_sync.finish_run(p_run, 'failed', p_error ->> 'code', p_error, null);
+    perform image_sync.finish_run(p_run, 'failed', p_error ->> 'code', image_sync.clean_fault(p_error), null);
   elsif v_run.finished_at is null and v_run.exhausted and not exists (
     select
     from image_sync.chunks c

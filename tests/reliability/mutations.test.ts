@@ -162,21 +162,6 @@ async function guardHolds(): Promise<void> {
   expect(applied.problem).toBe("too_large_fraction");
 }
 
-async function fileThatIsBackIsKept(): Promise<void> {
-  const setting = await newRun(20, 10);
-  await endsWell(setting);
-  await db
-    .admin`insert into public.part_images (bucket_id, file_name) values (${setting.bucket}, 'gone.jpg')`;
-  const plan = await start(db.worker, setting.bucket, { mode: "cleanup" });
-  await workToEnd(db.worker, plan.run);
-  await db.admin`insert into storage.objects (bucket_id, name) values (${setting.bucket}, 'gone.jpg')`;
-  const applied = await start(db.worker, setting.bucket, { mode: "cleanup", options: { confirm: plan.run } });
-  await workToEnd(db.worker, applied.run);
-  const [row] = await db
-    .admin`select count(*)::int as kept from public.part_images where bucket_id = ${setting.bucket} and file_name = 'gone.jpg'`;
-  expect(row).toEqual({ kept: 1 });
-}
-
 async function busyRunIsToldSo(): Promise<void> {
   const setting = await newRun();
   await db.admin.begin(async (transaction) => {
@@ -274,15 +259,6 @@ const cases: readonly {
       signature: "image_sync.check_guards(text, text, jsonb)",
       from: "total > v_records * v_max_fraction",
       to: "false",
-    },
-  },
-  {
-    mechanism: "the look whether a listed record is still orphaned",
-    holds: fileThatIsBackIsKept,
-    mutation: {
-      signature: "image_sync.archive_orphans(image_sync.runs, text[])",
-      from: "NOT (EXISTS",
-      to: "true OR NOT (EXISTS",
     },
   },
   {
