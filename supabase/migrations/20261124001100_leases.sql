@@ -637,6 +637,7 @@ set search_path = ''
 -- As image_sync_advance reads a range, and for the same reason.
 set enable_seqscan = 'off'
 set enable_bitmapscan = 'off'
+set enable_sort = 'off'
 as $$
 declare
   v_size constant integer := image_sync.chunk_size(p_run, p_settings);

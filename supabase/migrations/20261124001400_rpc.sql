@@ -93,6 +93,7 @@ set search_path = ''
 -- the arguments decide nothing, a session plans each statement once instead of six times.
 set enable_seqscan = 'off'
 set enable_bitmapscan = 'off'
+set enable_sort = 'off'
 set plan_cache_mode = 'force_generic_plan'
 -- Whatever somebody else holds: no call waits for it long.
 set lock_timeout = '400ms'

@@ -54,7 +54,7 @@ const jobsOnly = [
   "image_sync.run_nightly()",
   "image_sync.close_stalled(uuid)",
   "image_sync.start_night(text)",
-  "image_sync.note_failed_night(text, text, text)",
+  "image_sync.note_failed_night(text,text,text)",
   "image_sync.watchdog()",
   "image_sync.prune_history()",
 ];
