@@ -56,8 +56,6 @@ async function grownBucket(): Promise<void> {
   const worker = openAsWorker(db.stack.adminDbUrl, 1);
   for (let round = 0; round < 6; round++) {
     const few = await createRows(db.admin, { names: fileNames(5) });
-    if (round === 1) await db.admin`vacuum analyze storage.objects`;
-    if (round === 1) await db.admin`vacuum analyze public.part_images`;
     await workToEnd(worker, (await start(worker, few)).run);
   }
   const names = fileNames(size / 2).flatMap((name) => [name, name.replace(".jpg", ".JPG")]);
