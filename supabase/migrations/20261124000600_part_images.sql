@@ -1,129 +1,30 @@
 -- public.part_images: the table that the register reads. Created where there is none; adopted where one exists, with every row,
 -- column, constraint, grant, policy and trigger of its owner. The names and types of its first six columns are a contract with
 -- its readers: select part_number, file_name, signed_url from part_images where signed_url is not null order by part_number.
+-- How it is adopted, and what stands in the way, is in 20261124000050_adoption.sql.
 do $$
-declare
-  v_adopted boolean := to_regclass('public.part_images') is not null;
-  v_column text;
 begin
-  if v_adopted then
-    if not exists (
-      select
-      from pg_catalog.pg_class c
-      where c.oid = to_regclass('public.part_images')
-        and c.relkind in ('r', 'p')
-    ) then
-      raise exception 'Cannot adopt public.part_images: it is not a table'
-        using errcode = 'wrong_object_type',
-          hint = 'Rename the view or foreign table of that name, then run the migration again.';
-    end if;
-    foreach v_column in array array['part_number', 'file_name', 'url', 'signed_url'] loop
-      if exists (
-        select
-        from pg_catalog.pg_attribute a
-        where a.attrelid = to_regclass('public.part_images')
-          and a.attname = v_column
-          and not a.attisdropped
-          and a.atttypid <> 'text'::regtype
-          and (a.atttypid, a.atttypmod) is distinct from ('varchar'::regtype::oid, -1)
-      ) then
-        raise exception 'Cannot adopt public.part_images: column % is not of type text', v_column
-          using errcode = 'datatype_mismatch',
-            hint = format('Run: alter table public.part_images alter column %I type text; then run the migration again.', v_column);
-      end if;
-    end loop;
-  else
+  if to_regclass('public.part_images') is null then
     create table public.part_images (
       id uuid not null,
       constraint part_images_pkey primary key (id)
     );
     alter table public.part_images enable row level security;
+    -- Older projects grant everything on a new table of public to everybody, by default privileges.
+    revoke all on public.part_images from public, anon, authenticated, service_role;
     grant select, insert, update, delete on public.part_images to service_role;
   end if;
 end;
 $$;
 
-alter table public.part_images
-  add column if not exists part_number text,
-  add column if not exists file_name text,
-  add column if not exists url text,
-  add column if not exists signed_url text,
-  add column if not exists created_at timestamptz default now(),
-  add column if not exists bucket_id text not null default 'part-images',
-  add column if not exists signed_url_expires_at timestamptz;
-
--- Inserts name neither id nor created_at, so that an owner's own defaults win; where there is none, these serve.
-do $$
-declare
-  v_column record;
-begin
-  for v_column in
-    select a.attname, d.expression
-    from pg_catalog.pg_attribute a
-    join (values ('id', 'uuid'::regtype, 'gen_random_uuid()'), ('created_at', 'timestamptz'::regtype, 'now()'), ('created_at', 'timestamp'::regtype, 'now()'))
-      as d (column_name, column_type, expression)
-      on d.column_name = a.attname
-      and d.column_type = a.atttypid
-    where a.attrelid = 'public.part_images'::regclass
-      and not a.atthasdef
-  loop
-    execute format('alter table public.part_images alter column %I set default %s', v_column.attname, v_column.expression);
-  end loop;
-end;
-$$;
-
--- Of several rows of one file the one with a URL stays, then the oldest, then the one stored first; the others move to the archive.
-with ranked as (
-  select
-    p.ctid as row_id,
-    row_number() over (
-      partition by p.bucket_id, p.file_name
-      order by (nullif(p.signed_url, '') is null), p.created_at nulls last, p.ctid
-    ) as place
-  from public.part_images p
-  where p.file_name is not null
-), removed as (
-  delete from public.part_images p
-  using ranked r
-  where p.ctid = r.row_id
-    and r.place > 1
-  returning p.bucket_id, p.file_name, to_jsonb(p) as record
-)
 insert into image_sync.archive (bucket_id, file_name, record, reason)
-select removed.bucket_id, removed.file_name, removed.record, 'duplicate'
-from removed;
-
--- The key of a record, in the order in which chunks walk. Byte order, as storage.objects' own keyset index has it.
-create unique index if not exists part_images_bucket_id_file_name_key on public.part_images (bucket_id, file_name collate "C");
+select a.bucket_id, a.file_name, a.record, 'duplicate'
+from image_sync.adopt_part_images() a;
 
 do $$
 declare
   v_comment record;
 begin
-  -- Several files for one part number of a bucket, and the register's own look-ups. An owner's unique constraint on the part number does
-  -- the same; an index on it alone would read every other bucket's records of it.
-  if not exists (
-    select
-    from pg_catalog.pg_index i
-    join pg_catalog.pg_attribute a
-      on a.attrelid = i.indrelid
-      and a.attnum = i.indkey[0]
-    where i.indrelid = 'public.part_images'::regclass
-      and i.indpred is null
-      and a.attname = 'part_number'
-      and (
-        i.indisunique and i.indnkeyatts = 1
-        or (
-          select b.attname
-          from pg_catalog.pg_attribute b
-          where b.attrelid = i.indrelid
-            and b.attnum = i.indkey[1]
-        ) = 'bucket_id'
-      )
-  ) then
-    create index part_images_part_number_bucket_id_idx on public.part_images (part_number, bucket_id);
-  end if;
-
   -- An owner's own words stay.
   if obj_description('public.part_images'::regclass, 'pg_class') is null then
     comment on table public.part_images is 'One row per image of a storage bucket with a signed URL that works. Kept in step by image-sync.';
@@ -149,3 +50,29 @@ begin
   end loop;
 end;
 $$;
+
+-- Nothing is adopted twice.
+drop function
+  image_sync.rehearse_adoption(),
+  image_sync.adopt_part_images(),
+  image_sync.index_records(),
+  image_sync.label_records(text),
+  image_sync.take_columns(text[], text, text),
+  image_sync.columns_to_take(),
+  image_sync.remove_duplicates(text),
+  image_sync.settle_unnamed(),
+  image_sync.prepare_columns(),
+  image_sync.check_references(text),
+  image_sync.key_expression(),
+  image_sync.reference_condition(),
+  image_sync.file_expression(text),
+  image_sync.bucket_of_unlabelled(),
+  image_sync.check_names(),
+  image_sync.check_dependants(),
+  image_sync.columns_to_convert(),
+  image_sync.check_column_rules(),
+  image_sync.check_column_types(),
+  image_sync.check_table_rights(),
+  image_sync.check_table_kind(),
+  image_sync.refuse_adoption(text, text, text),
+  image_sync.column_type(text);

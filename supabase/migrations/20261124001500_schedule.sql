@@ -280,6 +280,7 @@ begin
   where j.jobid = d.jobid
     and j.jobname in ('image-sync-nightly', 'image-sync-watchdog', 'image-sync-housekeeping')
     and d.end_time < now() - interval '7 days';
+  perform image_sync.refresh_objects_view();
 end;
 $$;
 

@@ -92,7 +92,7 @@ return (
       select count(*)
       from public.part_images p
       where p.bucket_id = p_run.bucket_id
-        and p.file_name is null
+        and (p.file_name is null or p.file_name = '')
     )
   )
   from counted
