@@ -10,9 +10,9 @@ begin
     from pg_catalog.pg_namespace n
     where n.nspname = 'image_sync'
   ) then
-    raise exception 'Cannot install image-sync: the schema image_sync exists already'
+    raise exception E'Cannot install image-sync: the schema image_sync exists already\nIf it is left from an earlier installation, remove that first (docs/operations.md, Uninstalling). If it is something else, run: alter schema image_sync rename to image_sync_other;'
       using errcode = 'duplicate_schema',
-        hint = 'If it is left from an earlier installation, remove that first (docs/operations.md, Uninstalling). If it is something else: alter schema image_sync rename to image_sync_other; then run the migration again.';
+        hint = 'Nothing has been changed: run the migration again afterwards.';
   end if;
   select string_agg(format('drop function %s;', p.oid::regprocedure), ' ' order by p.proname)
   into v_functions
@@ -20,9 +20,9 @@ begin
   where p.pronamespace = 'public'::regnamespace
     and p.proname like 'image\_sync\_%';
   if v_functions is not null then
-    raise exception 'Cannot install image-sync: public holds functions named image_sync_ already'
+    raise exception E'Cannot install image-sync: public holds functions named image_sync_ already\nRename them, or run: %', v_functions
       using errcode = 'duplicate_function',
-        hint = format('Run: %s then run the migration again.', v_functions);
+        hint = 'Nothing has been changed: run the migration again afterwards.';
   end if;
 end;
 $$;
@@ -59,16 +59,17 @@ return (
 
 comment on function image_sync.column_type(text) is 'The type of a column of public.part_images without its length; null where there is no such column.';
 
--- Every refusal says the same three things: what, why, and the way out.
-create function image_sync.refuse_adoption(p_reason text, p_hint text, p_errcode text default 'object_not_in_prerequisite_state')
+-- Every refusal says the same three things: what, why, and the way out. The CLI prints neither hint nor detail, so all of it is in
+-- the message.
+create function image_sync.refuse_adoption(p_reason text, p_way_out text, p_errcode text default 'object_not_in_prerequisite_state')
 returns void
 language plpgsql
 set search_path = ''
 as $$
 begin
-  raise exception 'Cannot adopt public.part_images: %', p_reason
+  raise exception E'Cannot adopt public.part_images: %\n%', p_reason, p_way_out
     using errcode = p_errcode,
-      hint = p_hint || ' Then run the migration again: nothing has been changed.';
+      hint = 'Nothing has been changed: run the migration again afterwards.';
 end;
 $$;
 
@@ -107,7 +108,7 @@ begin
   if v_class.relkind = 'p' then
     perform image_sync.refuse_adoption(
       'it is partitioned',
-      'Make it one table: begin; alter table public.part_images rename to part_images_partitioned; create table public.part_images (like public.part_images_partitioned including all); insert into public.part_images select * from public.part_images_partitioned; commit; and give it the grants, policies, triggers and foreign keys of the old one.',
+      'Make it one table: alter table public.part_images rename to part_images_partitioned; create table public.part_images (like public.part_images_partitioned including all); insert into public.part_images select * from public.part_images_partitioned; and give it the grants, policies, triggers and foreign keys of the old one.',
       'wrong_object_type'
     );
   end if;
@@ -155,7 +156,7 @@ begin
   if v_owner is not null then
     perform image_sync.refuse_adoption(
       format('it belongs to %s, and %s may not alter it', v_owner, current_user),
-      format('As %I run: alter table public.part_images owner to %I;', v_owner, current_user),
+      format('Run: grant %I to %I; or give the table to %2$I: alter table public.part_images owner to %2$I;', v_owner, current_user),
       'insufficient_privilege'
     );
   end if;
@@ -194,26 +195,29 @@ declare
   v_column record;
 begin
   for v_column in
-    select c.name, image_sync.column_type(c.name) as type, c.wanted, c.conversion
+    select c.name, image_sync.column_type(c.name) as type, c.wanted
     from (values
-      ('part_number', 'text', ''),
-      ('file_name', 'text', ''),
-      ('url', 'text', ''),
-      ('signed_url', 'text', ''),
-      ('bucket_id', 'text', ''),
-      ('signed_url_expires_at', 'timestamp with time zone', ' using signed_url_expires_at at time zone ''UTC''')
-    ) as c (name, wanted, conversion)
+      ('part_number', 'text'),
+      ('file_name', 'text'),
+      ('url', 'text'),
+      ('signed_url', 'text'),
+      ('bucket_id', 'text'),
+      ('signed_url_expires_at', 'timestamp with time zone')
+    ) as c (name, wanted)
     where image_sync.column_type(c.name) <> c.wanted
       and (c.wanted, image_sync.column_type(c.name)) not in (('text', 'character varying'), ('text', 'character'))
   loop
     perform image_sync.refuse_adoption(
       format('column %s is not of type %s but %s', v_column.name, v_column.wanted, v_column.type),
       case
-        when v_column.name = 'bucket_id' and v_column.type not in ('extensions.citext', 'citext', 'name')
+        when v_column.name = 'bucket_id' and v_column.type in ('uuid', 'smallint', 'integer', 'bigint', 'numeric')
           then 'It means something else there. Run: alter table public.part_images rename column bucket_id to other_bucket_id;'
         else format(
-          'Run: alter table public.part_images alter column %1$I drop default, alter column %1$I type %2$s%3$s;', v_column.name, v_column.wanted,
-          case when v_column.type like 'timestamp%' then v_column.conversion else format(' using %I::text::%s', v_column.name, v_column.wanted) end
+          'Run: alter table public.part_images alter column %1$I drop default, alter column %1$I type %2$s using %3$s;', v_column.name, v_column.wanted,
+          case
+            when v_column.type = 'timestamp without time zone' then format('%I at time zone ''UTC''', v_column.name)
+            else format('%I::text::%s', v_column.name, v_column.wanted)
+          end
         )
       end,
       'datatype_mismatch'
@@ -277,7 +281,11 @@ begin
       perform image_sync.refuse_adoption(
         format('column %s must have a value and has no default, so no record can be inserted', v_column.name),
         case v_column.name
-          when 'id' then 'Give it a default, as: create sequence public.part_images_id_seq; select setval(''public.part_images_id_seq'', (select max(id) from public.part_images)); alter table public.part_images alter column id set default nextval(''public.part_images_id_seq'');'
+          when 'id' then case
+            when image_sync.column_type('id') in ('smallint', 'integer', 'bigint', 'numeric')
+              then 'Give it a default, as: create sequence public.part_images_id_numbers; select setval(''public.part_images_id_numbers'', coalesce(max(id), 0) + 1) from public.part_images; alter table public.part_images alter column id set default nextval(''public.part_images_id_numbers'');'
+            else 'Give it a default, as: alter table public.part_images alter column id set default gen_random_uuid();'
+          end
           else format('Run: alter table public.part_images alter column %I drop not null;', v_column.name)
         end
       );
@@ -382,7 +390,7 @@ begin
   if v_name is not null then
     perform image_sync.refuse_adoption(
       format('the name %s, which one of its indexes needs, is taken by something else', v_name),
-      format('Run: alter index public.%I rename to %I;', v_name, v_name || '_old'),
+      format('Run: alter table public.%I rename to %I;', v_name, v_name || '_old'),
       'duplicate_object'
     );
   end if;
@@ -894,7 +902,6 @@ set search_path = ''
 as $$
 declare
   v_message text;
-  v_hint text;
 begin
   perform from image_sync.adopt_part_images();
   raise exception 'Rehearsed' using errcode = 'IS000';
@@ -902,13 +909,15 @@ exception
   when sqlstate 'IS000' then
     return;
   when others then
-    get stacked diagnostics v_message = message_text, v_hint = pg_exception_hint;
+    get stacked diagnostics v_message = message_text;
     if starts_with(v_message, 'Cannot adopt public.part_images: ') then
       raise;
     end if;
-    raise exception 'Cannot adopt public.part_images: it was tried and undone, because the database said: %', v_message
-      using errcode = sqlstate,
-        hint = concat_ws(' ', nullif(v_hint, ''), 'Mend what it says (a trigger, rule or constraint of the table, a name that is too long), then run the migration again: nothing has been changed.');
+    perform image_sync.refuse_adoption(
+      format('it was tried and undone, because the database said: %s', v_message),
+      'Mend what it says: a trigger, rule or constraint of the table, or a name that is too long.',
+      sqlstate
+    );
 end;
 $$;
 
