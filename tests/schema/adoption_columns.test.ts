@@ -1,0 +1,307 @@
+import type { TransactionSql } from "postgres";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { addObjects, numberedNames, readRecords, runToEnd } from "../sync/support/lab.ts";
+import { openLocalLab } from "../sync/support/local_lab.ts";
+import {
+  applyMigrations,
+  type EmptyDatabase,
+  inTransaction,
+  openEmptyDatabase,
+  readMigration,
+} from "./support/adoption.ts";
+import { migrate } from "./support/migrate.ts";
+
+let db: EmptyDatabase;
+beforeAll(async () => {
+  db = await openEmptyDatabase();
+}, 60_000);
+afterAll(() => db?.close());
+
+const tableOf = (columns: string) =>
+  `create table public.part_images (id int primary key default 99, ${columns});`;
+
+const rowsOf = (tx: TransactionSql, columns: string) =>
+  tx.unsafe(`select ${columns} from public.part_images order by id`).values();
+
+async function typesOf(tx: TransactionSql): Promise<Readonly<Record<string, string>>> {
+  const columns = await tx`
+    select attname, format_type(atttypid, atttypmod) || case when attnotnull then ' not null' else '' end as type
+    from pg_catalog.pg_attribute
+    where attrelid = 'public.part_images'::regclass and attnum > 0 and not attisdropped`;
+  return Object.fromEntries(columns.map(({ attname, type }) => [attname, type]));
+}
+
+const migrated = (before: string, act: (tx: TransactionSql) => Promise<void>) =>
+  inTransaction(db.sql, before, async (tx) => {
+    await applyMigrations(tx);
+    await act(tx);
+  });
+
+describe("types", () => {
+  test("varchar(n), char(n) and varchar become text, with what stands in them", () =>
+    migrated(
+      `${
+        tableOf(
+          "part_number char(9), file_name varchar(40) not null unique, url varchar, signed_url varchar(50), note varchar(5)",
+        )
+      }
+        insert into public.part_images values (1, 'a', 'a.jpg', 'u', 's', 'n');`,
+      async (tx) => {
+        expect(await typesOf(tx)).toMatchObject({
+          part_number: "text",
+          file_name: "text not null",
+          url: "text",
+          signed_url: "text",
+          note: "character varying(5)",
+        });
+        expect(await rowsOf(tx, "part_number, file_name, url, signed_url, note")).toEqual([
+          ["a", "a.jpg", "u", "s", "n"],
+        ]);
+      },
+    ));
+
+  test("varchar without a length stays what it is where a view shows it, and any URL fits into it", () =>
+    migrated(
+      `${tableOf("file_name varchar, signed_url varchar")}
+        create view public.shown as select signed_url from public.part_images;`,
+      async (tx) => {
+        expect(await typesOf(tx)).toMatchObject({ file_name: "text", signed_url: "character varying" });
+      },
+    ));
+});
+
+describe("bucket_id", () => {
+  const nulls = (column: string) =>
+    `${tableOf(`file_name text, bucket_id ${column}`)}
+      insert into public.part_images (id, file_name, bucket_id) values (1, 'a.jpg', null), (2, 'b.jpg', ''), (3, 'c.jpg', 'photos');`;
+  const buckets = (tx: TransactionSql) => rowsOf(tx, "bucket_id");
+  const defaultOf = async (tx: TransactionSql) => {
+    const [row] =
+      await tx`insert into public.part_images (id, file_name) values (7, 'new.jpg') returning bucket_id`;
+    return row?.["bucket_id"];
+  };
+  const bucket = "insert into storage.buckets (id, name) values ('part-images', 'part-images');";
+
+  test("null and empty become part-images, then it cannot be null and has a default", () =>
+    migrated(bucket + nulls("varchar(20)"), async (tx) => {
+      expect(await buckets(tx)).toEqual([["part-images"], ["part-images"], ["photos"]]);
+      expect((await typesOf(tx))["bucket_id"]).toBe("text not null");
+      expect(await defaultOf(tx)).toBe("part-images");
+    }));
+
+  test("they become what its owner's default says, and that stays", () =>
+    migrated(bucket + nulls("text default 'photos'"), async (tx) => {
+      expect(await buckets(tx)).toEqual([["photos"], ["photos"], ["photos"]]);
+      expect(await defaultOf(tx)).toBe("photos");
+    }));
+
+  test("they become the one bucket of all other rows where there is no part-images", () =>
+    migrated(nulls("text"), async (tx) => {
+      expect(await buckets(tx)).toEqual([["photos"], ["photos"], ["photos"]]);
+    }));
+
+  test.each(["text default ''", "text default null", "text default null::text"])(
+    "a default that names no bucket is none: %s",
+    (column) =>
+      migrated(bucket + nulls(column), async (tx) => {
+        expect(await buckets(tx)).toEqual([["part-images"], ["part-images"], ["photos"]]);
+        expect(await defaultOf(tx)).toBe("part-images");
+      }),
+  );
+
+  test("a row without a bucket is a duplicate of the one that names it, whatever its owner's key says", () =>
+    migrated(
+      `${bucket}${
+        tableOf(
+          "file_name text, part_number text, bucket_id text, constraint one_each unique (bucket_id, file_name)",
+        )
+      }
+        insert into public.part_images (id, file_name, part_number, bucket_id) values
+          (1, 'a.jpg', null, null), (2, 'a.jpg', 'a', 'part-images'), (3, 'a.jpg', 'other', 'photos'), (4, 'a.jpg', 'late', '');`,
+      async (tx) => {
+        expect(await rowsOf(tx, "id, part_number, bucket_id")).toEqual([
+          [1, "a", "part-images"],
+          [3, "other", "photos"],
+        ]);
+        expect(await tx`select bucket_id, record -> 'bucket_id' as was from image_sync.archive order by id`)
+          .toEqual([
+            { bucket_id: "part-images", was: "part-images" },
+            { bucket_id: "part-images", was: "" },
+          ]);
+      },
+    ));
+
+  test(
+    "ten records without a bucket are the records of ten files: none is inserted, all are signed",
+    async () => {
+      const lab = await openLocalLab(["--no-migrate"]);
+      try {
+        await lab.sql.unsafe(`create table public.part_images (
+          id uuid primary key default gen_random_uuid(), part_number text, file_name text, signed_url text, bucket_id text
+        );
+        grant all on public.part_images to service_role;
+        insert into public.part_images (part_number, file_name)
+        select lpad(n::text, 6, '0'), lpad(n::text, 6, '0') || '.jpg' from generate_series(1, 10) as n;`);
+        await migrate(lab.stack.dbUrl);
+        await lab
+          .sql`insert into storage.buckets (id, name, public) values ('part-images', 'part-images', false)`;
+        await addObjects(lab, "part-images", numberedNames(10));
+        expect(await runToEnd(lab, "part-images")).toMatchObject({
+          state: "succeeded",
+          totals: { inserted: 0, recorded: 10, signed: 10 },
+        });
+        const records = await readRecords(lab, "part-images");
+        expect(records.filter(({ signed_url }) => signed_url !== null)).toHaveLength(10);
+        expect(await lab.sql`select count(*)::int as rows from public.part_images`).toEqual([{ rows: 10 }]);
+      } finally {
+        await lab.close();
+      }
+    },
+    120_000,
+  );
+});
+
+describe("the row that stays", () => {
+  test("is the oldest; it takes what it lacks from the next that has it, and nothing is overwritten", () =>
+    migrated(
+      `${
+        tableOf(
+          `file_name text, part_number text, url text, signed_url text, signed_url_expires_at timestamptz, created_at timestamptz,
+          note text, weight int, tags text[], twice int generated always as (weight * 2) stored`,
+        )
+      }
+        insert into public.part_images (id, file_name, created_at, part_number, url, signed_url, signed_url_expires_at, note, weight, tags) values
+          (1, 'a.jpg', '2024-03-03', 'late', 'u1', 's1', '2030-01-01', 'late', 1, '{late}'),
+          (2, 'a.jpg', '2024-01-01', 'a', null, '', '2029-01-01', null, null, null),
+          (3, 'a.jpg', '2024-02-02', 'b', null, 's3', null, null, 3, '{}'),
+          (4, 'a.jpg', null, 'c', 'u4', null, null, 'undated', 4, '{undated}');`,
+      async (tx) => {
+        expect(
+          await rowsOf(
+            tx,
+            "id, part_number, url, signed_url, signed_url_expires_at, note, weight, tags, twice",
+          ),
+        )
+          .toEqual([[2, "a", "u1", "s3", null, "late", 3, [], 6]]);
+        const archived = await tx`select record from image_sync.archive order by (record ->> 'id')::int`;
+        expect(archived.map(({ record }) => record)).toEqual([
+          expect.objectContaining({
+            id: 1,
+            note: "late",
+            signed_url: "s1",
+            twice: 2,
+            bucket_id: "part-images",
+          }),
+          expect.objectContaining({ id: 3, note: null, signed_url: "s3" }),
+          expect.objectContaining({ id: 4, note: "undated", created_at: null }),
+        ]);
+      },
+    ));
+
+  test("takes a value that has to be unique, and the columns of one foreign key together", () =>
+    migrated(
+      `create table public.shelves (aisle int, place int, primary key (aisle, place));
+        insert into public.shelves values (1, 1), (2, 2);
+        ${
+        tableOf(
+          "file_name text, part_number text unique, aisle int, place int, foreign key (aisle, place) references public.shelves",
+        )
+      }
+        insert into public.part_images values
+          (1, 'a.jpg', null, null, null), (2, 'a.jpg', 'a', 2, 2), (3, 'b.jpg', null, 1, null), (4, 'b.jpg', 'b', 2, 2);`,
+      async (tx) => {
+        expect(await rowsOf(tx, "id, part_number, aisle, place")).toEqual([
+          [1, "a", 2, 2],
+          [3, "b", 1, null],
+        ]);
+      },
+    ));
+
+  test("does without what a constraint or a trigger of its owner's keeps from it; the others take theirs", () =>
+    migrated(
+      `${tableOf("file_name text, part_number text, note text, check (part_number is null or note is null)")}
+        insert into public.part_images values
+          (1, 'a.jpg', 'a', null), (2, 'a.jpg', null, 'note'), (3, 'b.jpg', null, null), (4, 'b.jpg', null, 'note');`,
+      async (tx) => {
+        expect(await rowsOf(tx, "id, part_number, note")).toEqual([[1, "a", null], [3, null, "note"]]);
+        expect(await tx`select record ->> 'note' as note from image_sync.archive`).toEqual([
+          { note: "note" },
+          { note: "note" },
+        ]);
+      },
+    ));
+
+  test("is the one with the smaller number where the rows say nothing of their age", () =>
+    migrated(
+      `${tableOf("file_name text, note text")}
+        insert into public.part_images values (5, 'a.jpg', 'five'), (4, 'a.jpg', 'four'), (6, 'A.jpg', 'six');`,
+      async (tx) => {
+        expect(await rowsOf(tx, "id, note")).toEqual([[4, "four"], [6, "six"]]);
+      },
+    ));
+
+  test("may have no key at all; and equal rows are told apart", () =>
+    migrated(
+      `create table public.part_images (file_name text);
+        insert into public.part_images select 'a.jpg' from generate_series(1, 3);`,
+      async (tx) => {
+        expect(await tx`select file_name from public.part_images`).toHaveLength(1);
+        expect(await tx`select from image_sync.archive`).toHaveLength(2);
+      },
+    ));
+
+  test("is chosen by these tests: with the URL preferred they fail", async () => {
+    const from = "(%2$s) desc, %3$s";
+    expect(readMigration("_adoption.sql").split(from)).toHaveLength(2);
+    const before = `${tableOf("file_name text, part_number text, signed_url text, created_at timestamptz")}
+      insert into public.part_images values (1, 'a.jpg', 'a', null, '2024-01-01'), (2, 'a.jpg', null, 's', '2024-01-02');`;
+    await inTransaction(db.sql, before, async (tx) => {
+      await applyMigrations(
+        tx,
+        (text) => text.replace(from, () => `(%2$s) desc, p.signed_url is null, %3$s`),
+      );
+      expect(await rowsOf(tx, "id")).toEqual([[2]]);
+    });
+  });
+});
+
+describe("rows without a file name", () => {
+  test("are no duplicates: several empty names become null, each row stays", () =>
+    migrated(
+      `${tableOf("file_name text, part_number text")}
+        insert into public.part_images values (1, '', 'a'), (2, '', 'b'), (3, null, 'c');`,
+      async (tx) => {
+        expect(await rowsOf(tx, "id, file_name")).toEqual([[1, null], [2, null], [3, null]]);
+      },
+    ));
+
+  test("may be one with an empty name, which is counted with them", () =>
+    migrated(
+      `${
+        tableOf("file_name text not null, part_number text")
+      } insert into public.part_images values (1, '', 'a');`,
+      async (tx) => {
+        await tx`insert into image_sync.settings (bucket_id) values ('part-images') on conflict do nothing`;
+        await tx`select image_sync.open_run(gen_random_uuid(), 'part-images', 'analyze', 'request', '{}', null, 0)`;
+        const [row] =
+          await tx`select image_sync.measure(r, null) -> 'unnamed' as unnamed from image_sync.runs r`;
+        expect([await rowsOf(tx, "file_name"), row]).toEqual([[[""]], { unnamed: 1 }]);
+      },
+    ));
+});
+
+test("its owner's triggers fire for what the adoption changes, once", () =>
+  migrated(
+    `${tableOf("file_name text, note text, bucket_id text")}
+      insert into public.part_images values (1, 'a.jpg', null, 'x'), (2, 'a.jpg', 'note', 'x'), (3, 'b.jpg', null, 'x');
+      create table public.journal (id int, operation text);
+      create function public.write_journal() returns trigger language plpgsql as $$
+      begin insert into public.journal values (old.id, tg_op); return null; end $$;
+      create trigger journal after update or delete on public.part_images for each row execute function public.write_journal();`,
+    async (tx) => {
+      expect(await tx`select id, operation from public.journal order by id`).toEqual([
+        { id: 1, operation: "UPDATE" },
+        { id: 2, operation: "DELETE" },
+      ]);
+    },
+  ));
