@@ -308,8 +308,8 @@ begin atomic
     a.atttypid <> 'varchar'::regtype or a.atttypmod <> -1,
     (
       select string_agg(distinct pg_describe_object(
-        case when d.classid = 'pg_catalog.pg_rewrite'::regclass then 'pg_catalog.pg_class'::regclass else d.classid end,
-        coalesce(w.ev_class, d.objid),
+        case when w.rulename = '_RETURN' then 'pg_catalog.pg_class'::regclass else d.classid end,
+        case when w.rulename = '_RETURN' then w.ev_class else d.objid end,
         0
       ), ', ')
       from pg_catalog.pg_depend d
@@ -453,6 +453,19 @@ end || ', p.file_name::text collate "C"';
 
 comment on function image_sync.file_expression(text) is 'SQL, of a row p of public.part_images: its bucket and its file. Rows in which both are equal are duplicates.';
 
+-- Whether other tables refer to a row is asked of duplicates alone: their foreign keys need not have an index.
+create function image_sync.duplicates_expression(p_bucket_id text)
+returns text
+language sql
+stable
+set search_path = ''
+return format(
+  'public.part_images p join (select p.ctid as row_id, count(*) over (partition by %s) as rows from public.part_images p where p.file_name <> '''') as twins on twins.row_id = p.ctid and twins.rows > 1',
+  image_sync.file_expression(p_bucket_id)
+);
+
+comment on function image_sync.duplicates_expression(text) is 'SQL, to select from: the rows p of public.part_images that are not the only ones of their file.';
+
 -- A reference of a row to itself goes with it, and holds nobody back. The operators and the collation are those of the key itself.
 create function image_sync.reference_condition()
 returns text
@@ -531,8 +544,8 @@ begin
     return;
   end if;
   v_referred := format(
-    'select p as record, count(*) over (partition by %s) as referred from public.part_images p where p.file_name <> '''' and (%s)',
-    image_sync.file_expression(p_bucket_id), v_condition
+    'select p as record, count(*) over (partition by %s) as referred from %s where case when twins.rows > 1 then %s end',
+    image_sync.file_expression(p_bucket_id), image_sync.duplicates_expression(p_bucket_id), v_condition
   );
   execute format(
     'select count(*) as rows, count(distinct (%s)) as files, string_agg(format(''%%s %%s'', p.file_name, %s), '', '' order by p.file_name) filter (where d.place <= 20) as samples
@@ -642,7 +655,7 @@ comment on function image_sync.settle_unnamed() is 'Sets the file_name of severa
 -- Of several rows of one file the one that other tables refer to stays, then the oldest: the original, which its owner's work went
 -- into. That another one has a URL counts for nothing: a URL can be made, and is taken over.
 create function image_sync.remove_duplicates(p_bucket_id text)
-returns void
+returns boolean
 language plpgsql
 set search_path = ''
 as $$
@@ -652,11 +665,15 @@ declare
   v_left bigint;
 begin
   create temporary table removed_duplicates (like public.part_images, image_sync_bucket_id text, image_sync_place bigint) on commit drop;
+  execute format('select count(*) from %s', image_sync.duplicates_expression(p_bucket_id))
+  into v_left;
+  if v_left = 0 then
+    return false;
+  end if;
   execute format(
     'with ranked as (
       select p.ctid as row_id, %1$s, row_number() over (partition by %1$s order by (%2$s) desc, %3$s%4$sp.ctid)
-      from public.part_images p
-      where p.file_name <> ''''
+      from %5$s
     ), removed as (
       delete from public.part_images p
       using ranked as r (row_id, bucket_id, file_name, place)
@@ -666,25 +683,24 @@ begin
     )
     insert into pg_temp.removed_duplicates
     select * from removed',
-    image_sync.file_expression(p_bucket_id), image_sync.reference_condition(), v_age, v_number
+    image_sync.file_expression(p_bucket_id), image_sync.reference_condition(), v_age, v_number, image_sync.duplicates_expression(p_bucket_id)
   );
   -- What is checked at the end of a transaction is checked here: nothing of it may wait while the table is altered.
   set constraints all immediate;
-  execute format(
-    'select count(*) from (select from public.part_images p where p.file_name <> '''' group by %s having count(*) > 1) as d', image_sync.file_expression(p_bucket_id)
-  )
+  execute format('select count(*) from %s', image_sync.duplicates_expression(p_bucket_id))
   into v_left;
   if v_left > 0 then
     perform image_sync.refuse_adoption(
-      format('of %s file(s) the second rows cannot be moved to the archive: a trigger or rule of its owner keeps them', v_left),
+      format('%s rows that are not the only ones of their file cannot be moved to the archive: a trigger or rule of its owner keeps them', v_left),
       'Look at: select tgname, tgfoid::regproc from pg_trigger where tgrelid = ''public.part_images''::regclass and not tgisinternal; and let the rows go, or remove them yourself.',
       'triggered_action_exception'
     );
   end if;
+  return true;
 end;
 $$;
 
-comment on function image_sync.remove_duplicates(text) is 'Moves the second and further rows of each file to the temporary table removed_duplicates, with their rank.';
+comment on function image_sync.remove_duplicates(text) is 'Moves the second and further rows of each file to the temporary table removed_duplicates, with their rank. False where there are none.';
 
 -- Columns that mean something together are taken together: a URL and its expiry, the columns of one foreign key.
 create function image_sync.columns_to_take()
@@ -696,7 +712,8 @@ begin atomic
   with takeable as (
     select
       a.attname::text as name,
-      case when a.attname in ('part_number', 'url', 'signed_url') then format('nullif(%%1$s.%I, '''')', a.attname) else format('%%1$s.%I', a.attname) end as value,
+      case when a.attname in ('part_number', 'url', 'signed_url') then format('nullif(k.%I, '''')', a.attname) else format('k.%I', a.attname) end as value,
+      case when a.attname in ('part_number', 'url', 'signed_url') then format('nullif(x.%I, '''')', a.attname) else format('x.%I', a.attname) end as other_value,
       coalesce(
         case when a.attname in ('signed_url', 'signed_url_expires_at') then 'signed_url' end,
         (
@@ -744,8 +761,8 @@ begin atomic
   )
   select
     array_agg(t.name order by t.name),
-    string_agg(format(t.value, 'k') || ' is null', ' and ') filter (where t.name <> 'signed_url_expires_at') || coalesce(max(t.other_than_itself), ''),
-    string_agg(format('(%s) is distinct from null', format(t.value, 'x')), ' or ') filter (where t.name <> 'signed_url_expires_at')
+    string_agg(t.value || ' is null', ' and ') filter (where t.name <> 'signed_url_expires_at') || coalesce(max(t.other_than_itself), ''),
+    string_agg(t.other_value || ' is distinct from null', ' or ') filter (where t.name <> 'signed_url_expires_at')
   from takeable t
   group by t.together;
 end;
@@ -805,10 +822,16 @@ language plpgsql
 set search_path = ''
 as $$
 begin
-  update public.part_images p
-  set bucket_id = p_bucket_id
-  where nullif(p.bucket_id, '') is null;
-  set constraints all immediate;
+  if exists (
+    select
+    from public.part_images p
+    where nullif(p.bucket_id, '') is null
+  ) then
+    update public.part_images p
+    set bucket_id = p_bucket_id
+    where nullif(p.bucket_id, '') is null;
+    set constraints all immediate;
+  end if;
   if coalesce((
     select pg_get_expr(d.adbin, d.adrelid)
     from pg_catalog.pg_attrdef d
@@ -870,17 +893,19 @@ set search_path = ''
 as $$
 declare
   v_bucket_id constant text := image_sync.bucket_of_unlabelled();
+  v_has_removed boolean;
   v_group record;
 begin
   lock table public.part_images in access exclusive mode;
   perform image_sync.check_references(v_bucket_id);
   perform image_sync.prepare_columns();
   perform image_sync.settle_unnamed();
-  perform image_sync.remove_duplicates(v_bucket_id);
+  v_has_removed := image_sync.remove_duplicates(v_bucket_id);
   perform image_sync.label_records(v_bucket_id);
   for v_group in
     select t.*
     from image_sync.columns_to_take() t
+    where v_has_removed
   loop
     perform image_sync.take_columns(v_group.columns, v_group.lacks, v_group.has);
   end loop;

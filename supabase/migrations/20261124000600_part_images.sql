@@ -65,6 +65,7 @@ drop function
   image_sync.check_references(text),
   image_sync.key_expression(),
   image_sync.reference_condition(),
+  image_sync.duplicates_expression(text),
   image_sync.file_expression(text),
   image_sync.bucket_of_unlabelled(),
   image_sync.check_names(),

@@ -290,6 +290,40 @@ describe("rows without a file name", () => {
     ));
 });
 
+test("a table that was ours before is adopted as it is", () =>
+  inTransaction(db.sql, "", async (tx) => {
+    await applyMigrations(tx);
+    await tx`insert into public.part_images (file_name, signed_url_expires_at) values ('a.jpg', now()), (null, null)`;
+    const state = async () => [
+      await tx`select p::text from public.part_images p order by 1`,
+      await tx`select indexdef from pg_catalog.pg_indexes where tablename = 'part_images' order by 1`,
+      await typesOf(tx),
+    ];
+    const before = await state();
+    const functions = await tx`
+      select p.oid::regprocedure::text as name from pg_catalog.pg_proc p
+      where p.pronamespace = 'public'::regnamespace and p.proname like 'image\\_sync\\_%'`;
+    await tx`drop schema image_sync cascade`;
+    for (const { name } of functions) await tx.unsafe(`drop function if exists ${name}`);
+    await applyMigrations(tx);
+    expect(await state()).toEqual(before);
+    expect(await tx`select from image_sync.archive`).toEqual([]);
+  }));
+
+test("names need not be plain, and a trigger of statements does not fire for nothing", () =>
+  migrated(
+    `${tableOf('file_name text unique, "100%" int, "Big ""One""" json')}
+      insert into public.part_images values (1, 'a.jpg', null, null);
+      create schema "Other's";
+      create table "Other's"."my %s" ("the 1%" varchar references public.part_images (file_name));
+      insert into "Other's"."my %s" values ('a.jpg');
+      create function public.never() returns trigger language plpgsql as $$ begin raise exception 'Never'; end $$;
+      create trigger never before update or delete on public.part_images for each statement execute function public.never();`,
+    async (tx) => {
+      expect(await rowsOf(tx, "id, bucket_id")).toEqual([[1, "part-images"]]);
+    },
+  ));
+
 test("its owner's triggers fire for what the adoption changes, once", () =>
   migrated(
     `${tableOf("file_name text, note text, bucket_id text")}

@@ -105,6 +105,22 @@ describe("a row that other tables refer to stays, and no row of theirs is touche
     });
   });
 
+  test("whatever the names and types of the keys", () =>
+    inTransaction(
+      db.sql,
+      `${table}
+        alter table public.part_images add column "100%" text, add column "the ""Key""" varchar(9) unique;
+        update public.part_images set "the ""Key""" = 'key ' || id, "100%" = 'yes' where id = 2;
+        create schema "Other's";
+        create table "Other's"."my %s" ("the 1%" text references public.part_images ("the ""Key""") on delete cascade, id bigint references public.part_images on delete cascade);
+        insert into "Other's"."my %s" values ('key 2', 2), (null, null);`,
+      async (tx) => {
+        await applyMigrations(tx);
+        expect(await readAll(tx, `"Other's"."my %s"`)).toHaveLength(2);
+        expect(await columnsOf(tx, "a.jpg")).toMatchObject([{ id: 2, part_number: "a" }]);
+      },
+    ));
+
   test("rows that refer to themselves alone hold nobody back", async () => {
     const before = `${table}
       alter table public.part_images add column front int references public.part_images;

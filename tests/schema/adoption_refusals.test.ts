@@ -193,6 +193,19 @@ const cases: Readonly<Record<string, Case>> = {
     refusal: /tried and undone, because the database said: Not now/,
     remedy: "drop trigger my_gate on public.part_images;",
   },
+  "a published table whose rows nothing identifies": {
+    before:
+      `create table public.part_images (file_name text); insert into public.part_images values ('a.jpg'), ('a.jpg');
+      create publication everything for table public.part_images;`,
+    refusal: /replica identity/,
+    remedy: "alter table public.part_images replica identity full;",
+  },
+  "a typed table": {
+    before:
+      "create type public.image as (id int, file_name text); create table public.part_images of public.image;",
+    refusal: /tried and undone/,
+    remedy: "alter table public.part_images not of;",
+  },
   "a name that no index can hold": {
     before: `${tableOf(`${wild}, file_name text`)}
       insert into public.part_images (file_name) select string_agg(md5(n::text), '') from generate_series(1, 300) as n;`,
