@@ -466,7 +466,8 @@ return format(
 
 comment on function image_sync.duplicates_expression(text) is 'SQL, to select from: the rows p of public.part_images that are not the only ones of their file.';
 
--- A reference of a row to itself goes with it, and holds nobody back. The operators and the collation are those of the key itself.
+-- A reference of a row to itself goes with it, and holds nobody back: said of the referring row alone, so that the tables can be
+-- hashed. The operators and the collation are those of the key itself.
 create function image_sync.reference_condition()
 returns text
 language sql
@@ -477,28 +478,36 @@ begin atomic
     'exists (select from %s%s as r where %s%s)',
     case when t.relkind = 'r' then 'only ' else '' end,
     c.conrelid::regclass,
-    (
-      select string_agg(format(
-        'p.%I operator(%I.%s) r.%I%s', ours.attname, n.nspname, o.oprname, theirs.attname,
-        case when ours.attcollation <> theirs.attcollation then ' collate ' || ours.attcollation::regcollation else '' end
-      ), ' and ' order by k.place)
-      from unnest(c.conkey, c.confkey, c.conpfeqop) with ordinality as k (theirs, ours, operator, place)
-      join pg_catalog.pg_attribute theirs
-        on theirs.attrelid = c.conrelid
-        and theirs.attnum = k.theirs
-      join pg_catalog.pg_attribute ours
-        on ours.attrelid = c.confrelid
-        and ours.attnum = k.ours
-      join pg_catalog.pg_operator o
-        on o.oid = k.operator
-      join pg_catalog.pg_namespace n
-        on n.oid = o.oprnamespace
-    ),
-    case when c.conrelid = c.confrelid then ' and r.ctid <> p.ctid' else '' end
+    pairs.matches,
+    case when c.conrelid = c.confrelid then format(' and (%s) is not true', pairs.refers_to_itself) else '' end
   ), ' or ' order by c.oid), 'false')
   from pg_catalog.pg_constraint c
   join pg_catalog.pg_class t
     on t.oid = c.conrelid
+  cross join lateral (
+    select
+      string_agg('p.' || k.comparison, ' and ' order by k.place) as matches,
+      string_agg('r.' || k.comparison, ' and ' order by k.place) as refers_to_itself
+    from (
+      select
+        f.place,
+        format(
+          '%I operator(%I.%s) r.%I%s', ours.attname, n.nspname, o.oprname, theirs.attname,
+          case when ours.attcollation <> theirs.attcollation then ' collate ' || ours.attcollation::regcollation else '' end
+        ) as comparison
+      from unnest(c.conkey, c.confkey, c.conpfeqop) with ordinality as f (theirs, ours, operator, place)
+      join pg_catalog.pg_attribute theirs
+        on theirs.attrelid = c.conrelid
+        and theirs.attnum = f.theirs
+      join pg_catalog.pg_attribute ours
+        on ours.attrelid = c.confrelid
+        and ours.attnum = f.ours
+      join pg_catalog.pg_operator o
+        on o.oid = f.operator
+      join pg_catalog.pg_namespace n
+        on n.oid = o.oprnamespace
+    ) as k
+  ) as pairs
   where c.confrelid = to_regclass('public.part_images')
     and c.contype = 'f'
     -- A partition's copy of the key is its table's.
