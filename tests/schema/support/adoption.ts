@@ -78,7 +78,7 @@ export function statementOf(message: string): string {
   return statement;
 }
 
-/** Everything that a migration could leave behind, rows of the user's tables included. */
+/** Everything that a migration could leave behind, rows of the user's tables included. Where there is no relation cron.job, there is no job. */
 export async function readCatalogue(tx: Sql | TransactionSql): Promise<unknown> {
   const [catalogue] = await tx.unsafe(`
     select
@@ -93,7 +93,6 @@ export async function readCatalogue(tx: Sql | TransactionSql): Promise<unknown> 
       (select jsonb_agg(format('%s %s', c.conname, pg_get_constraintdef(c.oid)) order by c.oid) from pg_constraint c where c.connamespace::regnamespace::text !~ '^supabase_migrations') as constraints,
       (select jsonb_agg(format('%s %s', t.oid, t.tgname) order by t.oid) from pg_trigger t) as triggers,
       (select jsonb_agg(query_to_xml(format('select * from %s as t order by t::text', c.oid::regclass), true, false, '')::text order by c.oid) from pg_class c
-        where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p')) as rows,
-      (select count(*) from pg_class c where c.oid = to_regclass('cron.job') and c.reltuples > 0) as jobs`);
+        where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p')) as rows`);
   return catalogue;
 }
