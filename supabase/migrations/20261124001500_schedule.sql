@@ -157,6 +157,7 @@ declare
   v_stalled uuid;
   v_bucket text;
 begin
+  perform image_sync.refresh_objects_view();
   for v_stalled in
     select r.id
     from image_sync.runs r
@@ -287,6 +288,7 @@ begin
   where j.jobid = d.jobid
     and j.jobname in ('image-sync-nightly', 'image-sync-watchdog', 'image-sync-housekeeping')
     and d.end_time < now() - interval '7 days';
+  perform image_sync.refresh_objects_view();
 end;
 $$;
 

@@ -57,6 +57,7 @@ const jobsOnly = [
   "image_sync.note_failed_night(text,text,text)",
   "image_sync.watchdog()",
   "image_sync.prune_history()",
+  "image_sync.refresh_objects_view()",
 ];
 
 describe("of every table, view and function of ours", () => {
