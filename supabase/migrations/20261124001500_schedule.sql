@@ -157,7 +157,12 @@ declare
   v_stalled uuid;
   v_bucket text;
 begin
-  perform image_sync.refresh_objects_view();
+  begin
+    perform image_sync.refresh_objects_view();
+  exception
+    when others then
+      raise warning 'Cannot make the view image_sync.objects anew: % (%)', image_sync.redact(sqlerrm), sqlstate;
+  end;
   for v_stalled in
     select r.id
     from image_sync.runs r

@@ -55,7 +55,7 @@ test(
     await sql`insert into public.part_images (file_name, signed_url) values ('a.jpg', 'http://127.0.0.1/a')`;
     const text = await read("docs/operations.md");
     const blocks = [...text.matchAll(/```sql\n([\s\S]*?)```/g)].map(([, block = ""]) => block);
-    expect(blocks).toHaveLength(4);
+    expect(blocks).toHaveLength(5);
     for (const block of blocks) {
       await sql.unsafe(block.replaceAll("RUN_ID", "00000000-0000-0000-0000-000000000000"));
     }
