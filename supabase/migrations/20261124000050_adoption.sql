@@ -193,6 +193,7 @@ set search_path = ''
 as $$
 declare
   v_column record;
+  v_is_other boolean;
 begin
   for v_column in
     select c.name, image_sync.column_type(c.name) as type, c.wanted
@@ -202,7 +203,8 @@ begin
       ('url', 'text'),
       ('signed_url', 'text'),
       ('bucket_id', 'text'),
-      ('signed_url_expires_at', 'timestamp with time zone')
+      ('signed_url_expires_at', 'timestamp with time zone'),
+      ('object_id', 'uuid')
     ) as c (name, wanted)
     where image_sync.column_type(c.name) <> c.wanted
       and (c.wanted, image_sync.column_type(c.name)) not in (('text', 'character varying'), ('text', 'character'))
@@ -212,6 +214,8 @@ begin
       case
         when v_column.name = 'bucket_id' and v_column.type in ('uuid', 'smallint', 'integer', 'bigint', 'numeric')
           then 'It means something else there. Run: alter table public.part_images rename column bucket_id to other_bucket_id;'
+        when v_column.name = 'object_id'
+          then 'It means something else there. Run: alter table public.part_images rename column object_id to other_object_id;'
         else format(
           'Run: alter table public.part_images alter column %1$I drop default, alter column %1$I type %2$s using %3$s;', v_column.name, v_column.wanted,
           case
@@ -223,6 +227,27 @@ begin
       'datatype_mismatch'
     );
   end loop;
+  -- Ours says which object of Storage a record is of.
+  if image_sync.column_type('object_id') is not null then
+    execute '
+      select exists (
+        select
+        from public.part_images p
+        where p.object_id is not null
+      ) and not exists (
+        select
+        from public.part_images p
+        join storage.objects o on o.id = p.object_id
+      )'
+    into v_is_other;
+    if v_is_other then
+      perform image_sync.refuse_adoption(
+        'column object_id holds what are no ids of storage.objects',
+        'It means something else there. Run: alter table public.part_images rename column object_id to other_object_id;',
+        'datatype_mismatch'
+      );
+    end if;
+  end if;
 end;
 $$;
 
@@ -264,7 +289,7 @@ begin
       and a.attnum > 0
       and not a.attisdropped
   loop
-    if v_column.is_computed and v_column.name in ('file_name', 'part_number', 'signed_url', 'bucket_id', 'signed_url_expires_at') then
+    if v_column.is_computed and v_column.name in ('file_name', 'part_number', 'signed_url', 'bucket_id', 'signed_url_expires_at', 'object_id') then
       perform image_sync.refuse_adoption(
         format('column %s is generated, and a run has to write it', v_column.name),
         format('Run: alter table public.part_images alter column %I drop expression;', v_column.name)
@@ -277,7 +302,7 @@ begin
         'collation_mismatch'
       );
     end if;
-    if v_column.is_demanded and v_column.name in ('id', 'url', 'signed_url', 'created_at', 'signed_url_expires_at') then
+    if v_column.is_demanded and v_column.name in ('id', 'url', 'signed_url', 'created_at', 'signed_url_expires_at', 'object_id') then
       perform image_sync.refuse_adoption(
         format('column %s must have a value and has no default, so no record can be inserted', v_column.name),
         case v_column.name
@@ -379,7 +404,8 @@ begin
   into v_name
   from (values
     ('part_images_bucket_id_file_name_key', 'CREATE UNIQUE INDEX part_images_bucket_id_file_name_key ON public.part_images USING btree (bucket_id, file_name COLLATE "C")'),
-    ('part_images_part_number_bucket_id_idx', 'CREATE INDEX part_images_part_number_bucket_id_idx ON public.part_images USING btree (part_number, bucket_id)')
+    ('part_images_look_up_key_idx', 'CREATE INDEX part_images_look_up_key_idx ON public.part_images USING btree ((((bucket_id || ''/''::text) || lower(regexp_replace(part_number, ''( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$''::text, ''''::text, ''i''::text)))) COLLATE "C") INCLUDE (part_number, bucket_id)'),
+    ('part_images_object_id_idx', 'CREATE INDEX part_images_object_id_idx ON public.part_images USING btree (object_id)')
   ) as n (name, definition)
   join pg_catalog.pg_class c
     on c.relnamespace = 'public'::regnamespace
@@ -606,7 +632,8 @@ begin
     add column if not exists signed_url text,
     add column if not exists created_at timestamptz default now(),
     add column if not exists bucket_id text not null default 'part-images',
-    add column if not exists signed_url_expires_at timestamptz;
+    add column if not exists signed_url_expires_at timestamptz,
+    add column if not exists object_id uuid;
 
   for v_column in
     select a.attname, d.expression
@@ -759,7 +786,7 @@ begin atomic
       and not a.attisdropped
       and a.attgenerated = ''
       and a.attidentity <> 'a'
-      and a.attname not in ('bucket_id', 'file_name')
+      and a.attname not in ('bucket_id', 'file_name', 'object_id')
       and not exists (
         select
         from pg_catalog.pg_constraint c
@@ -867,29 +894,14 @@ begin
   -- The key of a record, in the order in which chunks walk. Byte order, as storage.objects' own keyset index has it.
   create unique index if not exists part_images_bucket_id_file_name_key on public.part_images (bucket_id, file_name collate "C");
 
-  -- Several files for one part number of a bucket, and the register's own look-ups. An owner's unique constraint on the part number
-  -- does the same; an index on it alone would read every other bucket's records of it.
-  if not exists (
-    select
-    from pg_catalog.pg_index i
-    join pg_catalog.pg_attribute a
-      on a.attrelid = i.indrelid
-      and a.attnum = i.indkey[0]
-    where i.indrelid = 'public.part_images'::regclass
-      and i.indpred is null
-      and a.attname = 'part_number'
-      and (
-        i.indisunique and i.indnkeyatts = 1
-        or (
-          select b.attname
-          from pg_catalog.pg_attribute b
-          where b.attrelid = i.indrelid
-            and b.attnum = i.indkey[1]
-        ) = 'bucket_id'
-      )
-  ) then
-    create index part_images_part_number_bucket_id_idx on public.part_images (part_number, bucket_id);
-  end if;
+  -- Where the record of an object is, whatever the object is called by now.
+  create index if not exists part_images_object_id_idx on public.part_images (object_id);
+
+  -- Several files for one part number of a bucket, as a spreadsheet compares: the expression is that of image_sync.records. The bucket
+  -- stands in the key: an index that began with it would seem as good as the first one to a planner that knows nothing of the table.
+  create index if not exists part_images_look_up_key_idx on public.part_images (
+    (bucket_id || '/' || lower(regexp_replace(part_number, '( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$', '', 'i'))) collate "C"
+  ) include (part_number, bucket_id);
 end;
 $$;
 

@@ -19,6 +19,16 @@ comment on column image_sync.project.announced_at is 'When the row was last writ
 alter table image_sync.project enable row level security;
 grant select, insert, update, delete on image_sync.project to service_role;
 
+-- Which version of the schema this is, as semantic versioning counts: the function refuses to work beside one that it does not fit.
+create function image_sync.schema_version()
+returns text
+language sql
+immutable
+set search_path = ''
+return '0.1.0';
+
+comment on function image_sync.schema_version() is 'The version of the schema.';
+
 -- A bucket's name as encodeURIComponent() writes it. Source: ECMA-262, 19.2.6.4.
 create function image_sync.encode_uri_component(p_text text)
 returns text
@@ -84,7 +94,7 @@ begin
     where p.url = p_url
       and p.function_version = p_version
   ) then
-    return jsonb_build_object('changed', false);
+    return jsonb_build_object('changed', false, 'schema_version', image_sync.schema_version());
   end if;
   insert into image_sync.project as p (url, function_version)
   values (p_url, p_version)
@@ -92,19 +102,21 @@ begin
   set url = excluded.url, function_version = excluded.function_version, announced_at = now()
   where (p.url, p.function_version) is distinct from (excluded.url, excluded.function_version);
   get diagnostics v_changed = row_count;
-  return jsonb_build_object('changed', v_changed > 0);
+  return jsonb_build_object('changed', v_changed > 0, 'schema_version', image_sync.schema_version());
 end;
 $$;
 
 comment on function public.image_sync_announce(text, text) is
-  'The function says where it lives (scheme and host) and which version it is. Returns {"changed"}. Raises invalid_parameter_value for anything but an http address.';
+  'The function says where it lives (scheme and host) and which version it is. Returns {"changed", "schema_version"}. Raises invalid_parameter_value for anything but an http address.';
 
 revoke all on function
+  image_sync.schema_version(),
   image_sync.encode_uri_component(text),
   image_sync.url_base(image_sync.settings)
 from public;
 revoke all on function public.image_sync_announce(text, text) from public, anon, authenticated;
 grant execute on function
+  image_sync.schema_version(),
   image_sync.encode_uri_component(text),
   image_sync.url_base(image_sync.settings),
   public.image_sync_announce(text, text)

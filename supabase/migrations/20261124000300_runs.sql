@@ -15,7 +15,12 @@ create table image_sync.runs (
   moved_at timestamptz not null default now(),
   kicked_at timestamptz,
   kick_id bigint,
+  wake_hashes bytea[] not null default '{}',
   handed_off_by uuid,
+  paced_until timestamptz,
+  twins bigint,
+  twins_cursor text,
+  twin_keys text[] not null default '{}',
   finished_at timestamptz,
   outcome text,
   stop_reason text,
@@ -23,7 +28,7 @@ create table image_sync.runs (
   summary jsonb,
   report jsonb,
   constraint runs_pkey primary key (id),
-  constraint runs_mode_check check (mode in ('sync', 'analyze', 'cleanup', 'restore')),
+  constraint runs_mode_check check (mode in ('sync', 'analyze', 'verify', 'cleanup', 'restore')),
   constraint runs_trigger_check check (trigger in ('schedule', 'request')),
   constraint runs_outcome_check check (outcome in ('succeeded', 'partial', 'failed', 'cancelled')),
   constraint runs_chunk_size_check check (chunk_size > 0),
@@ -52,7 +57,12 @@ comment on column image_sync.runs.started_at is 'When the run was opened.';
 comment on column image_sync.runs.moved_at is 'When a chunk of the run was last made or closed. Looking at the run or handing it on is no progress.';
 comment on column image_sync.runs.kicked_at is 'When a call of the function was last queued for the run.';
 comment on column image_sync.runs.kick_id is 'That call''s id in net._http_response.';
+comment on column image_sync.runs.wake_hashes is 'SHA-256 of the tokens of the last two queued calls that were not used yet: who brings one may wake this run, and nothing else.';
 comment on column image_sync.runs.handed_off_by is 'The worker that last handed the run off, so that a repeated hand-off queues no second call.';
+comment on column image_sync.runs.twins is 'Look-up keys that several records of the bucket have, counted at the run''s end; null before.';
+comment on column image_sync.runs.twins_cursor is 'Where that count stands; null before it and at its end.';
+comment on column image_sync.runs.twin_keys is 'The first 20 of those keys.';
+comment on column image_sync.runs.paced_until is 'A verify leases no chunk before this time: what it leased last takes so long at the setting''s rate.';
 comment on column image_sync.runs.finished_at is 'When the run was closed; null while it is open.';
 comment on column image_sync.runs.outcome is 'succeeded, partial (some items failed), failed (could not do its work) or cancelled; null while open.';
 comment on column image_sync.runs.stop_reason is 'In one word why the run ended as it did, where it did not simply reach its end.';

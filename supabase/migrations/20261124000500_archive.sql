@@ -9,7 +9,7 @@ create table image_sync.archive (
   archived_at timestamptz not null default now(),
   restored_at timestamptz,
   constraint archive_pkey primary key (id),
-  constraint archive_reason_check check (reason in ('orphaned', 'duplicate'))
+  constraint archive_reason_check check (reason in ('orphaned', 'duplicate', 'unnamed'))
 );
 
 -- A restore walks the records of one cleanup run in key order.
@@ -20,7 +20,7 @@ comment on column image_sync.archive.id is 'The archived record.';
 comment on column image_sync.archive.bucket_id is 'The bucket that it belonged to.';
 comment on column image_sync.archive.file_name is 'The object that it was the record of.';
 comment on column image_sync.archive.record is 'The whole row as to_jsonb() gave it, columns of its owner included.';
-comment on column image_sync.archive.reason is 'orphaned: removed by a confirmed cleanup; duplicate: a second row of one file, found when the table was adopted.';
+comment on column image_sync.archive.reason is 'orphaned: removed by a confirmed cleanup; duplicate: a second row of one file, found when the table was adopted; unnamed: a record without a file name, moved by hand.';
 comment on column image_sync.archive.run_id is 'The cleanup run that removed it, by which it is restored; null for duplicates found at adoption. No foreign key: what can be restored outlives the history of runs.';
 comment on column image_sync.archive.archived_at is 'When it was removed.';
 comment on column image_sync.archive.restored_at is 'When it was put back; null while it is only here.';

@@ -40,6 +40,7 @@ begin
       ('signed_url', 'A URL that shows the image without a key until signed_url_expires_at.'),
       ('created_at', 'When the record was made.'),
       ('bucket_id', 'The storage bucket of the file.'),
+      ('object_id', 'The object of Storage that the record is of, whatever that is called by now: so the record follows it when it is renamed or moved. Null: not known yet.'),
       ('signed_url_expires_at', 'When signed_url stops working; never later than its token says. Null: not known, so the URL is made anew.')
     ) as c (column_name, words)
       on c.column_name = a.attname

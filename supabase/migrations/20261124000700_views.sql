@@ -44,11 +44,12 @@ begin
         end as extension,
         case jsonb_typeof(o.metadata -> 'size')
           when 'number' then least((o.metadata -> 'size')::numeric, 1e15)::bigint
-          else 0
-        end as bytes
+        end as bytes,
+        o.id
       from (select false as is_delete_marker, null::timestamptz as archived_at) as absent
       cross join lateral (
         select
+          s.id,
           s.bucket_id,
           s.name,
           s.metadata,
@@ -80,7 +81,8 @@ comment on view image_sync.objects is 'The files of every bucket: storage.object
 comment on column image_sync.objects.bucket_id is 'The bucket.';
 comment on column image_sync.objects.name is 'The object''s key in the bucket, folders included.';
 comment on column image_sync.objects.extension is 'What follows the last dot of the file name, in lower case; empty where there is none.';
-comment on column image_sync.objects.bytes is 'Size in bytes as the upload recorded it; 0 where that is unknown.';
+comment on column image_sync.objects.id is 'What stays of an object when it is renamed or moved, also to another bucket.';
+comment on column image_sync.objects.bytes is 'Size in bytes as the upload recorded it; null where that is unknown.';
 
 create view image_sync.records with (security_invoker = on) as
 select
@@ -90,7 +92,9 @@ select
   p.signed_url,
   nullif(p.signed_url, '') is not null as signed,
   nullif(p.signed_url, '') is not null and coalesce(p.signed_url_expires_at <= now(), true) as expired,
-  case when nullif(p.signed_url, '') is not null and p.signed_url_expires_at > now() then p.signed_url_expires_at end as usable_until
+  case when nullif(p.signed_url, '') is not null and p.signed_url_expires_at > now() then p.signed_url_expires_at end as usable_until,
+  p.object_id,
+  p.bucket_id || '/' || lower(regexp_replace(p.part_number, '( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$', '', 'i')) as look_up_key
 from public.part_images p;
 
 comment on view image_sync.records is 'The rows of public.part_images with the state of their URLs. Walk it by (bucket_id, file_name collate "C"): part_images_bucket_id_file_name_key serves that.';
@@ -101,6 +105,8 @@ comment on column image_sync.records.signed_url is 'The URL. Whether it is one o
 comment on column image_sync.records.signed is 'There is a URL, working or not.';
 comment on column image_sync.records.expired is 'There is a URL and it has expired, or its expiry is unknown.';
 comment on column image_sync.records.usable_until is 'Until when the URL works; null where it does not.';
+comment on column image_sync.records.look_up_key is 'The part number as a look-up in a spreadsheet takes it, and as copies of one file have it in common: without regard to case, spaces at the end, " (1)", " - Copy" and the like, "_JPG"; behind the bucket and a slash. The expression of part_images_look_up_key_idx.';
+comment on column image_sync.records.object_id is 'The object that the record is of, by its id; null where that is not known yet.';
 
 -- a.b/12.x.jpg: 12.x. Of many names at once: a call for each costs more than what it does.
 create function image_sync.part_numbers_of(p_names text[])

@@ -140,6 +140,7 @@ comment on type image_sync.insertion is 'A chunk as it is after its missing reco
 create function image_sync.insert_one_by_one(
   p_bucket_id text,
   p_names text[],
+  p_ids uuid[],
   out inserted text[],
   out held text[],
   out problems jsonb
@@ -155,14 +156,14 @@ begin
   held := '{}';
   problems := '[]';
   for v_missing in
-    select m.name, m.part_number
-    from unnest(p_names, image_sync.part_numbers_of(p_names)) as m (name, part_number)
+    select m.name, m.id, m.part_number
+    from unnest(p_names, p_ids, image_sync.part_numbers_of(p_names)) as m (name, id, part_number)
     order by m.name collate "C"
   loop
     perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
     begin
-      insert into public.part_images (bucket_id, file_name, part_number)
-      values (p_bucket_id, v_missing.name, v_missing.part_number)
+      insert into public.part_images (bucket_id, file_name, part_number, object_id)
+      values (p_bucket_id, v_missing.name, v_missing.part_number, v_missing.id)
       on conflict do nothing;
       if found then
         inserted := inserted || v_missing.name;
@@ -181,8 +182,8 @@ begin
 end;
 $$;
 
-comment on function image_sync.insert_one_by_one(text, text[]) is
-  'Inserts a record for each name by itself. Returns the names inserted, those that somebody else holds, and the problems of those that the table refuses.';
+comment on function image_sync.insert_one_by_one(text, text[], uuid[]) is
+  'Inserts a record for each name and object, in parallel, by itself. Returns the names inserted, those that somebody else holds, and the problems of those that the table refuses.';
 
 -- Inserts the records that a chunk lacks (its to_insert), with their URLs where there are any, and accounts for every one of them.
 -- p_names, p_urls and p_expires (seconds since 1970) are parallel; a file that is not among them gets a record without a URL.
@@ -208,6 +209,7 @@ declare
   v_problems jsonb := '[]'::jsonb;
   -- Said of both sides wherever they are looked up by name, so that a plan that reads more than one name reads this chunk at most.
   v_last_key constant text := coalesce(p_chunk.to_key, image_sync.last_key());
+  v_present record;
 begin
   if v_chunk.to_insert = '{}' then
     return (v_chunk, v_inserted, v_signed, v_held)::image_sync.insertion;
@@ -215,9 +217,9 @@ begin
 
   begin
     with added as (
-      insert into public.part_images (bucket_id, file_name, part_number, signed_url, signed_url_expires_at)
-      select p_bucket_id, m.name, m.part_number, s.url, to_timestamp(s.expires)
-      from unnest(v_chunk.to_insert, image_sync.part_numbers_of(v_chunk.to_insert)) as m (name, part_number)
+      insert into public.part_images (bucket_id, file_name, part_number, object_id, signed_url, signed_url_expires_at)
+      select p_bucket_id, m.name, m.part_number, m.id, s.url, to_timestamp(s.expires)
+      from unnest(v_chunk.to_insert, v_chunk.to_insert_ids, image_sync.part_numbers_of(v_chunk.to_insert)) as m (name, id, part_number)
       left join unnest(p_names, p_urls, p_expires) as s (name, url, expires) on s.name = m.name
       -- What was signed a moment ago was there; anything else may be gone since it was listed.
       where s.name is not null or exists (
@@ -242,20 +244,20 @@ begin
       if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
         raise;
       end if;
+      select coalesce(array_agg(m.name), '{}') as names, coalesce(array_agg(m.id), '{}') as ids
+      into v_present
+      from unnest(v_chunk.to_insert, v_chunk.to_insert_ids) as m (name, id)
+      where exists (
+        select
+        from image_sync.objects o
+        where o.bucket_id = p_bucket_id
+          and o.name collate "C" = m.name
+          and o.name collate "C" > v_chunk.from_key
+          and o.name collate "C" <= v_last_key
+      );
       select i.inserted, i.held, i.problems
       into v_inserted, v_held, v_problems
-      from image_sync.insert_one_by_one(p_bucket_id, array(
-        select m.name
-        from unnest(v_chunk.to_insert) as m (name)
-        where exists (
-          select
-          from image_sync.objects o
-          where o.bucket_id = p_bucket_id
-            and o.name collate "C" = m.name
-            and o.name collate "C" > v_chunk.from_key
-            and o.name collate "C" <= v_last_key
-        )
-      )) as i;
+      from image_sync.insert_one_by_one(p_bucket_id, v_present.names, v_present.ids) as i;
   end;
 
   select
@@ -296,6 +298,13 @@ begin
   v_chunk.records := v_chunk.records + cardinality(v_inserted) + v_rest.recorded;
   -- What somebody holds may be free when the chunk is closed or tried again.
   v_chunk.missing := cardinality(v_held);
+  v_chunk.to_insert_ids := array(
+    select m.id
+    from unnest(v_held) with ordinality as h (name, place)
+    join unnest(v_chunk.to_insert, v_chunk.to_insert_ids) as m (name, id)
+      on m.name = h.name
+    order by h.place
+  );
   v_chunk.to_insert := v_held;
   v_chunk.problems := v_chunk.problems || image_sync.first_items(v_problems);
   if v_rest.samples is not null then
@@ -453,7 +462,7 @@ revoke all on function
   image_sync.item_problem(text, text, text),
   image_sync.first_items(jsonb),
   image_sync.clean_fault(jsonb),
-  image_sync.insert_one_by_one(text, text[]),
+  image_sync.insert_one_by_one(text, text[], uuid[]),
   image_sync.store_one_by_one(text, text, text, text[], text[], bigint[]),
   image_sync.store_urls(text, text, text, text[], text[], bigint[]),
   image_sync.may_refuse_records(),
@@ -467,7 +476,7 @@ grant execute on function
   image_sync.item_problem(text, text, text),
   image_sync.first_items(jsonb),
   image_sync.clean_fault(jsonb),
-  image_sync.insert_one_by_one(text, text[]),
+  image_sync.insert_one_by_one(text, text[], uuid[]),
   image_sync.store_one_by_one(text, text, text, text[], text[], bigint[]),
   image_sync.store_urls(text, text, text, text[], text[], bigint[]),
   image_sync.may_refuse_records(),

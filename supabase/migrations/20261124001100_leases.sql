@@ -75,12 +75,15 @@ begin
     missing = v_chunk.missing,
     -- What somebody held is missing for good where no attempt is left.
     to_insert = case when v_is_last then '{}' else v_chunk.to_insert end,
+    to_insert_ids = case when v_is_last then '{}' else v_chunk.to_insert_ids end,
     inserted_names = case when v_is_last then '{}' else v_chunk.inserted_names || v_insertion.inserted end,
+    moved_names = case when v_is_last then '{}' else v_chunk.moved_names end,
     records = v_chunk.records,
     facts = v_chunk.facts,
     problems = v_chunk.problems,
     -- A chunk that failed costs its records their URLs, not their place in the ledger.
     failed = case when v_is_last then c.to_sign else 0 end,
+    broken = case when v_is_last then c.to_open else 0 end,
     not_before = clock_timestamp() + p_settings.retry_delay * power(2, least(c.attempts - c.interrupted, 10)),
     lease_expires_at = null,
     storage_calls = c.storage_calls + p_storage_calls,
@@ -158,6 +161,9 @@ declare
   v_failures jsonb;
   v_url_base constant text := image_sync.url_base(p_settings);
 begin
+  if p_run.mode = 'verify' then
+    return image_sync.close_verified(p_run, p_token, p_names, p_failures, p_storage_calls, p_retries);
+  end if;
   select c.*
   into v_chunk
   from image_sync.chunks c
@@ -219,10 +225,23 @@ begin
   end if;
   v_chunk := v_insertion.chunk;
 
+  -- A URL of a name that no URL can open is none.
+  if p_failures <> '[]' then
+    update public.part_images p
+    set signed_url = null, signed_url_expires_at = null
+    from jsonb_to_recordset(p_failures) as e (name text)
+    where p.bucket_id = p_run.bucket_id
+      and p.file_name collate "C" = e.name
+      and p.file_name collate "C" > v_chunk.from_key
+      and p.file_name collate "C" <= v_last_key
+      and p.signed_url is not null
+      and not image_sync.is_signable(e.name);
+  end if;
+
   -- An object that went away since it was listed is no failure: its record is orphaned from now on.
   select
     count(*) filter (where not f.is_object),
-    v_failures || coalesce(jsonb_agg(image_sync.item_problem(f.name, 'signing_failed', f.error)) filter (where f.is_object), '[]')
+    v_failures || coalesce(jsonb_agg(image_sync.item_problem(f.name, case when image_sync.is_signable(f.name) then 'signing_failed' else 'unsignable_name' end, f.error)) filter (where f.is_object), '[]')
   into v_withdrawn, v_failures
   from (
     select
@@ -279,6 +298,8 @@ begin
     where r.bucket_id = p_run.bucket_id
       and r.file_name collate "C" > v_chunk.from_key
       and r.file_name collate "C" <= v_last_key
+      -- Counted where their files are.
+      and r.file_name <> all (v_chunk.departing)
   )
   update image_sync.chunks c
   set
@@ -289,7 +310,9 @@ begin
     vanished = v_chunk.vanished,
     missing = v_chunk.missing,
     to_insert = '{}',
+    to_insert_ids = '{}',
     inserted_names = '{}',
+    moved_names = '{}',
     facts = v_chunk.facts,
     to_sign = v_to_sign,
     signed = v_stored,
@@ -309,18 +332,20 @@ begin
     soonest_expiry = measured.soonest_expiry,
     images_signed = measured.usable - case
       -- Only where the range holds records of no image are those with a URL told apart.
-      when measured.records > v_chunk.recorded + v_chunk.inserted then (
+      when measured.records > v_chunk.recorded + v_chunk.inserted + v_chunk.moved then (
         select count(*)
         from image_sync.records r
         left join image_sync.objects o
           on o.bucket_id = r.bucket_id
           and o.name collate "C" = r.file_name
           and o.extension = any (p_settings.extensions)
+          and o.bytes is distinct from 0
         where r.bucket_id = p_run.bucket_id
           and r.file_name collate "C" > v_chunk.from_key
           and r.file_name collate "C" <= v_last_key
           and r.usable_until is not null
           and starts_with(r.signed_url, v_url_base)
+          and r.file_name <> all (v_chunk.departing)
           and o.name is null
       )
       else 0
@@ -378,7 +403,7 @@ begin
       continue when v_chunk.state = 'dead';
     end if;
 
-    v_names := case when v_chunk.relist_size is null then image_sync.names_to_sign(p_run, p_settings, v_chunk) else '{}' end;
+    v_names := case when v_chunk.relist_size is null then image_sync.names_to_work(p_run, p_settings, v_chunk) else '{}' end;
     update image_sync.chunks c
     set
       state = 'leased',
@@ -387,7 +412,8 @@ begin
       lease_expires_at = clock_timestamp() + p_settings.lease_duration,
       not_before = null,
       worker_id = p_worker,
-      to_sign = cardinality(v_names)
+      to_sign = case when p_run.mode = 'sync' then cardinality(v_names) else 0 end,
+      to_open = case when p_run.mode = 'verify' then cardinality(v_names) else 0 end
     where c.run_id = v_chunk.run_id
       and c.number = v_chunk.number
     returning c.*
@@ -418,11 +444,14 @@ declare
   v_listed image_sync.chunk_to_sign;
   v_chunk image_sync.chunks;
 begin
-  v_listed := image_sync.compare(p_run, p_settings, p_chunk.from_key, p_chunk.to_key, p_chunk.relist_size, p_chunk);
-  v_listed := image_sync.settle_listing(p_run, p_settings, v_listed, p_token);
+  v_listed := image_sync.settle_listing(
+    p_run, p_settings,
+    image_sync.compare(p_run, p_settings, p_chunk.from_key, p_chunk.to_key, p_chunk.relist_size, p_chunk),
+    p_token
+  );
   v_chunk := v_listed.chunk;
   if v_chunk.to_key is distinct from p_chunk.to_key then
-    perform image_sync.add_unlisted_chunk(p_run.id, v_chunk.to_key, p_chunk.to_key, p_chunk.relist_size, p_chunk.inserted_names);
+    perform image_sync.add_unlisted_chunk(p_run.id, v_chunk.to_key, p_chunk.to_key, p_chunk.relist_size, p_chunk.inserted_names, p_chunk.moved_names);
   end if;
   update image_sync.chunks c
   set
@@ -434,15 +463,25 @@ begin
     bytes = v_chunk.bytes,
     images = v_chunk.images,
     not_images = v_chunk.not_images,
+    excluded = v_chunk.excluded,
+    empty_files = v_chunk.empty_files,
     recorded = v_chunk.recorded,
     inserted = v_chunk.inserted,
+    moved = v_chunk.moved,
+    unmoved = v_chunk.unmoved,
+    moved_ahead = v_chunk.moved_ahead,
     collided = v_chunk.collided,
     vanished = v_chunk.vanished,
     missing = v_chunk.missing,
     to_insert = v_chunk.to_insert,
+    to_insert_ids = v_chunk.to_insert_ids,
     inserted_names = v_chunk.inserted_names,
+    moved_names = v_chunk.moved_names,
+    departing = v_chunk.departing,
+    linked = c.linked + v_chunk.linked,
     images_signed = v_chunk.images_signed,
     to_sign = v_chunk.to_sign,
+    to_open = v_chunk.to_open,
     orphaned = v_chunk.orphaned,
     records = v_chunk.records,
     records_signed = v_chunk.records_signed,
@@ -466,18 +505,18 @@ comment on function image_sync.relist_chunk(image_sync.runs, image_sync.settings
   'Lists a leased chunk with relist_size: leased still where files of it need a URL (their names are returned), else done. What does not fit becomes a chunk that waits. The caller holds the run''s row lock.';
 
 -- A range of keys that has still to be listed, for whoever comes.
-create function image_sync.add_unlisted_chunk(p_run uuid, p_from_key text, p_to_key text, p_size integer, p_inserted_names text[])
+create function image_sync.add_unlisted_chunk(p_run uuid, p_from_key text, p_to_key text, p_size integer, p_inserted_names text[], p_moved_names text[])
 returns void
 language plpgsql
 set search_path = ''
 as $$
 begin
-  insert into image_sync.chunks (run_id, number, from_key, to_key, state, relist_size, inserted_names)
-  values (p_run, image_sync.next_number(p_run), p_from_key, p_to_key, 'pending', p_size, p_inserted_names);
+  insert into image_sync.chunks (run_id, number, from_key, to_key, state, relist_size, inserted_names, moved_names)
+  values (p_run, image_sync.next_number(p_run), p_from_key, p_to_key, 'pending', p_size, p_inserted_names, p_moved_names);
 end;
 $$;
 
-comment on function image_sync.add_unlisted_chunk(uuid, text, text, integer, text[]) is
+comment on function image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]) is
   'Stores a chunk of a range of keys that has still to be listed, p_size names at once. The caller holds the run''s row lock.';
 
 -- Takes a chunk back to where it is listed again, in parts of half its size: what is listed again is counted again.
@@ -499,14 +538,21 @@ begin
     bytes = 0,
     images = 0,
     not_images = 0,
+    excluded = 0,
+    empty_files = 0,
     recorded = 0,
     inserted = 0,
+    moved = 0,
+    unmoved = 0,
     collided = 0,
     vanished = 0,
     missing = 0,
     to_insert = '{}',
+    to_insert_ids = '{}',
+    departing = '{}',
     images_signed = 0,
     to_sign = 0,
+    to_open = 0,
     orphaned = 0,
     records = 0,
     records_signed = 0,
@@ -539,13 +585,15 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  v_listed image_sync.chunk_to_sign := image_sync.compare(p_run, p_settings, p_chunk.from_key, p_chunk.to_key, 1, p_chunk);
+  v_listed image_sync.comparison := image_sync.compare(p_run, p_settings, p_chunk.from_key, p_chunk.to_key, 1, p_chunk);
   v_chunk image_sync.chunks := v_listed.chunk;
   v_name text := coalesce(v_chunk.to_insert[1], v_listed.names[1], v_chunk.to_key);
+  -- Its record was to come along, and does not.
+  v_unmoved constant integer := v_chunk.moved - image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.moved_names);
   v_to_sign integer := case when p_run.mode = 'sync' then cardinality(v_listed.names) + cardinality(v_chunk.to_insert) else 0 end;
 begin
   if v_chunk.to_key is distinct from p_chunk.to_key then
-    perform image_sync.add_unlisted_chunk(p_run.id, v_chunk.to_key, p_chunk.to_key, p_settings.chunk_size, p_chunk.inserted_names);
+    perform image_sync.add_unlisted_chunk(p_run.id, v_chunk.to_key, p_chunk.to_key, p_settings.chunk_size, p_chunk.inserted_names, p_chunk.moved_names);
   end if;
   update image_sync.chunks c
   set
@@ -559,13 +607,21 @@ begin
     bytes = v_chunk.bytes,
     images = v_chunk.images,
     not_images = v_chunk.not_images,
+    excluded = v_chunk.excluded,
+    empty_files = v_chunk.empty_files,
     recorded = v_chunk.recorded,
     inserted = v_chunk.inserted,
+    moved = v_chunk.moved - v_unmoved,
+    unmoved = v_unmoved,
     missing = v_chunk.missing,
     to_insert = '{}',
+    to_insert_ids = '{}',
     inserted_names = '{}',
+    moved_names = '{}',
+    departing = v_chunk.departing,
     images_signed = v_chunk.images_signed,
     to_sign = v_to_sign,
+    to_open = 0,
     failed = v_to_sign,
     orphaned = v_chunk.orphaned,
     records = v_chunk.records,
@@ -664,7 +720,7 @@ begin
     )
   )
   into v_to_key;
-  perform image_sync.add_unlisted_chunk(p_run.id, p_run.cursor, v_to_key, (v_size + 1) / 2, '{}');
+  perform image_sync.add_unlisted_chunk(p_run.id, p_run.cursor, v_to_key, (v_size + 1) / 2, '{}', '{}');
   update image_sync.runs r
   set cursor = coalesce(v_to_key, r.cursor), exhausted = v_to_key is null
   where r.id = p_run.id;
@@ -710,7 +766,7 @@ revoke all on function
   image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
   image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid),
   image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid),
-  image_sync.add_unlisted_chunk(uuid, text, text, integer, text[]),
+  image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]),
   image_sync.halve_chunk(image_sync.chunks, integer, jsonb),
   image_sync.give_up_name(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
   image_sync.interrupt_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
@@ -724,7 +780,7 @@ grant execute on function
   image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
   image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid),
   image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid),
-  image_sync.add_unlisted_chunk(uuid, text, text, integer, text[]),
+  image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]),
   image_sync.halve_chunk(image_sync.chunks, integer, jsonb),
   image_sync.give_up_name(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
   image_sync.interrupt_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),

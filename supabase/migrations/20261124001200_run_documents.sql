@@ -58,15 +58,17 @@ return (
     'done', coalesce(sum(greatest(c.listed, c.removed + c.restored + c.skipped)) filter (where c.state in ('done', 'dead')), 0),
     'balanced', coalesce(bool_and(
       c.listed = c.images + c.not_images
-      and c.images = c.recorded + c.inserted + c.collided + c.vanished + c.missing
-      and (c.state not in ('done', 'dead') or c.to_sign = c.signed + c.withdrawn + c.failed + c.held)
+      and c.images = c.recorded + c.inserted + c.moved + c.unmoved + c.collided + c.vanished + c.missing
+      and (c.state not in ('done', 'dead') or c.to_sign = c.signed + c.withdrawn + c.failed + c.held and c.to_open = c.shown + c.broken)
     ), true),
     'totals', jsonb_build_object(
       'listed', coalesce(sum(c.listed), 0),
       'images', coalesce(sum(c.images), 0),
       'not_images', coalesce(sum(c.not_images), 0),
-      'recorded', coalesce(sum(c.recorded), 0),
+      'recorded', coalesce(sum(c.recorded - c.moved_ahead), 0),
       'inserted', coalesce(sum(c.inserted), 0),
+      'moved', coalesce(sum(c.moved + c.moved_ahead), 0),
+      'unmoved', coalesce(sum(c.unmoved), 0),
       'collided', coalesce(sum(c.collided), 0),
       'vanished', coalesce(sum(c.vanished), 0),
       'missing', coalesce(sum(c.missing), 0),
@@ -75,12 +77,21 @@ return (
       'withdrawn', coalesce(sum(c.withdrawn), 0),
       'failed', coalesce(sum(c.failed), 0),
       'held', coalesce(sum(c.held), 0),
+      'opened', coalesce(sum(c.shown + c.broken), 0),
+      'shown', coalesce(sum(c.shown), 0),
       'orphaned', coalesce(sum(c.orphaned), 0),
       'records', coalesce(sum(c.records), 0),
       'removed', coalesce(sum(c.removed), 0),
       'restored', coalesce(sum(c.restored), 0),
       'skipped', coalesce(sum(c.skipped), 0),
-      'rows_written', coalesce(sum(c.inserted + c.updated + c.removed + c.restored), 0),
+      'rows_written', coalesce(sum(c.inserted + c.updated + c.linked + c.removed + c.restored), 0) + case
+        when (
+          select r.mode = 'sync'
+          from image_sync.runs r
+          where r.id = p_run
+        ) then coalesce(sum(c.moved + c.moved_ahead), 0)
+        else 0
+      end,
       'storage_calls', coalesce(sum(c.storage_calls), 0),
       'retries', coalesce(sum(c.retries), 0)
     ),
@@ -195,7 +206,7 @@ begin
   into v_total
   from image_sync.runs r
   where r.bucket_id = p_bucket_id
-    and r.mode in ('sync', 'analyze')
+    and r.mode in ('sync', 'analyze', 'verify')
     and r.outcome in ('succeeded', 'partial')
   order by r.started_at desc
   limit 1;

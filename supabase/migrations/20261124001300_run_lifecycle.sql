@@ -88,7 +88,7 @@ declare
 begin
   select t.*
   into v_totals
-  from jsonb_to_record(p_summary -> 'totals') as t (signed bigint, failed bigint, held bigint, restored bigint, skipped bigint);
+  from jsonb_to_record(p_summary -> 'totals') as t (signed bigint, failed bigint, held bigint, unmoved bigint, restored bigint, skipped bigint);
   select
     coalesce(bool_or(c.state = 'dead' and c.error ->> 'code' = 'database_timeout'), false) as too_slow,
     coalesce(bool_or(c.state = 'dead' and c.error ->> 'code' <> 'database_timeout'), false) as dead,
@@ -96,12 +96,7 @@ begin
     -- Storage is at fault where nothing could be signed, unless nothing was left to sign but names that can never be.
     coalesce(bool_or(c.failed > 0 and (
       c.state = 'dead' and c.error ->> 'code' <> 'database_timeout'
-      or exists (
-        select
-        from jsonb_array_elements(c.problems) as p (problem)
-        where p.problem ->> 'code' = 'signing_failed'
-          and image_sync.is_signable(p.problem ->> 'name')
-      )
+      or c.problems @> '[{"code": "signing_failed"}]'
     )), false) as unsigned
   into v_chunks
   from image_sync.chunks c
@@ -113,7 +108,7 @@ begin
     when p_run.mode = 'restore' and v_totals.skipped > 0 and v_totals.restored = 0 then 'nothing_restored'
     when v_chunks.dead then 'dead_chunks'
     when v_chunks.too_slow then 'database_timeout'
-    when v_totals.failed > 0 then 'items_failed'
+    when v_totals.failed + v_totals.unmoved > 0 then 'items_failed'
     when v_totals.held > 0 then 'row_locked'
     when v_chunks.refused then 'records_refused'
     when p_run.mode = 'restore' and v_totals.skipped > 0 then 'records_skipped'
@@ -168,9 +163,9 @@ begin
   returning *
   into v_run;
 
-  if v_run.exhausted and v_run.mode in ('sync', 'analyze') then
+  if v_run.exhausted and v_run.mode in ('sync', 'analyze', 'verify') then
     update image_sync.runs r
-    set report = image_sync.measure(v_run, p_probe)
+    set report = image_sync.measure(v_run, p_probe) || case when v_run.mode = 'verify' then jsonb_build_object('verified', image_sync.measure_verified(v_run)) else '{}' end
     where r.id = v_run.id;
   end if;
 end;
@@ -184,7 +179,7 @@ returns boolean
 language sql
 immutable
 set search_path = ''
-return coalesce(p_error ->> 'code' in ('missing_secret', 'call_not_queued'), false);
+return coalesce(p_error ->> 'code' in ('function_unknown', 'call_not_queued'), false);
 
 comment on function image_sync.is_kick_problem(jsonb) is 'Whether an error of a run says that the function could not be called.';
 
@@ -267,10 +262,11 @@ as $$
 begin
   return (
     select case
+      when b.id is null and coalesce(coalesce(plan.options, p_run.options) ->> 'bucket_is_gone' = 'true', false) then null
       when b.id is null then jsonb_build_object(
         'code', 'bucket_missing',
         'title', 'The bucket does not exist',
-        'detail', format('Cannot list bucket %s: storage.buckets has no such id. Create it, or correct bucket_id in image_sync.settings.', p_run.bucket_id)
+        'detail', format('Cannot list bucket %s: storage.buckets has no such id. Create it; or, if it is gone for good, archive its records: {"mode": "cleanup", "bucket_is_gone": true}.', p_run.bucket_id)
       )
       when b.created_at is distinct from p_run.bucket_created_at then jsonb_build_object(
         'code', 'bucket_recreated',
@@ -280,6 +276,7 @@ begin
     end
     from (select) as always
     left join storage.buckets b on b.id = p_run.bucket_id
+    left join image_sync.runs plan on plan.id = p_run.plan_id
     -- Putting records back needs no bucket.
     where p_run.mode <> 'restore'
   );
@@ -426,41 +423,46 @@ returns jsonb
 language sql
 set search_path = ''
 return (
-  select coalesce(jsonb_agg(jsonb_build_object('name', picked.file_name, 'url', picked.signed_url)), '[]')
+  select coalesce(jsonb_agg(jsonb_build_object('name', chosen.file_name, 'url', chosen.signed_url)), '[]')
   from (
-    -- At least so many have an object: an offset beyond the last one would probe nothing.
-    select c.from_key, c.to_key, c.records_signed - c.orphaned as usable, image_sync.url_base(p_settings) as url_base
-    from image_sync.chunks c
-    cross join generate_series(1, p_settings.probe_size)
-    where p_run.mode = 'sync'
-      and c.run_id = p_run.id
-      and c.records_signed > c.orphaned
-    order by random()
-    limit p_settings.probe_size
-  ) as spots
-  cross join lateral (
-    -- The first one with an object from a random place on. There is one: behind that place are more records than lack an object.
-    select p.file_name, p.signed_url
+    select distinct picked.file_name, picked.signed_url
     from (
-      select r.file_name, r.signed_url
-      from public.part_images r
-      where r.bucket_id = p_run.bucket_id
-        and r.file_name collate "C" > spots.from_key
-        and r.file_name collate "C" <= coalesce(spots.to_key, image_sync.last_key())
-        and r.signed_url_expires_at > now()
-        and starts_with(r.signed_url, spots.url_base)
-      order by r.file_name collate "C"
-      -- Not computed beside "order by random()" above: the planner would take the sort's value for it, always next to 0.
-      offset floor(random() * spots.usable)
-    ) as p
-    where exists (
-      select
-      from image_sync.objects o
-      where o.bucket_id = p_run.bucket_id
-        and o.name collate "C" = p.file_name
-    )
-    limit 1
-  ) as picked
+      -- At least so many have an object: an offset beyond the last one would probe nothing.
+      select c.from_key, c.to_key, c.records_signed - c.orphaned as usable, image_sync.url_base(p_settings) as url_base
+      from image_sync.chunks c
+      -- Drawn more often than needed: chance meets a file twice, and each is opened once.
+      cross join generate_series(1, 3 * p_settings.probe_size)
+      where p_run.mode = 'sync'
+        and c.run_id = p_run.id
+        and c.records_signed > c.orphaned
+      order by random()
+      limit 3 * p_settings.probe_size
+    ) as spots
+    cross join lateral (
+      -- The first one with an object from a random place on. There is one: behind that place are more records than lack an object.
+      select p.file_name, p.signed_url
+      from (
+        select r.file_name, r.signed_url
+        from public.part_images r
+        where r.bucket_id = p_run.bucket_id
+          and r.file_name collate "C" > spots.from_key
+          and r.file_name collate "C" <= coalesce(spots.to_key, image_sync.last_key())
+          and r.signed_url_expires_at > now()
+          and starts_with(r.signed_url, spots.url_base)
+        order by r.file_name collate "C"
+        -- Not computed beside "order by random()" above: the planner would take the sort's value for it, always next to 0.
+        offset floor(random() * spots.usable)
+      ) as p
+      where exists (
+        select
+        from image_sync.objects o
+        where o.bucket_id = p_run.bucket_id
+          and o.name collate "C" = p.file_name
+      )
+      limit 1
+    ) as picked
+    limit p_settings.probe_size
+  ) as chosen
 );
 
 comment on function image_sync.pick_probe_targets(image_sync.runs, image_sync.settings) is 'Up to probe_size records of a sync that have an object, chosen at random, as [{"name", "url"}]: for the worker''s eyes alone.';

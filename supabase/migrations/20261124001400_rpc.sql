@@ -16,6 +16,21 @@ declare
   v_plan uuid;
   v_total bigint;
 begin
+  if p_mode = 'cleanup' and coalesce((p_options ->> 'bucket_is_gone')::boolean, false) and not exists (
+    select
+    from storage.buckets b
+    where b.id = p_bucket
+  ) then
+    -- Records of a bucket that is gone, and maybe of one that never had settings: their cleanup goes by the defaults.
+    insert into image_sync.settings (bucket_id, nightly)
+    select p_bucket, false
+    where exists (
+      select
+      from public.part_images p
+      where p.bucket_id = p_bucket
+    )
+    on conflict do nothing;
+  end if;
   if not exists (
     select
     from image_sync.settings s
@@ -68,6 +83,7 @@ comment on function public.image_sync_start(uuid, text, text, jsonb) is
 --   again   the bounds of this call were reached, nothing is left to sign up to here: call again
 --   busy    other workers are at the run's row: call again in a moment
 --   wait    {"wait_ms"}: others hold what is left, or it waits for its next attempt
+--   open    {"chunk": {"number", "targets": [{"name", "url"}], "lease_ms", "rate" (URLs a second), "public_url"}}: in a verify
 --   probe   {"targets": [{"name", "url"}], "public_url"}: all is done; fetch these URLs and call image_sync_finish
 --   stop    the run is finished
 create function public.image_sync_advance(
@@ -186,8 +202,12 @@ begin
     v_chunk := v_leased.chunk;
     v_names := v_leased.names;
   elsif found then
-    v_names := image_sync.names_to_sign(v_run, v_settings, v_chunk);
+    v_names := image_sync.names_to_work(v_run, v_settings, v_chunk);
   else
+    v_wait_ms := image_sync.pace_left(v_run);
+    if v_wait_ms is not null then
+      return jsonb_build_object('closed', v_closed, 'next', 'wait', 'wait_ms', v_wait_ms);
+    end if;
     v_leased := image_sync.claim_chunk(v_run, v_settings, p_worker, p_lease);
     if (v_leased.chunk).relist_size is not null then
       return jsonb_build_object('closed', v_closed, 'next', 'list', 'chunk_number', (v_leased.chunk).number);
@@ -198,6 +218,19 @@ begin
     v_names := v_leased.names;
   end if;
 
+  if v_chunk.run_id is not null and v_run.mode = 'verify' then
+    return jsonb_build_object(
+      'closed', v_closed,
+      'next', 'open',
+      'chunk', jsonb_build_object(
+        'number', v_chunk.number,
+        'targets', image_sync.lease_targets(v_run, v_settings, v_names),
+        'lease_ms', floor(1000 * extract(epoch from v_chunk.lease_expires_at - clock_timestamp())),
+        'rate', v_settings.verify_rate,
+        'public_url', v_settings.public_url
+      )
+    );
+  end if;
   if v_chunk.run_id is not null then
     return jsonb_build_object(
       'closed', v_closed,
@@ -238,6 +271,9 @@ begin
     return jsonb_build_object('closed', v_closed, 'next', 'wait', 'wait_ms', greatest(v_wait_ms, 50));
   end if;
 
+  if v_run.mode in ('sync', 'analyze', 'verify') and not image_sync.count_twins(v_run) then
+    return jsonb_build_object('closed', v_closed, 'next', 'again');
+  end if;
   v_targets := image_sync.pick_probe_targets(v_run, v_settings);
   if jsonb_array_length(v_targets) > 0 then
     return jsonb_build_object('closed', v_closed, 'next', 'probe', 'targets', v_targets, 'public_url', v_settings.public_url);
@@ -248,7 +284,7 @@ end;
 $$;
 
 comment on function public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer) is
-  'Closes the chunk that a worker finished and leases its next one, in one transaction; answers list, sign, again, busy, wait, probe or stop. Can be repeated with the same tokens. A late close with a token that is no longer the chunk''s changes nothing and answers closed: stale.';
+  'Closes the chunk that a worker finished and leases its next one, in one transaction; answers list, sign, open, again, busy, wait, probe or stop. Can be repeated with the same tokens. A late close with a token that is no longer the chunk''s changes nothing and answers closed: stale.';
 
 -- A run moves when a chunk is made or closed, not when somebody looks at it. Closing does not wait for the run's row: whoever holds
 -- it is moving the run.
@@ -369,7 +405,7 @@ comment on function public.image_sync_end_attempt(uuid, uuid, uuid, uuid, jsonb,
   'Counts an attempt that the database ended by a lock or its statement timeout, in a transaction of its own, and keeps the error in the run: halves the chunk after a timeout, lets it wait otherwise. Returns {"ended"}: false where the token holds nothing any more.';
 
 -- Finishes a run whose chunks are all closed with what probing gave, or fails it with p_error.
--- p_probe is {"checked", "ok", "failures": [{"name", "status", "content_type", "error"}]}.
+-- p_probe is {"checked", "ok", "failures": [{"name", "code", "status", "content_type", "error"}]}.
 create function public.image_sync_finish(p_run uuid, p_probe jsonb default null, p_error jsonb default null)
 returns jsonb
 language plpgsql
@@ -392,7 +428,7 @@ begin
     where c.run_id = p_run
       and c.state in ('pending', 'leased')
   ) then
-    perform image_sync.finish_run(p_run, null, null, null, p_probe);
+    perform image_sync.finish_run(p_run, null, null, null, image_sync.tell_lost(v_run.bucket_id, p_probe));
   end if;
   return jsonb_build_object('run', image_sync.run_document(p_run));
 end;

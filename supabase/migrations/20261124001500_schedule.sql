@@ -2,8 +2,10 @@
 -- A cron job that "succeeded" only queued a request, and pg_net neither retries nor guarantees delivery: the run's own row is
 -- the truth, and the watchdog calls again for a run that does not move.
 
--- Queues one call of the function for an open run. Security definer, because service_role sees neither Vault nor, on every
--- project, pg_net: it takes an id that only selects among open runs and returns what was wrong, never a secret.
+-- Queues one call of the function for an open run. Security definer, because service_role does not see pg_net on every project: it
+-- takes an id that only selects among open runs and returns what was wrong.
+-- The call carries no key. Every database role may read pg_net's queue, so what stands there is a token that is good for waking this
+-- one run, once, while it is open; the run's row keeps its hash.
 create function image_sync.kick(p_run uuid)
 returns jsonb
 language plpgsql
@@ -13,36 +15,28 @@ set lock_timeout = '1s'
 as $$
 declare
   v_url text;
-  v_key text;
+  -- 256 bits out of three times 122 random ones.
+  v_token constant bytea := sha256(convert_to(concat(gen_random_uuid(), gen_random_uuid(), gen_random_uuid()), 'UTF8'));
   v_kick_id bigint;
   v_problem jsonb;
 begin
-  if to_regclass('vault.decrypted_secrets') is not null then
-    select
-      max(s.decrypted_secret) filter (where s.name = 'project_url'),
-      max(s.decrypted_secret) filter (where s.name = 'image_sync_key')
-    into v_url, v_key
-    from vault.decrypted_secrets s
-    where s.name in ('project_url', 'image_sync_key');
-  end if;
+  select p.url
+  into v_url
+  from image_sync.project p;
 
-  if coalesce(v_url, '') = '' or coalesce(v_key, '') = '' then
+  if v_url is null then
     v_problem := jsonb_build_object(
-      'code', 'missing_secret',
-      'title', 'A Vault secret is missing',
-      'detail', format(
-        'Cannot call the function: Vault has no secret named %s. Create it with: select vault.create_secret(''...'', %L);',
-        case when coalesce(v_url, '') = '' then 'project_url' else 'image_sync_key' end,
-        case when coalesce(v_url, '') = '' then 'project_url' else 'image_sync_key' end
-      )
+      'code', 'function_unknown',
+      'title', 'The function has not said where it lives',
+      'detail', 'Cannot call the function: it announces its address with its first request. Deploy it and call it once: npx image-sync status'
     );
   else
     begin
       v_kick_id := net.http_post(
-        url := rtrim(v_url, '/') || '/functions/v1/image-sync',
-        body := jsonb_build_object('run', p_run),
+        url := v_url || '/functions/v1/image-sync',
+        body := jsonb_build_object('run', p_run, 'token', encode(v_token, 'hex')),
         -- pg_net takes this one content type, to the letter.
-        headers := jsonb_build_object('Content-Type', 'application/json', 'apikey', v_key),
+        headers := '{"Content-Type": "application/json"}'::jsonb,
         timeout_milliseconds := 5000
       );
     exception
@@ -50,7 +44,7 @@ begin
         v_problem := jsonb_build_object(
           'code', 'call_not_queued',
           'title', 'The call of the function could not be queued',
-          'detail', format('net.http_post failed: %s Enable the extension pg_net and check the Vault secret project_url.', image_sync.redact(sqlerrm) || '.')
+          'detail', format('net.http_post failed: %s Enable the extension pg_net.', image_sync.redact(sqlerrm) || '.')
         );
     end;
   end if;
@@ -59,6 +53,8 @@ begin
   set
     kicked_at = case when v_problem is null then clock_timestamp() else r.kicked_at end,
     kick_id = coalesce(v_kick_id, r.kick_id),
+    -- A call that comes after the next one is as good.
+    wake_hashes = case when v_problem is null then array[sha256(v_token)] || r.wake_hashes[1:1] else r.wake_hashes end,
     error = case when v_problem is not null or image_sync.is_kick_problem(r.error) then v_problem else r.error end
   where r.id = p_run
     and r.finished_at is null;
@@ -67,7 +63,36 @@ end;
 $$;
 
 comment on function image_sync.kick(uuid) is
-  'Queues a call of the function (net.http_post) that goes on with an open run; URL and key come from the Vault secrets project_url and image_sync_key. Returns null, or why it could not.';
+  'Queues a call of the function (net.http_post, to the address that it announced) that goes on with an open run; the call carries a token that is good for that alone. Returns null, or why it could not.';
+
+-- Who brings the token of a queued call may wake its run. Used up with that; one look-up by the run's id, whatever the token.
+create function public.image_sync_wake(p_run uuid, p_token text)
+returns jsonb
+language plpgsql
+set search_path = ''
+set lock_timeout = '2s'
+as $$
+begin
+  if p_token !~ '^[0-9a-f]{64}$' then
+    return image_sync.problem(401, 'unauthorized', 'No valid token', 'The token is none of a call that was queued for this run and not used yet.');
+  end if;
+  update image_sync.runs r
+  set wake_hashes = array_remove(r.wake_hashes, sha256(decode(p_token, 'hex')))
+  where r.id = p_run
+    and r.finished_at is null
+    and sha256(decode(p_token, 'hex')) = any (r.wake_hashes);
+  if not found then
+    return image_sync.problem(401, 'unauthorized', 'No valid token', 'The token is none of a call that was queued for this run and not used yet.');
+  end if;
+  return jsonb_build_object('run', image_sync.run_document(p_run));
+end;
+$$;
+
+comment on function public.image_sync_wake(uuid, text) is
+  'The open run that a queued call''s token (64 hexadecimal digits) is for; the token is used up. Problem: unauthorized (401) for any other token, and for every token of a run that is finished.';
+
+revoke all on function public.image_sync_wake(uuid, text) from public, anon, authenticated;
+grant execute on function public.image_sync_wake(uuid, text) to service_role;
 
 -- Closes a run that has not moved for six hours.
 create function image_sync.close_stalled(p_run uuid)
@@ -261,6 +286,14 @@ begin
   where r.id = c.run_id
     and r.finished_at < now() - coalesce(s.keep_chunks, interval '14 days');
 
+  delete from image_sync.moves m
+  where m.moved_at < now() - coalesce(
+      (
+        select s.keep_runs
+        from image_sync.settings s
+        where s.bucket_id = m.bucket_id
+      ), interval '90 days');
+
   delete from image_sync.runs r
   where r.finished_at < now() - coalesce(
       (
@@ -289,9 +322,8 @@ begin
 
   -- pg_cron keeps a row per job run for ever; ours write 1,440 a day.
   delete from cron.job_run_details d
-  using cron.job j
+  using image_sync.scheduled_jobs() j
   where j.jobid = d.jobid
-    and j.jobname in ('image-sync-nightly', 'image-sync-watchdog', 'image-sync-housekeeping')
     and d.end_time < now() - interval '7 days';
   perform image_sync.refresh_objects_view();
 end;
@@ -315,3 +347,16 @@ grant execute on function image_sync.kick(uuid) to service_role;
 select cron.schedule('image-sync-nightly', '0 2 * * *', 'select image_sync.run_nightly()');
 select cron.schedule('image-sync-watchdog', '* * * * *', 'select image_sync.watchdog()');
 select cron.schedule('image-sync-housekeeping', '30 3 * * *', 'select image_sync.prune_history()');
+
+-- Before calls carried tokens the schedule's key lay in Vault. It is ours by its name; project_url may be anybody's.
+do $$
+begin
+  if to_regclass('vault.secrets') is not null then
+    delete from vault.secrets s
+    where s.name = 'image_sync_key';
+  end if;
+exception
+  when insufficient_privilege then
+    raise notice 'Vault still holds the secret image_sync_key, which nothing uses any more: remove it in the dashboard';
+end;
+$$;

@@ -40,7 +40,7 @@ return (
           -- What fails for single files has a finding of its own and must not hide, night after night, that the rest went well.
           and (r.outcome = 'succeeded' or r.stop_reason in ('items_failed', 'row_locked', 'database_timeout', 'records_refused'))
       )
-    ) || image_sync.bucket_facts(p_settings.bucket_id) || image_sync.table_facts(p_settings.bucket_id),
+    ) || image_sync.bucket_facts(p_settings.bucket_id) || image_sync.table_facts(p_settings.bucket_id) || image_sync.stray_facts(p_settings.bucket_id),
     'schedule', image_sync.schedule_facts(),
     -- The newest measurement, with the probe of the newest sync: an analyze fetches nothing.
     'measured', (
@@ -59,12 +59,60 @@ return (
       order by r.finished_at desc
       limit 1
     ),
+    -- The newest look at every URL, and whether a sync came after it.
+    'verified', (
+      select r.report -> 'verified' || jsonb_build_object('is_older', exists (
+        select
+        from image_sync.runs s
+        where s.bucket_id = p_settings.bucket_id
+          and s.mode = 'sync'
+          and s.report is not null
+          and s.finished_at > r.finished_at
+      ))
+      from image_sync.runs r
+      where r.bucket_id = p_settings.bucket_id
+        and r.mode = 'verify'
+        and r.report is not null
+      order by r.finished_at desc
+      limit 1
+    ),
     'last_sync', image_sync.last_run(p_settings.bucket_id, array['sync']),
-    'last_listing', image_sync.last_run(p_settings.bucket_id, array['sync', 'analyze'])
+    'last_listing', image_sync.last_run(p_settings.bucket_id, array['sync', 'analyze', 'verify'])
   )
 );
 
 comment on function image_sync.report_facts(image_sync.settings) is 'What the report and its findings are made of: the last measurement, the last runs, the schedule, and what is cheap to ask now.';
+
+-- Nothing is healthy while more than one image in a hundred has no working URL, or more than one record in a hundred shows nothing.
+create function image_sync.shows_enough(p_measured jsonb)
+returns boolean
+language sql
+immutable
+set search_path = ''
+return coalesce((p_measured #>> '{coverage,signed}')::numeric, 1) >= 0.99
+  and 100 * (
+    coalesce((p_measured #>> '{difference,orphaned,count}')::bigint, 0)
+    + coalesce((p_measured ->> 'unsigned_with_object')::bigint, 0)
+    + coalesce((p_measured ->> 'expired_with_object')::bigint, 0)
+  ) <= coalesce((p_measured #>> '{records,total}')::bigint, 0);
+
+comment on function image_sync.shows_enough(jsonb) is
+  'Whether, by a measurement, at least 99 % of the images have a working URL and at most 1 % of the records show nothing.';
+
+-- A URL that works for the database and shows nothing to a reader counts as well: by a verify, not by the few of a probe.
+create function image_sync.shows_what_it_says(p_facts jsonb)
+returns boolean
+language sql
+stable
+set search_path = ''
+return coalesce(
+  (
+    select 100 * sum(u.files) <= (p_facts #>> '{verified,checked}')::bigint
+    from image_sync.unseen(p_facts) u
+  ), true);
+
+comment on function image_sync.shows_what_it_says(jsonb) is
+  'Whether, by the newest verify and what came after it, at most 1 % of the URLs show no image; true where there was none.';
 
 -- The status report.
 create function public.image_sync_report(p_bucket text)
@@ -100,13 +148,18 @@ begin
 
   return jsonb_build_object('report', jsonb_build_object(
     'generated_at', now(),
+    'versions', jsonb_build_object('schema', image_sync.schema_version(), 'function', (
+      select p.function_version
+      from image_sync.project p
+    )),
     'measured_at', v_measured -> 'measured_at',
-    'healthy', not jsonb_path_exists(v_findings, '$[*] ? (@.level == "error")'),
+    'healthy', not jsonb_path_exists(v_findings, '$[*] ? (@.level == "error")') and image_sync.shows_enough(v_measured) and image_sync.shows_what_it_says(v_facts),
     'bucket', jsonb_build_object('id', p_bucket) || coalesce(v_measured -> 'bucket', '{"objects": null, "images": null, "bytes": null, "by_extension": {}}'),
     'records', coalesce(v_measured -> 'records', '{"total": null, "signed": null, "unsigned": null, "expired": null, "soonest_expiry": null}'),
-    'difference', coalesce(v_measured -> 'difference', '{"missing": {"count": null, "samples": []}, "orphaned": {"count": null, "samples": []}, "collided": {"count": null, "samples": []}}'),
+    'difference', coalesce(v_measured -> 'difference', '{"missing": {"count": null, "samples": []}, "orphaned": {"count": null, "samples": []}, "collided": {"count": null, "samples": []}, "moved": {"count": null, "samples": []}}'),
     'coverage', coalesce(v_measured -> 'coverage', '{"recorded": null, "signed": null}'),
     'probe', coalesce(nullif(v_measured -> 'probe', 'null'), '{"checked": 0, "ok": 0, "failures": []}'),
+    'verified', nullif(v_facts -> 'verified', 'null') - 'is_older',
     'open_run', (
       select image_sync.run_document(r.id)
       from image_sync.runs r
@@ -119,6 +172,7 @@ begin
     'last_runs', jsonb_build_object(
       'sync', v_facts -> 'last_sync',
       'analyze', image_sync.last_run(p_bucket, array['analyze']),
+      'verify', image_sync.last_run(p_bucket, array['verify']),
       'cleanup', image_sync.last_run(p_bucket, array['cleanup']),
       'restore', image_sync.last_run(p_bucket, array['restore'])
     ),
@@ -132,11 +186,15 @@ comment on function public.image_sync_report(text) is
 
 revoke all on function
   image_sync.report_facts(image_sync.settings),
+  image_sync.shows_enough(jsonb),
+  image_sync.shows_what_it_says(jsonb),
   image_sync.last_run(text, text[])
 from public;
 revoke all on function public.image_sync_report(text) from public, anon, authenticated;
 grant execute on function
   image_sync.report_facts(image_sync.settings),
   image_sync.last_run(text, text[]),
+  image_sync.shows_enough(jsonb),
+  image_sync.shows_what_it_says(jsonb),
   public.image_sync_report(text)
 to service_role;

@@ -20,12 +20,14 @@ declare
   v_plan_bucket text;
   v_archived bigint;
   v_bucket record;
+  v_is_gone boolean;
   v_records bigint;
   v_applied uuid;
   v_max_count bigint;
   v_max_fraction numeric;
 begin
   plan := coalesce(p_options ->> 'confirm', p_options ->> 'restore')::uuid;
+  v_is_gone := p_mode = 'cleanup' and coalesce((p_options ->> 'bucket_is_gone')::boolean, false);
 
   select jsonb_build_object('id', r.id, 'mode', r.mode)
   into problem
@@ -39,6 +41,17 @@ begin
       409, 'conflicting_run', 'Another run excludes this one',
       format('Cannot start a %s of bucket %s: the %s %s is open. Wait for its end, or cancel it with DELETE ?run=%s.', p_mode, p_bucket_id, problem ->> 'mode', problem ->> 'id', problem ->> 'id'),
       jsonb_build_object('open_run', problem ->> 'id')
+    );
+    return;
+  end if;
+  select b.id, b.created_at
+  into v_bucket
+  from storage.buckets b
+  where b.id = p_bucket_id;
+  if v_is_gone and v_bucket.id is not null then
+    problem := image_sync.problem(
+      409, 'bucket_exists', 'The bucket is there',
+      format('Cannot clean up bucket %s as one that is gone: storage.buckets has it. Start a cleanup that looks at its files: {"mode": "cleanup"}.', p_bucket_id)
     );
     return;
   end if;
@@ -109,14 +122,12 @@ begin
     return;
   end if;
 
-  select b.id, b.created_at
-  into v_bucket
-  from storage.buckets b
-  where b.id = p_bucket_id;
-  if v_bucket.id is null then
+  -- The list says what it is a list of; whoever confirms it need not say it again.
+  v_is_gone := coalesce((v_plan.options ->> 'bucket_is_gone')::boolean, false);
+  if v_bucket.id is null and not v_is_gone then
     problem := image_sync.problem(
       409, 'bucket_missing', 'The bucket does not exist',
-      format('Cannot clean up bucket %s: storage.buckets has no such id. Without a bucket every record looks orphaned.', p_bucket_id)
+      format('Cannot clean up bucket %s: storage.buckets has no such id. Without a bucket every record looks orphaned. If it is gone for good: {"mode": "cleanup", "bucket_is_gone": true}.', p_bucket_id)
     );
     return;
   end if;
@@ -136,7 +147,7 @@ begin
     );
     return;
   end if;
-  if not coalesce((p_options ->> 'allow_empty_bucket')::boolean, false) and not exists (
+  if not v_is_gone and not coalesce((p_options ->> 'allow_empty_bucket')::boolean, false) and not exists (
     select
     from image_sync.objects o
     where o.bucket_id = p_bucket_id
@@ -162,7 +173,8 @@ begin
       format('Cannot remove %s of %s records: at most %s are allowed (max_delete_count). If all of them should go: {"mode": "cleanup", "confirm": "%s", "max_delete_count": %s}.', total, v_records, v_max_count, plan, total),
       jsonb_build_object('planned', total, 'records', v_records, 'max_delete_count', v_max_count)
     );
-  elsif total > v_records * v_max_fraction then
+  -- Of a bucket that is gone every record is meant.
+  elsif not v_is_gone and total > v_records * v_max_fraction then
     problem := image_sync.problem(
       409, 'too_large_fraction', 'The list is too large a part of the table',
       format('Cannot remove %s of %s records (%s %%): at most %s %% are allowed (max_delete_fraction). If all of them should go: {"mode": "cleanup", "confirm": "%s", "max_delete_fraction": %s}.', total, v_records, round(100.0 * total / v_records, 1), round(100 * v_max_fraction, 1), plan, round(least(ceil(10000.0 * total / v_records) / 10000, 1), 4)),
@@ -173,7 +185,7 @@ end;
 $$;
 
 comment on function image_sync.check_guards(text, text, jsonb) is
-  'Why a cleanup or restore may not start, as a problem, or which plan it applies and how many records that names. Codes: conflicting_run, unknown_plan, plan_of_another_bucket, nothing_to_restore, plan_not_finished, plan_already_applied, bucket_missing, bucket_recreated, plan_expired, bucket_empty, too_many_records, too_large_fraction.';
+  'Why a cleanup or restore may not start, as a problem, or which plan it applies and how many records that names. Codes: conflicting_run, bucket_exists, unknown_plan, plan_of_another_bucket, nothing_to_restore, plan_not_finished, plan_already_applied, bucket_missing, bucket_recreated, plan_expired, bucket_empty, too_many_records, too_large_fraction.';
 
 -- Which of these records other tables point to. Deleting one could take their rows with it (on delete cascade) or change them.
 -- Security definer, because service_role need not be able to read those tables; it says only which names are referenced.
@@ -235,6 +247,11 @@ begin atomic
         from image_sync.objects o
         where o.bucket_id = p_run.bucket_id
           and o.name collate "C" = p.file_name
+      )
+      -- Its file has another name by now: a sync takes the record along.
+      and not exists (
+        select
+        from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id)
       )
     returning p.file_name, to_jsonb(p) as record
   ), archived as (
@@ -423,12 +440,19 @@ begin
         and p.file_name collate "C" = p_name
       for update skip locked
     ) then image_sync.item_problem(p_name, 'locked', 'Kept: somebody else holds it')
+    when exists (
+      select
+      from public.part_images p
+      cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+      where p.bucket_id = p_bucket_id
+        and p.file_name collate "C" = p_name
+    ) then image_sync.item_problem(p_name, 'file_has_moved', 'Kept: its file has another name by now, and the next sync takes the record along')
     else image_sync.item_problem(p_name, 'refused_by_table', 'Kept: a trigger of the table refused to delete it')
   end;
 end;
 $$;
 
-comment on function image_sync.skip_reason(text, text) is 'Why a listed record was not removed, as a problem: file_is_back, record_is_gone, locked or refused_by_table.';
+comment on function image_sync.skip_reason(text, text) is 'Why a listed record was not removed, as a problem: file_is_back, record_is_gone, locked, file_has_moved or refused_by_table.';
 
 -- Applies the next part of the confirmed list.
 create function image_sync.apply_plan_chunk(p_run image_sync.runs, p_settings image_sync.settings, out chunk image_sync.chunks)
@@ -654,3 +678,49 @@ grant execute on function
   image_sync.settle_chunk(image_sync.runs, image_sync.settings, uuid),
   image_sync.skip_next(image_sync.runs, uuid, jsonb)
 to service_role;
+
+-- The whole list of a dry run, page by page: nothing is removed that nobody could see listed first.
+--   p_after  names behind this one in byte order; p_limit  at most so many, 1 to 1,000
+-- Returns {"plan": {"run", "count", "names", "next"}}: next is the p_after of the next page, null at the end.
+create function public.image_sync_plan(p_run uuid, p_after text default '', p_limit integer default 1000)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+as $$
+declare
+  v_run image_sync.runs;
+  v_names text[];
+  v_limit constant integer := least(greatest(coalesce(p_limit, 1000), 1), 1000);
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run;
+  if v_run.id is null then
+    return image_sync.unknown_run(p_run);
+  elsif v_run.mode <> 'cleanup' or v_run.plan_id is not null then
+    return image_sync.problem(
+      404, 'unknown_plan', 'There is no such list',
+      format('Cannot list run %s: it is a %s, not a dry run of a cleanup. Start one with {"mode": "cleanup"}.', p_run, v_run.mode)
+    );
+  end if;
+  -- Read as the run that applies it reads it.
+  v_run.plan_id := v_run.id;
+  v_run.cursor := coalesce(p_after, '');
+  v_names := image_sync.listed_names(v_run, v_limit);
+  return jsonb_build_object('plan', jsonb_build_object(
+    'run', p_run,
+    'count', coalesce((v_run.summary #>> '{totals,orphaned}')::bigint, 0),
+    'names', to_jsonb(v_names),
+    'next', case when cardinality(v_names) = v_limit then v_names[v_limit] end
+  ));
+end;
+$$;
+
+comment on function public.image_sync_plan(uuid, text, integer) is
+  'A page of the names that a dry run of a cleanup listed, in key order. Problems: unknown_run, unknown_plan (404).';
+
+revoke all on function public.image_sync_plan(uuid, text, integer) from public, anon, authenticated;
+grant execute on function public.image_sync_plan(uuid, text, integer) to service_role;

@@ -1,12 +1,16 @@
 /** The HTTP side: route, validate, act, answer. */
 import { accepts } from "hono/accepts";
-import { Hono } from "hono";
+import { type Context, Hono } from "hono";
 import {
+  bucketRequestSchema,
+  bucketsQuerySchema,
   cancelQuerySchema,
   type FileStatus,
+  planQuerySchema,
   readQuerySchema,
   type Report,
   type Run,
+  runsQuerySchema,
   startRequestSchema,
   wakeRequestSchema,
 } from "./contract.ts";
@@ -16,6 +20,7 @@ import { log, messageOf } from "./log.ts";
 import { ProblemError, problemResponse, refuse } from "./problem.ts";
 import { parse, readJson, readWaitSeconds } from "./request.ts";
 import { renderFile, renderReport, renderRun } from "./text.ts";
+import { renderBuckets, renderRuns } from "./text_lists.ts";
 
 /** What the API acts through; made for each request. */
 export type Services = {
@@ -33,6 +38,10 @@ const FUNCTION_NAME = "image-sync";
 const PATHS = ["/", `/${FUNCTION_NAME}`, `/functions/v1/${FUNCTION_NAME}`].flatMap((path) =>
   path === "/" ? [path] : [path, `${path}/`]
 );
+
+/** Below each of them: lists. */
+const pathsOf = (list: "plan" | "buckets" | "runs") =>
+  ["", `/${FUNCTION_NAME}`, `/functions/v1/${FUNCTION_NAME}`].map((path) => `${path}/${list}`);
 
 /** Answers one authenticated request. Never throws. */
 export async function answer(request: Request, services: Services): Promise<Response> {
@@ -58,18 +67,39 @@ routes.on("POST", PATHS, async (context) => {
 routes.on("GET", PATHS, async (context) => {
   const { bucket, run, file } = parse(readQuerySchema, context.req.query(), "query");
   const { database } = context.env;
-  const wantsText = accepts(context, {
-    header: "Accept",
-    supports: ["application/json", "text/plain"],
-    default: "application/json",
-  }) === "text/plain";
+  const isText = wantsText(context);
   if (run !== undefined) {
-    return await present(context.req.raw, await database.readRun(run), wantsText && renderRun);
+    return await present(context.req.raw, await database.readRun(run), isText && renderRun);
   }
   if (file !== undefined) {
-    return await present(context.req.raw, await database.readFile(bucket, file), wantsText && renderFile);
+    return await present(context.req.raw, await database.readFile(bucket, file), isText && renderFile);
   }
-  return await present(context.req.raw, await database.readReport(bucket), wantsText && renderReport);
+  return await present(context.req.raw, await database.readReport(bucket), isText && renderReport);
+});
+
+routes.on("GET", pathsOf("plan"), async (context) => {
+  const page = parse(planQuerySchema, context.req.query(), "query");
+  return listed(await context.env.database.readPlan(page), false);
+});
+
+routes.on("GET", pathsOf("buckets"), async (context) => {
+  const page = parse(bucketsQuerySchema, context.req.query(), "query");
+  return listed(await context.env.database.readBuckets(page), wantsText(context) && renderBuckets);
+});
+
+routes.on("POST", pathsOf("buckets"), async (context) => {
+  const { bucket } = parse(bucketRequestSchema, await readJson(context.req.raw), "body");
+  return Response.json(await context.env.database.addBucket(bucket));
+});
+
+routes.on("DELETE", pathsOf("buckets"), async (context) => {
+  const { bucket } = parse(bucketRequestSchema, context.req.query(), "query");
+  return Response.json(await context.env.database.removeBucket(bucket));
+});
+
+routes.on("GET", pathsOf("runs"), async (context) => {
+  const query = parse(runsQuerySchema, context.req.query(), "query");
+  return listed(await context.env.database.readRuns(query), wantsText(context) && renderRuns);
 });
 
 routes.on("DELETE", PATHS, async (context) => {
@@ -94,13 +124,24 @@ routes.notFound((context) => {
       404,
       "unknown_path",
       "There is nothing at this path",
-      `Cannot find ${path}: the API is /functions/v1/${FUNCTION_NAME} alone`,
+      `Cannot find ${path}: the API is /functions/v1/${FUNCTION_NAME}, with /buckets, /runs and /plan below it`,
     )
       .problem,
   );
 });
 
-routes.onError((error) => {
+routes.onError(failed);
+
+/** Answers with what `act` gives, or with the problem that it throws. Never throws. */
+export async function answering(act: () => Promise<Response>): Promise<Response> {
+  try {
+    return await act();
+  } catch (error) {
+    return failed(error);
+  }
+}
+
+function failed(error: unknown): Response {
   if (error instanceof ProblemError) return problemResponse(error.problem);
   log("request_failed", { error: messageOf(error) });
   if (error instanceof DatabaseError) return problemResponse(databaseProblem(error));
@@ -112,7 +153,21 @@ routes.onError((error) => {
       "An unexpected error occurred; the function's log says more",
     ).problem,
   );
-});
+}
+
+function wantsText(context: Context): boolean {
+  const supports = ["application/json", "text/plain"];
+  return accepts(context, { header: "Accept", supports, default: "application/json" }) === "text/plain";
+}
+
+/** A page of a list, as JSON or text. */
+function listed<T extends object>(page: T, render: ((page: T) => string) | false): Response {
+  const headers = { Vary: "Accept", "Cache-Control": "private, no-cache" };
+  if (!render) return Response.json(page, { headers });
+  return new Response(render(page), {
+    headers: { ...headers, "Content-Type": "text/plain; charset=utf-8" },
+  });
+}
 
 async function startOrWake(body: unknown, database: Database): Promise<{ run: Run; created: boolean }> {
   // A wake-up starts nothing, so that a call that comes late or twice is harmless.

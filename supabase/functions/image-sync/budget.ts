@@ -40,6 +40,8 @@ export type Budget = {
   readonly remainingMs: () => number;
   readonly countCall: () => void;
   readonly countSignedChunk: () => void;
+  /** Opening a URL costs about a twentieth of what signing a chunk does. */
+  readonly countOpenedUrls: (urls: number) => void;
   /** Spends all of it: the platform is about to end this worker. */
   readonly end: () => void;
 };
@@ -55,6 +57,7 @@ export function createBudget(limits: Limits, now: () => number = Date.now): Budg
     remainingMs: () => Math.max(deadline - now(), 0),
     countCall: () => void calls--,
     countSignedChunk: () => void signedChunks--,
+    countOpenedUrls: (urls) => void (signedChunks -= urls / 20),
     end: () => void (ended = true),
   };
 }

@@ -12,13 +12,18 @@ export const MAX_BODY_BYTES = 65_536;
 /** The longest that `Prefer: wait=N` waits, in seconds: the platform answers 504 after 150. */
 export const MAX_WAIT_SECONDS = 120;
 
+const UNSTORABLE = "must not contain the character U+0000 or half a surrogate pair";
+
 /** How a run passes over its bucket. */
-export const modeSchema = z.enum(["sync", "analyze", "cleanup", "restore"]);
+export const modeSchema = z.enum(["sync", "analyze", "verify", "cleanup", "restore"]);
 export type Mode = z.infer<typeof modeSchema>;
+
+/** How a run stands. */
+export const stateSchema = z.enum(["open", "succeeded", "partial", "failed", "cancelled"]);
 
 const bucketSchema = z.string().min(1).max(100).refine(
   isStorable,
-  "must not contain the character U+0000 or half a surrogate pair",
+  UNSTORABLE,
 );
 const runIdSchema = z.uuid();
 
@@ -40,6 +45,8 @@ export const startRequestSchema = z.strictObject({
   max_delete_fraction: z.number().min(0).max(1).optional(),
   /** Lets a cleanup of an empty bucket begin, where every record looks orphaned. */
   allow_empty_bucket: z.boolean().optional(),
+  /** Lists the records of a bucket that does not exist any more. */
+  bucket_is_gone: z.boolean().optional(),
 }).superRefine((body, context) => {
   const demands: readonly (readonly [keyof typeof body, Mode])[] = [
     ["renew", "sync"],
@@ -47,6 +54,7 @@ export const startRequestSchema = z.strictObject({
     ["max_delete_count", "cleanup"],
     ["max_delete_fraction", "cleanup"],
     ["allow_empty_bucket", "cleanup"],
+    ["bucket_is_gone", "cleanup"],
     ["restore", "restore"],
   ];
   for (const [option, mode] of demands) {
@@ -64,8 +72,18 @@ export const startRequestSchema = z.strictObject({
 });
 export type StartRequest = z.infer<typeof startRequestSchema>;
 
-/** The body of a `POST` that only wakes a run: what the schedule sends. */
+/** The body of a `POST` that only wakes a run. */
 export const wakeRequestSchema = z.strictObject({ run: runIdSchema });
+
+/** The same without a key: what the schedule sends, with a token that is good for that run alone. */
+export const tokenRequestSchema = z.strictObject({
+  run: runIdSchema,
+  token: z.string().regex(/^[0-9a-f]{64}$/, "must be 64 hexadecimal digits"),
+});
+export type TokenRequest = z.infer<typeof tokenRequestSchema>;
+
+/** The largest body that may hold a token, in bytes. */
+export const MAX_TOKEN_BODY_BYTES = 512;
 
 /** The query of a `GET`: one of the three questions. */
 export const readQuerySchema = z.strictObject({
@@ -73,12 +91,41 @@ export const readQuerySchema = z.strictObject({
   run: runIdSchema.optional(),
   file: z.string().min(1).max(4096).refine(
     isStorable,
-    "must not contain the character U+0000 or half a surrogate pair",
+    UNSTORABLE,
   ).optional(),
 }).refine(
   (query) => query.run === undefined || query.file === undefined,
   "ask for run or for file, not for both",
 );
+
+/** The query of a page of a plan. */
+export const planQuerySchema = z.strictObject({
+  run: runIdSchema,
+  after: z.string().max(4096).refine(
+    isStorable,
+    UNSTORABLE,
+  ).default(""),
+  limit: z.coerce.number().int().min(1).max(1000).default(1000),
+});
+
+/** The query of a page of buckets. */
+export const bucketsQuerySchema = z.strictObject({
+  after: z.string().max(100).refine(isStorable, UNSTORABLE).default(""),
+  limit: z.coerce.number().int().min(1).max(100).default(50),
+});
+
+/** The body that gives a bucket settings, and the query that takes them away. */
+export const bucketRequestSchema = z.strictObject({ bucket: bucketSchema });
+
+/** The query of a page of the history of runs; without a bucket it is that of all of them. */
+export const runsQuerySchema = z.strictObject({
+  bucket: bucketSchema.optional(),
+  mode: modeSchema.optional(),
+  state: stateSchema.optional(),
+  after: runIdSchema.optional(),
+  limit: z.coerce.number().int().min(1).max(100).default(20),
+});
+export type RunsQuery = z.infer<typeof runsQuerySchema>;
 
 /** The query of a `DELETE`. */
 export const cancelQuerySchema = z.strictObject({ run: runIdSchema });
@@ -105,7 +152,7 @@ export const runSchema = z.looseObject({
   trigger: z.enum(["schedule", "request"]),
   options: z.record(z.string(), z.unknown()),
   plan_id: runIdSchema.nullable(),
-  state: z.enum(["open", "succeeded", "partial", "failed", "cancelled"]),
+  state: stateSchema,
   stop_reason: z.string().nullable(),
   started_at: timestampSchema,
   finished_at: timestampSchema.nullable(),
@@ -130,6 +177,13 @@ export type Run = z.infer<typeof runSchema>;
 
 const differenceSchema = z.object({ count: countSchema.nullable(), samples: z.array(z.string()) });
 
+/** What a machine would do about a finding. */
+export const actionSchema = z.union([
+  z.object({ request: z.looseObject({ mode: modeSchema, bucket: z.string() }) }),
+  z.object({ sql: z.string() }),
+]);
+export type Action = z.infer<typeof actionSchema>;
+
 /** Something the report tells the operator to look at. */
 export const findingSchema = z.object({
   code: z.string(),
@@ -138,8 +192,25 @@ export const findingSchema = z.object({
   count: countSchema,
   samples: z.array(z.string()),
   remediation: z.string(),
+  /** What would mend it: the body of a `POST`, or SQL for the owner of the schema; null where only a person can do something. */
+  action: actionSchema.nullish(),
 });
 export type Finding = z.infer<typeof findingSchema>;
+
+/**
+ * Why a reader who opens a signed URL sees no image: the file behind the object is lost or empty; the object is gone; what comes is
+ * no image; it is one, under a content type that says otherwise; Storage rejects the URL; there is no answer that says anything of
+ * the file.
+ */
+export const unseenSchema = z.enum([
+  "file_lost",
+  "file_gone",
+  "not_an_image",
+  "wrong_content_type",
+  "url_rejected",
+  "unreachable",
+]);
+export type Unseen = z.infer<typeof unseenSchema>;
 
 /** What fetching a few random signed URLs gave. */
 export const probeSchema = z.object({
@@ -147,6 +218,8 @@ export const probeSchema = z.object({
   ok: countSchema,
   failures: z.array(z.object({
     name: z.string(),
+    /** Absent in probes of before. */
+    code: unseenSchema.optional(),
     status: z.number().nullable(),
     content_type: z.string().nullable(),
     error: z.string().nullable(),
@@ -154,9 +227,21 @@ export const probeSchema = z.object({
 });
 export type Probe = z.infer<typeof probeSchema>;
 
+/** What opening every signed URL gave. */
+export const verifiedSchema = z.object({
+  run: runIdSchema,
+  at: timestampSchema,
+  checked: countSchema,
+  ok: countSchema,
+  failures: z.partialRecord(unseenSchema, z.object({ count: countSchema, samples: z.array(z.string()) })),
+});
+export type Verified = z.infer<typeof verifiedSchema>;
+
 /** The status report. Counts are null until a first run has measured them. */
 export const reportSchema = z.looseObject({
   generated_at: timestampSchema,
+  /** Of the schema, and of the function that announced itself last; absent in reports of before. */
+  versions: z.object({ schema: z.string(), function: z.string().nullable() }).optional(),
   measured_at: timestampSchema.nullable(),
   healthy: z.boolean(),
   bucket: z.object({
@@ -173,14 +258,23 @@ export const reportSchema = z.looseObject({
     expired: countSchema.nullable(),
     soonest_expiry: timestampSchema.nullable(),
   }),
-  difference: z.object({ missing: differenceSchema, orphaned: differenceSchema, collided: differenceSchema }),
+  difference: z.object({
+    missing: differenceSchema,
+    orphaned: differenceSchema,
+    collided: differenceSchema,
+    /** Files that have another name than their records, until the next sync; absent in reports of before. */
+    moved: differenceSchema.optional(),
+  }),
   coverage: z.object({ recorded: z.number().nullable(), signed: z.number().nullable() }),
   probe: probeSchema,
+  /** The newest look at every URL; null or absent before the first. */
+  verified: verifiedSchema.nullish(),
   open_run: runSchema.nullable(),
   next_run_at: timestampSchema.nullable(),
   last_runs: z.object({
     sync: runSchema.nullable(),
     analyze: runSchema.nullable(),
+    verify: runSchema.nullish(),
     cleanup: runSchema.nullable(),
     restore: runSchema.nullable(),
   }),
@@ -196,6 +290,45 @@ export const fileSchema = z.looseObject({
   reasons: z.array(z.object({ code: z.string(), detail: z.string() })),
 });
 export type FileStatus = z.infer<typeof fileSchema>;
+
+/** A page of the names that a dry run of a cleanup listed; `next` is the `after` of the next page. */
+export const planSchema = z.looseObject({
+  run: runIdSchema,
+  count: countSchema,
+  names: z.array(z.string()),
+  next: z.string().nullable(),
+});
+export type Plan = z.infer<typeof planSchema>;
+
+/** A bucket that is kept in step, with its verdict. */
+export const bucketSummarySchema = z.looseObject({
+  bucket_id: z.string(),
+  exists: z.boolean().nullable(),
+  nightly: z.boolean(),
+  healthy: z.boolean(),
+  errors: countSchema,
+  warnings: countSchema,
+  images: countSchema.nullable(),
+  coverage: z.number().nullable(),
+  last_sync_at: timestampSchema.nullable(),
+  last_sync_state: stateSchema.nullable(),
+  open_run: runIdSchema.nullable(),
+});
+
+/** A page of buckets; `next` is the `after` of the next page. */
+export const bucketListSchema = z.looseObject({
+  buckets: z.array(bucketSummarySchema),
+  next: z.string().nullable(),
+});
+export type BucketList = z.infer<typeof bucketListSchema>;
+
+/** A bucket whose settings were given or taken away; `changed` is false where it had some already. */
+export const bucketChangeSchema = z.looseObject({ bucket_id: z.string(), changed: z.boolean() });
+export type BucketChange = z.infer<typeof bucketChangeSchema>;
+
+/** A page of the history of runs, newest first; `next` is the `after` of the next page. */
+export const runListSchema = z.looseObject({ runs: z.array(runSchema), next: runIdSchema.nullable() });
+export type RunList = z.infer<typeof runListSchema>;
 
 /** A refusal, RFC 9457 with a stable `code`; the numbers behind it stand beside as members of their own. */
 export const problemSchema = z.looseObject({
@@ -215,8 +348,14 @@ export const startAnswerSchema = z.union([
 export const runAnswerSchema = z.union([problemAnswerSchema, z.object({ run: runSchema })]);
 export const reportAnswerSchema = z.union([problemAnswerSchema, z.object({ report: reportSchema })]);
 export const fileAnswerSchema = z.union([problemAnswerSchema, z.object({ file: fileSchema })]);
+export const planAnswerSchema = z.union([problemAnswerSchema, z.object({ plan: planSchema })]);
+export const bucketChangeAnswerSchema = z.union([
+  problemAnswerSchema,
+  z.object({ bucket: bucketChangeSchema }),
+]);
+export const runListAnswerSchema = z.union([problemAnswerSchema, runListSchema]);
 export const endAttemptAnswerSchema = z.object({ ended: z.boolean() });
-export const announceAnswerSchema = z.object({ changed: z.boolean() });
+export const announceAnswerSchema = z.object({ changed: z.boolean(), schema_version: z.string() });
 export const handOffAnswerSchema = z.object({ kicked: z.boolean() });
 
 /** A leased chunk. */
@@ -241,6 +380,28 @@ const chunkSchema = z.object({
 }));
 export type Chunk = z.infer<typeof chunkSchema>;
 
+/** A record whose URL is to be opened; the URL is a secret. */
+const targetSchema = z.object({ name: z.string(), url: z.string() });
+export type Target = z.infer<typeof targetSchema>;
+
+/** A leased chunk of a verify. */
+const openChunkSchema = z.object({
+  number: z.int(),
+  targets: z.array(targetSchema),
+  lease_ms: z.number(),
+  rate: z.int().positive(),
+  public_url: z.string().nullable(),
+}).transform((chunk) => ({
+  number: chunk.number,
+  targets: chunk.targets,
+  /** What is left of the lease, in ms. */
+  leaseMs: chunk.lease_ms,
+  /** At most so many URLs are opened a second. */
+  rate: chunk.rate,
+  publicUrl: chunk.public_url,
+}));
+export type OpenChunk = z.infer<typeof openChunkSchema>;
+
 /** `held`: the URLs were stored, but somebody else holds the chunk's row, so it stays open for whoever gets it. */
 const closedSchema = z.enum(["closed", "already_closed", "stale", "held"]).nullable();
 
@@ -249,6 +410,7 @@ export const advanceAnswerSchema = z.discriminatedUnion("next", [
   // The lease of this call holds a chunk that has still to be listed: the next call with the same lease lists it.
   z.object({ closed: closedSchema, next: z.literal("list") }),
   z.object({ closed: closedSchema, next: z.literal("sign"), chunk: chunkSchema }),
+  z.object({ closed: closedSchema, next: z.literal("open"), chunk: openChunkSchema }),
   z.object({ closed: closedSchema, next: z.literal("again") }),
   z.object({ closed: closedSchema, next: z.literal("busy") }),
   z.object({ closed: closedSchema, next: z.literal("wait"), wait_ms: z.number() })
@@ -256,7 +418,7 @@ export const advanceAnswerSchema = z.discriminatedUnion("next", [
   z.object({
     closed: closedSchema,
     next: z.literal("probe"),
-    targets: z.array(z.object({ name: z.string(), url: z.string() })),
+    targets: z.array(targetSchema),
     public_url: z.string().nullish(),
   }).transform(({ closed, next, targets, public_url }) => ({
     closed,

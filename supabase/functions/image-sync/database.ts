@@ -5,19 +5,30 @@ import {
   type Advance,
   advanceAnswerSchema,
   announceAnswerSchema,
+  type BucketChange,
+  bucketChangeAnswerSchema,
+  type BucketList,
+  bucketListSchema,
   endAttemptAnswerSchema,
   type Fault,
   fileAnswerSchema,
   type FileStatus,
   handOffAnswerSchema,
   type Mode,
+  type Plan,
+  planAnswerSchema,
   type Probe,
   type Problem,
   type Report,
   reportAnswerSchema,
   type Run,
   runAnswerSchema,
+  type RunList,
+  runListAnswerSchema,
+  type RunsQuery,
   startAnswerSchema,
+  type TokenRequest,
+  type Unseen,
 } from "./contract.ts";
 import type { Database as Schema, Json } from "./database.types.ts";
 import { messageOf } from "./log.ts";
@@ -42,19 +53,27 @@ export class DatabaseError extends Error {
   }
 }
 
+/** A file that could not be signed, or whose URL showed no image (`code` says why; `url` where Storage rejected that very URL). */
+export type ItemFailure = {
+  readonly name: string;
+  readonly error: string;
+  readonly code?: Unseen;
+  readonly url?: string;
+};
+
 /** A chunk that is ready to be closed: its lease with what signing gave, or with why it gave nothing. */
 export type Closing = {
   readonly lease: string;
   /** What its URLs begin with: a URL is `base`, its path, `?token=` and its token. */
   readonly base: string;
-  /** The names that were signed; `paths`, `tokens` and `expires` are parallel. */
+  /** The names that were signed, or that a verify saw an image of; `paths`, `tokens` and `expires` are parallel. */
   readonly names: readonly string[];
   /** Each name as it stands in a URL. */
   readonly paths: readonly string[];
   readonly tokens: readonly string[];
   /** When the tokens expire, in seconds since 1970. */
   readonly expires: readonly number[];
-  readonly failures: readonly { readonly name: string; readonly error: string }[];
+  readonly failures: readonly ItemFailure[];
   readonly error: Fault | null;
   readonly storageCalls: number;
   readonly retries: number;
@@ -98,14 +117,26 @@ export type Database = {
   advance(request: AdvanceRequest): Promise<Advance>;
   /** Counts an attempt that the database ended; its transaction is gone. False where the lease holds nothing any more. */
   endAttempt(attempt: EndedAttempt): Promise<boolean>;
-  /** Says where the function lives and which version it is. */
-  announce(url: string, version: string): Promise<void>;
+  /** Says where the function lives and which version it is. Returns the version of the schema. */
+  announce(url: string, version: string): Promise<string>;
+  /** The open run that a queued call's token is for. Throws a problem (401) for any other token. */
+  wake(request: TokenRequest): Promise<Run>;
   finish(request: { run: string; probe: Probe | null; error: Fault | null }): Promise<Run>;
   handOff(request: { run: string; worker: string; leases: readonly string[] }): Promise<boolean>;
   cancel(run: string): Promise<Run>;
   readRun(run: string): Promise<Run>;
   readReport(bucket: string): Promise<Report>;
   readFile(bucket: string, file: string): Promise<FileStatus>;
+  /** A page of a dry run's list: at most `limit` names behind `after`. */
+  readPlan(request: { run: string; after: string; limit: number }): Promise<Plan>;
+  /** A page of the buckets that are kept in step, each with its verdict. */
+  readBuckets(request: { after: string; limit: number }): Promise<BucketList>;
+  /** Gives a bucket settings; its files and records stay as they are. */
+  addBucket(bucket: string): Promise<BucketChange>;
+  /** Takes a bucket's settings away; its files, records and history stay. */
+  removeBucket(bucket: string): Promise<BucketChange>;
+  /** A page of the history of runs, newest first. */
+  readRuns(query: RunsQuery): Promise<RunList>;
 };
 
 type Rpcs = Schema["public"]["Functions"];
@@ -172,7 +203,11 @@ export function createDatabase(client: SupabaseClient<Schema>): Database {
       return answer.ended;
     },
     async announce(url, version) {
-      await call("image_sync_announce", { p_url: url, p_version: version }, announceAnswerSchema);
+      const args = { p_url: url, p_version: version };
+      return (await call("image_sync_announce", args, announceAnswerSchema)).schema_version;
+    },
+    async wake({ run, token }) {
+      return unwrap(await call("image_sync_wake", { p_run: run, p_token: token }, runAnswerSchema)).run;
     },
     async finish({ run, probe, error }) {
       const args = { p_run: run, p_probe: probe, p_error: error };
@@ -193,6 +228,32 @@ export function createDatabase(client: SupabaseClient<Schema>): Database {
     },
     async readFile(bucket, file) {
       return unwrap(await call("image_sync_file", { p_bucket: bucket, p_file: file }, fileAnswerSchema)).file;
+    },
+    async readPlan({ run, after, limit }) {
+      const args = { p_run: run, p_after: after, p_limit: limit };
+      return unwrap(await call("image_sync_plan", args, planAnswerSchema)).plan;
+    },
+    readBuckets({ after, limit }) {
+      return call("image_sync_buckets", { p_after: after, p_limit: limit }, bucketListSchema);
+    },
+    async addBucket(bucket) {
+      return unwrap(await call("image_sync_add_bucket", { p_bucket: bucket }, bucketChangeAnswerSchema))
+        .bucket;
+    },
+    async removeBucket(bucket) {
+      const answer = await call("image_sync_remove_bucket", { p_bucket: bucket }, bucketChangeAnswerSchema);
+      return unwrap(answer).bucket;
+    },
+    async readRuns({ bucket, mode, state, after, limit }) {
+      return unwrap(
+        await call("image_sync_runs", {
+          ...(bucket === undefined ? {} : { p_bucket: bucket }),
+          ...(mode === undefined ? {} : { p_mode: mode }),
+          ...(state === undefined ? {} : { p_state: state }),
+          ...(after === undefined ? {} : { p_after: after }),
+          p_limit: limit,
+        }, runListAnswerSchema),
+      );
     },
   };
 }

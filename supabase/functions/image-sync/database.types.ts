@@ -11,6 +11,7 @@ export type Database = {
           "created_at": string | null;
           "file_name": string | null;
           "id": string;
+          "object_id": string | null;
           "part_number": string | null;
           "signed_url": string | null;
           "signed_url_expires_at": string | null;
@@ -22,6 +23,7 @@ export type Database = {
           "created_at"?: string | null;
           "file_name"?: string | null;
           "id"?: string;
+          "object_id"?: string | null;
           "part_number"?: string | null;
           "signed_url"?: string | null;
           "signed_url_expires_at"?: string | null;
@@ -32,6 +34,7 @@ export type Database = {
           "created_at"?: string | null;
           "file_name"?: string | null;
           "id"?: string;
+          "object_id"?: string | null;
           "part_number"?: string | null;
           "signed_url"?: string | null;
           "signed_url_expires_at"?: string | null;
@@ -44,6 +47,7 @@ export type Database = {
       [_ in never]: never;
     };
     Functions: {
+      "image_sync_add_bucket": { Args: { "p_bucket": string }; Returns: Json };
       "image_sync_advance": {
         Args: {
           "p_around"?: (string)[];
@@ -63,6 +67,7 @@ export type Database = {
         Returns: Json;
       };
       "image_sync_announce": { Args: { "p_url": string; "p_version": string }; Returns: Json };
+      "image_sync_buckets": { Args: { "p_after"?: string; "p_limit"?: number }; Returns: Json };
       "image_sync_cancel": { Args: { "p_run": string }; Returns: Json };
       "image_sync_end_attempt": {
         Args: {
@@ -82,12 +87,25 @@ export type Database = {
         Args: { "p_leases": (string)[]; "p_run": string; "p_worker": string };
         Returns: Json;
       };
+      "image_sync_plan": { Args: { "p_after"?: string; "p_limit"?: number; "p_run": string }; Returns: Json };
+      "image_sync_remove_bucket": { Args: { "p_bucket": string }; Returns: Json };
       "image_sync_report": { Args: { "p_bucket": string }; Returns: Json };
       "image_sync_run": { Args: { "p_run": string }; Returns: Json };
+      "image_sync_runs": {
+        Args: {
+          "p_after"?: string;
+          "p_bucket"?: string;
+          "p_limit"?: number;
+          "p_mode"?: string;
+          "p_state"?: string;
+        };
+        Returns: Json;
+      };
       "image_sync_start": {
         Args: { "p_bucket": string; "p_mode": string; "p_options"?: Json; "p_run": string };
         Returns: Json;
       };
+      "image_sync_wake": { Args: { "p_run": string; "p_token": string }; Returns: Json };
     };
     Enums: {
       [_ in never]: never;

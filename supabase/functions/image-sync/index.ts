@@ -1,47 +1,52 @@
 /**
  * image-sync: keeps a storage bucket and the table `public.part_images` in step. This file wires: who may call (`@supabase/server`),
- * what is asked (`api`), what works (`worker`). Every caller needs one of the project's secret keys in `apikey`.
+ * what is asked (`api`), what works (`worker`). Every caller needs one of the project's
+ * secret keys in `apikey`; the schedule brings a token instead, which wakes one run.
  */
 import { withSupabase } from "@supabase/server";
 import { createAdminClient } from "@supabase/server/core";
-import { answer, type Services } from "./api.ts";
+import { answer, answering, type Services } from "./api.ts";
 import { runInBackground } from "./background.ts";
 import { createBudget, readLimits } from "./budget.ts";
-import type { Run } from "./contract.ts";
+import type { Run, TokenRequest } from "./contract.ts";
 import { createDatabase, type Database } from "./database.ts";
 import { log, messageOf } from "./log.ts";
 import { createOutbound } from "./outbound.ts";
-import { probe } from "./probe.ts";
 import { problemResponse } from "./problem.ts";
+import { openUrls, probe } from "./reader.ts";
+import { readToken } from "./request.ts";
 import { createSigner, signedUrlBase } from "./signer.ts";
-import { VERSION } from "./version.ts";
+import { fitOf, VERSION } from "./version.ts";
 import { startWorker, type Worker } from "./worker.ts";
 
 const projectUrl = (Deno.env.get("SUPABASE_URL") ?? "").replace(/\/+$/, "");
 const limits = readLimits((name) => Deno.env.get(name));
 const workers = new Set<Worker>();
 
-function createServices(keyName: string | undefined): Services {
+function createServices(
+  keyName?: string,
+): Services & { readonly announce: (isNew: boolean) => Promise<void> } {
   const outbound = createOutbound();
   const client = createAdminClient({
     ...(keyName === undefined ? {} : { auth: { keyName } }),
     supabaseOptions: { global: { fetch: outbound.fetch } },
   });
   const database = createDatabase(client);
-  const ready = announce(database);
+  let ready = announced;
 
   function work(run: Run): void {
+    const baseOf = (publicUrl: string | null) => signedUrlBase(publicUrl ?? projectUrl, run.bucket_id);
     const worker = startWorker({
       run: run.id,
       database,
       pipeline: {
         bucket: run.bucket_id,
         sign: createSigner(client, projectUrl),
+        open: (request, publicUrl) => openUrls({ ...request, base: baseOf(publicUrl) }),
         takeCounts: outbound.takeCounts,
       },
-      probe: (targets, publicUrl) =>
-        probe({ targets, base: signedUrlBase(publicUrl ?? projectUrl, run.bucket_id) }),
-      ready,
+      probe: (targets, publicUrl) => probe({ targets, base: baseOf(publicUrl) }),
+      ...(ready === undefined ? {} : { ready }),
       budget: createBudget(limits),
       limits,
     });
@@ -64,14 +69,24 @@ function createServices(keyName: string | undefined): Services {
     );
   }
 
-  return { database, work };
+  return { database, work, announce: (isNew) => ready = announce(database, isNew) };
 }
 
 let announced: Promise<void> | undefined;
+/** The schema's version, once that is known. */
+let schemaVersion: string | undefined;
 
-/** Tells the database once in an isolate's life where the function lives. Never rejects: the next request tries again. */
-function announce(database: Database): Promise<void> {
-  announced ??= database.announce(projectUrl, VERSION).catch((error: unknown) => {
+/**
+ * Tells the database where the function lives: once in an isolate's life, and again whenever a run is asked for, so that it mends what
+ * a restore has brought back, or an upgrade. Only for callers who have shown what they may. Never rejects: the next request tries again.
+ */
+function announce(database: Database, isNew: boolean): Promise<void> {
+  if (isNew || mismatch() !== undefined) announced = undefined;
+  announced ??= database.announce(projectUrl, VERSION).then((version) => {
+    schemaVersion = version;
+    const fit = fitOf(version);
+    if (fit !== "fits") log("versions_differ", { function: VERSION, schema: version, fit });
+  }).catch((error: unknown) => {
     announced = undefined;
     log("announcement_failed", { error: messageOf(error) });
   });
@@ -80,11 +95,54 @@ function announce(database: Database): Promise<void> {
 
 const authenticated = withSupabase(
   { auth: "secret:*" },
-  (request, context) => answer(request, createServices(context.authKeyName)),
+  async (request, context) => {
+    const services = createServices(context.authKeyName);
+    const starts = request.method === "POST";
+    const announcing = services.announce(starts);
+    // Nothing is begun beside a schema that does not fit; what only reads need not wait to learn that.
+    if (starts) {
+      await announcing;
+      return mismatch() ?? await answer(request, services);
+    }
+    const [response] = await Promise.all([answer(request, services), announcing]);
+    return mismatch() ?? response;
+  },
 );
 
-/** The library answers 401 in a form of its own; callers get a problem like all others, with the library's code and hint. */
+/** The refusal of everything beside a schema that the function does not know. */
+function mismatch(): Response | undefined {
+  if (schemaVersion === undefined || fitOf(schemaVersion) !== "mismatch") return undefined;
+  return problemResponse({
+    status: 503,
+    code: "schema_mismatch",
+    title: "Function and schema do not go together",
+    detail:
+      `The function is version ${VERSION}, the schema ${schemaVersion}. Apply the migrations of the function's version with ` +
+      "npx supabase db push --remote, or deploy the function of the schema's version with npx supabase functions deploy " +
+      "image-sync --use-api",
+  });
+}
+
 async function serve(request: Request): Promise<Response> {
+  const token = await readToken(request);
+  return token === undefined ? await serveKey(request) : await serveToken(token);
+}
+
+/** The schedule's call: it brings a token that is good for going on with one open run, and for nothing else. */
+async function serveToken(token: TokenRequest): Promise<Response> {
+  const services = createServices();
+  return await answering(async () => {
+    const run = await services.database.wake(token);
+    await services.announce(false);
+    const refusal = mismatch();
+    if (refusal !== undefined) return refusal;
+    services.work(run);
+    return Response.json({ id: run.id, state: run.state }, { status: 202 });
+  });
+}
+
+/** The library answers 401 in a form of its own; callers get a problem like all others, with the library's code and hint. */
+async function serveKey(request: Request): Promise<Response> {
   const response = await authenticated(request);
   const code = response.headers.get("x-supabase-server-error");
   if (code === null) return response;

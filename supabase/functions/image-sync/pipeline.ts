@@ -1,22 +1,62 @@
-/** One chunk: its names are signed, and what that gave becomes what the chunk is closed with. */
-import type { Chunk } from "./contract.ts";
+/** One chunk: its names are signed, or its URLs opened, and what that gave becomes what the chunk is closed with. */
+import type { Chunk, OpenChunk } from "./contract.ts";
 import { type Closing, NOTHING_SIGNED } from "./database.ts";
 import { logChunk, messageOf } from "./log.ts";
 import type { OutboundCounts } from "./outbound.ts";
+import type { Failure, OpenRequest, Sight } from "./reader.ts";
 import { type Signer, SigningError } from "./signer.ts";
+
+/** The part of a lease that opening URLs may take; what is left is for closing the chunk. */
+const PART_OF_LEASE = 0.8;
 
 /** What a chunk needs besides itself. */
 export type Pipeline = {
   readonly bucket: string;
   readonly sign: Signer;
+  /** Opens URLs as a reader does, below the address that readers use (null: the project's own). Never throws. */
+  readonly open: (request: Omit<OpenRequest, "base">, publicUrl: string | null) => Promise<Sight>;
   readonly takeCounts: () => OutboundCounts;
 };
+
+type SigningPipeline = Omit<Pipeline, "open">;
+
+/** Opens the chunk's URLs. Never throws. */
+export async function openChunk(
+  { open, takeCounts }: Pick<Pipeline, "open" | "takeCounts">,
+  lease: string,
+  chunk: OpenChunk,
+): Promise<Closing> {
+  const started = Date.now();
+  const { number, targets, rate, publicUrl, leaseMs } = chunk;
+  const { shown, failures } = await open({ targets, rate, deadlineMs: leaseMs * PART_OF_LEASE }, publicUrl);
+  const urls = new Map(targets.map(({ name, url }) => [name, url]));
+  logChunk({ number, signed: 0, failed: failures.length, error: null, ms: Date.now() - started });
+  return {
+    lease,
+    ...NOTHING_SIGNED,
+    names: shown,
+    failures: failures.map((failure) => ({
+      name: failure.name,
+      code: failure.code,
+      error: describe(failure),
+      ...(failure.code === "url_rejected" ? { url: urls.get(failure.name) ?? "" } : {}),
+    })),
+    error: null,
+    storageCalls: targets.length,
+    retries: takeCounts().retries,
+  };
+}
+
+function describe({ status, content_type, error }: Failure): string {
+  return [status === null ? null : `HTTP ${status}`, content_type, error].filter((part) => part !== null)
+    .join(", ");
+}
 
 /** A chunk's closing; `isFinal` where no other chunk would fare better. */
 export type Outcome = { readonly closing: Closing; readonly isFinal: boolean };
 
 /** Signs the chunk's names. Never throws: a chunk that cannot be signed closes with its error. */
-export async function workChunk(pipeline: Pipeline, lease: string, chunk: Chunk): Promise<Outcome> {
+export async function workChunk(pipeline: SigningPipeline, lease: string, chunk: Chunk): Promise<Outcome> {
   const started = Date.now();
   const outcome = await signChunk(pipeline, lease, chunk);
   const { closing } = outcome;
@@ -31,7 +71,7 @@ export async function workChunk(pipeline: Pipeline, lease: string, chunk: Chunk)
 }
 
 async function signChunk(
-  { bucket, sign, takeCounts }: Pipeline,
+  { bucket, sign, takeCounts }: SigningPipeline,
   lease: string,
   chunk: Chunk,
 ): Promise<Outcome> {

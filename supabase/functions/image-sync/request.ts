@@ -1,6 +1,13 @@
 /** Reads what a caller sent, within bounds, and says precisely what is wrong with it. */
 import type { z } from "zod";
-import { MAX_BODY_BYTES, MAX_WAIT_SECONDS, modeSchema } from "./contract.ts";
+import {
+  MAX_BODY_BYTES,
+  MAX_TOKEN_BODY_BYTES,
+  MAX_WAIT_SECONDS,
+  modeSchema,
+  type TokenRequest,
+  tokenRequestSchema,
+} from "./contract.ts";
 import { refuse } from "./problem.ts";
 
 /** The JSON of a body of at most {@linkcode MAX_BODY_BYTES}; an empty body is an empty object. Throws a problem (400, 413). */
@@ -47,6 +54,26 @@ async function readText(request: Request): Promise<string> {
       "The body is not JSON",
       "Cannot read the request body: it is not UTF-8",
     );
+  }
+}
+
+/**
+ * The token that a call brings instead of a key, as the schedule does; undefined for every other request, whose body is left unread
+ * where it is too large to be one. Costs no look at the database.
+ */
+export async function readToken(request: Request): Promise<TokenRequest | undefined> {
+  if (request.method !== "POST" || request.headers.has("apikey")) return undefined;
+  if (Number(request.headers.get("Content-Length")) > MAX_TOKEN_BODY_BYTES) return undefined;
+  let text = "";
+  const decoder = new TextDecoder();
+  for await (const part of request.clone().body ?? []) {
+    text += decoder.decode(part, { stream: true });
+    if (text.length > MAX_TOKEN_BODY_BYTES) return undefined;
+  }
+  try {
+    return tokenRequestSchema.safeParse(JSON.parse(text)).data;
+  } catch {
+    return undefined;
   }
 }
 

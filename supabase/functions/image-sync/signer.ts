@@ -88,15 +88,13 @@ export function createSigner(client: SupabaseClient, projectUrl: string): Signer
       }
     }
 
-    const reachable: string[] = [];
+    const signable: string[] = [];
     for (const name of names) {
-      if (isReachable(name)) reachable.push(name);
-      else {signed.failures.push({
-          name,
-          error: "A path with a segment . or .. cannot be fetched by URL; rename the file",
-        });}
+      const error = whyUnsignable(name);
+      if (error === null) signable.push(name);
+      else signed.failures.push({ name, error });
     }
-    for (const batch of batches(reachable)) await signAll(batch);
+    for (const batch of batches(signable)) await signAll(batch);
     return signed;
   };
 }
@@ -137,9 +135,19 @@ function encodePath(name: string): string {
   return PLAIN.test(name) ? name : name.split("/").map(encodeURIComponent).join("/");
 }
 
-/** Every URL parser removes such segments, escaped or not. */
-function isReachable(name: string): boolean {
-  return !/(^|\/)\.{1,2}(\/|$)/.test(name);
+/**
+ * Why a URL of this name could never be opened; null where it can. Storage signs any name in bulk and refuses to open those with
+ * characters that it does not take (`InvalidKey`); every URL parser removes segments `.` and `..`, escaped or not. The
+ * database knows the same rule as `image_sync.is_signable`.
+ */
+function whyUnsignable(name: string): string | null {
+  if (/(^|\/)\.{1,2}(\/|$)/.test(name)) {
+    return "A path with a segment . or .. cannot be fetched by URL; rename the file";
+  }
+  const refused = /[^\w/!.*'() &$@=;:+,?-]/u.exec(name)?.[0];
+  return refused === undefined
+    ? null
+    : `Storage opens no URL of a name with the character ${JSON.stringify(refused)}; rename the file`;
 }
 
 function tokenOf(signedUrl: string | null | undefined): string | null {

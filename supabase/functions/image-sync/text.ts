@@ -2,8 +2,10 @@
  * The documents of the API as a person reads them: `Accept: text/plain` and the commands print the same. Pure: the only clock is
  * the document's own. No colours, and no character that a terminal would obey.
  */
-import type { FileStatus, Finding, Report, Run } from "./contract.ts";
-import { DEFAULT_BUCKET } from "./contract.ts";
+import { bucketFlag, commandOf } from "./commands.ts";
+import type { Action, FileStatus, Finding, Report, Run } from "./contract.ts";
+import { startRequestSchema } from "./contract.ts";
+import { safeText } from "./safe_text.ts";
 
 type Row = readonly [label: string, text: string];
 
@@ -13,19 +15,7 @@ const LABEL_WIDTH = 12;
 const LEVEL_SIGNS = { error: "✖", warning: "▲", info: "ℹ" } as const;
 const DIFFERENCES = ["missing", "orphaned", "collided"] as const;
 
-/**
- * Text of foreign origin with everything that a terminal obeys or hides written as `\u{..}`: control characters, bidirectional
- * and other invisible formatting, unusual spaces, lone surrogates. A backslash that could be taken for such an escape is itself
- * escaped, so the name can be read back.
- */
-export function safeText(text: string): string {
-  return text.replace(
-    /\\(?=u\{)|[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]|(?! )\p{Zs}/gu,
-    (character) => `\\u{${character.codePointAt(0)?.toString(16).padStart(2, "0")}}`,
-  );
-}
-
-/** The status report, verdict first. Ends with a newline. */
+/** The status report: the verdict first and, where the eye is in the end, last, with the one thing to do next. Ends with a newline. */
 export function renderReport(report: Report): string {
   const now = Date.parse(report.generated_at);
   return sections([
@@ -34,16 +24,19 @@ export function renderReport(report: Report): string {
     differences(report),
     findings(report.findings),
     rows(runs(report, now)),
+    [verdict(report), ...nextOf(report)],
   ]);
 }
 
-/** One run: its progress while it is open, its outcome afterwards. Ends with a newline. */
+/** One run: its progress while it is open, its outcome afterwards, and what to do next. Ends with a newline. */
 export function renderRun(run: Run): string {
+  const title = `${runName(run)} of ${name(run.bucket_id)}: ${run.state}`;
   return sections([
-    [`${runName(run)} of ${name(run.bucket_id)}: ${run.state}`],
+    [title],
     rows([...course(run), ...work(run), ...trouble(run)]),
     problems(run),
-    nextStep(run),
+    listOf(run),
+    [title, ...nextStep(run)],
   ]);
 }
 
@@ -67,19 +60,17 @@ export function renderProgress({ progress }: Pick<Run, "progress">): string {
   return parts.join(", ");
 }
 
+/** The same where there is little room: `30 %, 7 s left`. */
+export function renderShortProgress({ progress }: Pick<Run, "progress">): string {
+  const left = (progress.eta_seconds ?? 0) > 0 ? `, ${duration(progress.eta_seconds ?? 0)} left` : "";
+  return `${progress.percent} %${left}`;
+}
+
 /** A moment in GMT, as the schedule has it: `2026-11-24 02:00 GMT`. */
 export function renderTime(timestamp: string): string {
   const time = new Date(timestamp);
   if (Number.isNaN(time.getTime())) return safeText(timestamp);
   return `${time.toISOString().slice(0, 16).replace("T", " ")} GMT`;
-}
-
-/** ` --bucket NAME` for a command line where the bucket is not the default one, else nothing. */
-export function bucketFlag(bucket: string): string {
-  if (bucket === DEFAULT_BUCKET) return "";
-  return /^[\w.-]+$/.test(bucket)
-    ? ` --bucket ${bucket}`
-    : ` --bucket '${safeText(bucket).replaceAll("'", `'\\''`)}'`;
 }
 
 function verdict(report: Report): string {
@@ -89,7 +80,10 @@ function verdict(report: Report): string {
     .map(([number, level]) => quantity(number, level))
     .join(", ");
   const state = report.healthy ? "healthy" : "needs attention";
-  return `${name(report.bucket.id)}: ${state}${found === "" ? "" : ` (${found})`}`;
+  const shown = report.healthy || report.coverage.signed === null || report.coverage.signed >= 0.99
+    ? ""
+    : `: ${percent(report.coverage.signed)} of the images can be seen`;
+  return `${name(report.bucket.id)}: ${state}${found === "" ? "" : ` (${found})`}${shown}`;
 }
 
 function whenMeasured({ measured_at }: Report, now: number): string {
@@ -128,6 +122,14 @@ function sizes(report: Report): Row[] {
       probe.checked === 0 ? "" : `${count(probe.ok)} of ${count(probe.checked)} random URLs show an image`,
     ],
     ...probe.failures.slice(0, SAMPLES_SHOWN).map((failure): Row => ["", `  ${probeFailure(failure)}`]),
+    [
+      "Verified",
+      report.verified === null || report.verified === undefined
+        ? ""
+        : `${count(report.verified.ok)} of ${quantity(report.verified.checked, "URL")} showed an image, ${
+          renderTime(report.verified.at)
+        }`,
+    ],
   ];
 }
 
@@ -158,7 +160,7 @@ function differences({ difference }: Report): string[] {
 
 function findings(all: readonly Finding[]): string[] {
   if (all.length === 0) return ["  Nothing to look at"];
-  return all.flatMap(({ code, level, title, count: number, samples, remediation }) => {
+  return all.flatMap(({ code, level, title, count: number, samples, remediation, action }) => {
     // What is or is not the case has a count of 1, which says nothing.
     const much = number === 1 && samples.length === 0 ? "" : `: ${count(number)}`;
     // The names of a difference stand above already.
@@ -167,13 +169,31 @@ function findings(all: readonly Finding[]): string[] {
       `  ${LEVEL_SIGNS[level]} ${safeText(title)}${much} [${safeText(code)}]`,
       ...(isDifference ? [] : sampleLines({ samples, count: number, indent: 6 })),
       `    ${safeText(remediation)}`,
+      ...actionText(action ?? null).map((line) => `    ${line}`),
     ];
   });
 }
 
-function runs({ last_runs, open_run, next_run_at }: Report, now: number): Row[] {
-  const last = (["sync", "analyze", "cleanup", "restore"] as const).flatMap((mode): Row[] => {
-    const run = last_runs[mode];
+/** An action as it can be typed, or pasted into the SQL editor; no line where there is none. */
+export function actionText(action: Action | null): string[] {
+  if (action === null) return [];
+  if ("sql" in action) return [`SQL: ${safeText(action.sql)}`];
+  const request = startRequestSchema.safeParse(action.request).data;
+  return request === undefined ? [] : [`Run: ${commandOf(request)}`];
+}
+
+// The first finding that a machine can do something about.
+function nextOf({ findings }: Report): string[] {
+  const [action] = findings.flatMap((finding) => finding.level === "info" ? [] : finding.action ?? []);
+  if (action === undefined) return [];
+  return "sql" in action
+    ? ["Next: the SQL above"]
+    : actionText(action).map((line) => line.replace("Run:", "Next:"));
+}
+
+function runs({ last_runs, open_run, next_run_at, versions }: Report, now: number): Row[] {
+  const last = (["sync", "analyze", "verify", "cleanup", "restore"] as const).flatMap((mode): Row[] => {
+    const run = last_runs[mode] ?? null;
     if (run !== null) return [[`Last ${mode}`, summary(run, now)]];
     return mode === "sync" ? [["Last sync", "none yet"]] : [];
   });
@@ -183,29 +203,56 @@ function runs({ last_runs, open_run, next_run_at }: Report, now: number): Row[] 
   const next = next_run_at === null
     ? "none is scheduled"
     : `${renderTime(next_run_at)}, ${age(next_run_at, now)}`;
-  return [...last, ["Open run", open], ["Next run", next]];
+  const running = versions === undefined
+    ? ""
+    : `schema ${safeText(versions.schema)}, function ${safeText(versions.function ?? "unknown")}`;
+  return [...last, ["Open run", open], ["Next run", next], ["Version", running]];
 }
 
 function summary(run: Run, now: number): string {
-  const done = results(run).map(([number, word]) => `${count(number)} ${word}`);
+  const [state, ...rest] = summaryParts(run);
+  return [state, `${renderTime(run.started_at)} (${age(run.started_at, now)}, by ${startedBy(run)})`, ...rest]
+    .join(", ");
+}
+
+/** How a run went, in one line: its state and why, how long it took, what it did. */
+export function summaryOf(run: Run): string {
+  return summaryParts(run).join(", ");
+}
+
+function summaryParts(run: Run): string[] {
   const kind = run.mode === "cleanup" && run.plan_id === null ? "dry run " : "";
   const cause = run.error === null ? "" : `: ${safeText(run.error.title)}`;
   return [
     `${kind}${run.state}${cause}`,
-    `${renderTime(run.started_at)} (${age(run.started_at, now)}, by ${startedBy(run)})`,
-    `took ${duration(run.duration_seconds)}`,
-    ...done,
-  ].join(", ");
+    run.finished_at === null ? renderProgress(run) : `took ${duration(run.duration_seconds)}`,
+    ...results(run).map(([number, word]) => `${count(number)} ${word}`),
+  ];
 }
 
 // What a run of this kind is there to do, and what it could not.
 function results(run: Run): [number: number | undefined, word: string][] {
   const { totals } = run;
+  // What a run that only counts did not get to is unknown, not 0.
+  const counts = run.mode === "analyze" || run.mode === "verify" ||
+    (run.mode === "cleanup" && run.plan_id === null);
+  if (counts && (run.state === "failed" || run.state === "cancelled")) return [];
   const all: Record<Run["mode"], [number | undefined, string][]> = {
-    sync: [[totals["inserted"], "inserted"], [totals["signed"], "signed"], [totals["failed"], "failed"]],
+    sync: [
+      [totals["inserted"], "inserted"],
+      ...((totals["moved"] ?? 0) > 0
+        ? [[totals["moved"], "moved"] satisfies [number | undefined, string]]
+        : []),
+      [totals["signed"], "signed"],
+      [totals["failed"], "failed"],
+    ],
     analyze: [[totals["missing"], "missing"], [totals["orphaned"], "orphaned"], [
       totals["collided"],
       "collided",
+    ]],
+    verify: [[totals["shown"], "show an image"], [
+      run.state === "open" ? undefined : (totals["opened"] ?? 0) - (totals["shown"] ?? 0),
+      "do not",
     ]],
     cleanup: run.plan_id === null
       ? [[totals["orphaned"], "would be removed"]]
@@ -253,7 +300,10 @@ function work(run: Run): Row[] {
 
 function recordCounts({ totals }: Run): string {
   const words = [["recorded", "were there"], ["inserted", "inserted"], ["missing", "missing"]] as const;
-  const rare = [["collided", "refused by the table"], ["vanished", "vanished meanwhile"]] as const;
+  const rare = [["moved", "moved along with their files"], ["unmoved", "could not follow theirs"], [
+    "collided",
+    "refused by the table",
+  ], ["vanished", "vanished meanwhile"]] as const;
   return [...words, ...rare.filter(([key]) => (totals[key] ?? 0) > 0)]
     .map(([key, word]) => `${count(totals[key])} ${word}`)
     .join(", ");
@@ -277,21 +327,33 @@ function problems(run: Run): string[] {
   return ["  Problems", ...lines];
 }
 
+// What a dry run would remove.
+function listOf({ plan, state }: Run): string[] {
+  if (plan === undefined || state !== "succeeded" || plan.count === 0) return [];
+  return [
+    `  ${quantity(plan.count, "record")} without a file:`,
+    ...sampleLines({ samples: plan.samples, count: plan.count, indent: 4, shown: plan.samples.length }),
+  ];
+}
+
+// The commands that a run leads to.
 function nextStep(run: Run): string[] {
-  const { plan } = run;
+  const { plan, state, totals } = run;
   const flag = bucketFlag(run.bucket_id);
-  if (plan !== undefined && run.state === "succeeded") {
-    if (plan.count === 0) return ["  Nothing to clean up: every record has its file"];
+  if (plan !== undefined && state === "succeeded") {
+    if (plan.count === 0) return ["Nothing to clean up: every record has its file"];
     return [
-      `  ${quantity(plan.count, "record")} without a file:`,
-      ...sampleLines({ samples: plan.samples, count: plan.count, indent: 4, shown: plan.samples.length }),
-      `  To remove them: npx image-sync cleanup --confirm ${run.id}${flag}`,
+      ...(plan.count > plan.samples.length
+        ? [`To see all of them: npx image-sync cleanup --dry-run --all${flag}`]
+        : []),
+      `To remove them: npx image-sync cleanup --confirm ${run.id}${flag}`,
     ];
   }
-  if (run.mode === "cleanup" && (run.totals["removed"] ?? 0) > 0) {
-    return [`  To put the removed records back: npx image-sync restore ${run.id}${flag}`];
+  if (run.mode === "cleanup" && (totals["removed"] ?? 0) > 0) {
+    return [`To put the removed records back: npx image-sync restore ${run.id}${flag}`];
   }
-  return [];
+  const isBroken = run.mode === "verify" && totals["opened"] !== totals["shown"];
+  return state === "open" || state === "succeeded" && !isBroken ? [] : [`Next: npx image-sync status${flag}`];
 }
 
 function sampleLines(
@@ -334,7 +396,8 @@ function rows(all: readonly Row[]): string[] {
 
 const numbers = new Intl.NumberFormat("en-US", { maximumFractionDigits: 1 });
 
-function count(number: number | null | undefined): string {
+/** A number with its thousands apart; `unknown` for none. */
+export function count(number: number | null | undefined): string {
   return number === null || number === undefined ? "unknown" : numbers.format(number);
 }
 
@@ -342,8 +405,8 @@ function quantity(number: number, one: string, many = `${one}s`): string {
   return `${count(number)} ${number === 1 ? one : many}`;
 }
 
-// Rounded down: 100 % means all of them.
-function percent(fraction: number | null): string {
+/** A part in percent, rounded down: 100 % means all of them. */
+export function percent(fraction: number | null): string {
   return fraction === null ? "an unknown part" : `${count(Math.floor(fraction * 1000) / 10)} %`;
 }
 

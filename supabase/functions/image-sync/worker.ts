@@ -6,12 +6,11 @@
  * over what needs no signing; a chunk that does starts the others, as many as there are chunks left, up to the limit.
  */
 import type { Budget, Limits } from "./budget.ts";
-import type { Advance, Fault, Probe, Run } from "./contract.ts";
+import type { Advance, Fault, Probe, Run, Target } from "./contract.ts";
 import { type Closing, type Database, DatabaseError, NOTHING_SIGNED } from "./database.ts";
 import { faultOf, isPassing } from "./faults.ts";
 import { log, messageOf } from "./log.ts";
-import { type Pipeline, workChunk } from "./pipeline.ts";
-import type { ProbeTarget } from "./probe.ts";
+import { openChunk, type Pipeline, workChunk } from "./pipeline.ts";
 
 /** The longest that an idle lane waits for chunks that others hold or that wait for their next attempt, in ms. */
 const MAX_IDLE_MS = 20_000;
@@ -29,7 +28,7 @@ export type WorkerOptions = {
   readonly database: Database;
   readonly pipeline: Pipeline;
   /** Opens URLs as a reader does, below the address that readers use (null: the project's own). */
-  readonly probe: (targets: readonly ProbeTarget[], publicUrl: string | null) => Promise<Probe>;
+  readonly probe: (targets: readonly Target[], publicUrl: string | null) => Promise<Probe>;
   readonly budget: Budget;
   readonly limits: Limits;
   /** Settles when the worker may begin. Never rejects. */
@@ -128,6 +127,11 @@ async function runLane(state: State, lane: number): Promise<void> {
         await advance(state, null, closing);
         return await fail(state, closing.error);
       }
+    } else if (answer.next === "open" && lease !== null) {
+      // One lane: the rate is the run's, and a chunk's URLs are opened side by side.
+      state.leases.add(lease);
+      state.budget.countOpenedUrls(answer.chunk.targets.length);
+      closing = await openChunk(state.pipeline, lease, answer.chunk);
     } else if (answer.next === "list") {
       listing = lease;
     } else if (answer.next === "probe") {
