@@ -91,7 +91,12 @@ describe("a POST is refused, with a code that says what was wrong, for", () => {
     ["a string", '"sync"', "invalid_body", /object/],
     ["a number", "1", "invalid_body", /object/],
     ["null", "null", "invalid_body", /object/],
-    ["an unknown mode", '{"mode": "delete everything"}', "unknown_mode", /sync, analyze, cleanup, restore/],
+    [
+      "an unknown mode",
+      '{"mode": "delete everything"}',
+      "unknown_mode",
+      /sync, analyze, verify, cleanup, restore/,
+    ],
     ["a mode that is no text", '{"mode": 7}', "unknown_mode", /mode/],
     ["a misspelled field", '{"mod": "analyze"}', "invalid_body", /mod/],
     ["a bucket that is no text", '{"bucket": 7}', "invalid_body", /bucket/],

@@ -52,7 +52,10 @@ describe.runIf(isInstalled || isRequired)("the database, as the Supabase CLI che
   async function supabase(...args: string[]): Promise<string> {
     const path = join(projectDirectory, "node_modules/.bin/supabase");
     const env = { ...process.env, SUPABASE_TELEMETRY_DISABLED: "1", PGSSLMODE: "disable" };
-    const { stdout, stderr } = await promisify(execFile)(path, [...args, `--remote=${stack.dbUrl}`], { env });
+    const run = promisify(execFile)(path, [...args, `--remote=${stack.dbUrl}`], { env });
+    const { stdout, stderr } = await run.catch((error) => {
+      throw new Error(`${error.message}\n${error.stdout}`);
+    });
     return stderr + stdout;
   }
 });

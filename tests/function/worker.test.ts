@@ -107,7 +107,12 @@ function work(
   return startWorker({
     run: runId,
     database,
-    pipeline: { bucket: "part-images", sign, takeCounts: () => ({ storageCalls: 1, retries: 0 }) },
+    pipeline: {
+      bucket: "part-images",
+      sign,
+      open: () => Promise.resolve({ shown: [], failures: [] }),
+      takeCounts: () => ({ storageCalls: 1, retries: 0 }),
+    },
     probe: () => Promise.resolve({ checked: 0, ok: 0, failures: [] }),
     budget: createBudget(all),
     limits: all,

@@ -9,13 +9,11 @@ describe("the stand-in for Vault", () => {
   });
   afterAll(() => stack?.stop());
 
-  test("holds the two secrets of the schedule, which postgres can read", async () => {
+  test("holds what is put into it, which postgres can read", async () => {
     const sql = postgres(stack.dbUrl, { max: 1 });
+    await sql`select vault.create_secret('https://shop.example.com', 'project_url')`;
     const rows = await sql`select name, decrypted_secret from vault.decrypted_secrets order by name`;
-    expect([...rows]).toEqual([
-      { name: "image_sync_key", decrypted_secret: stack.scheduleKey },
-      { name: "project_url", decrypted_secret: stack.url },
-    ]);
+    expect([...rows]).toEqual([{ name: "project_url", decrypted_secret: "https://shop.example.com" }]);
     await sql.end();
   });
 

@@ -423,14 +423,14 @@ describe("20 buckets in one night, one of them missing, one held, one with a tri
     await session`rollback`;
   });
 
-  test("a secret that cannot be read is written down for each of them", async () => {
+  test("an address that cannot be read is written down for each of them", async () => {
     await admin`update image_sync.settings set nightly = false`;
     const bucket = await createBucket(lab, { settings: { nightly: true }, objects: numberedNames(3) });
-    await admin`alter view vault.decrypted_secrets rename to kept_secrets`;
-    await admin`create view vault.decrypted_secrets as select 'project_url' as name, ('x' || 1 / (random() * 0)::integer) as decrypted_secret`;
+    await admin`alter table image_sync.project rename to kept_project`;
+    await admin`create view image_sync.project as select ('x' || 1 / (random() * 0)::integer) as url`;
     onTestFinished(async () => {
-      await admin`drop view if exists vault.decrypted_secrets`;
-      await admin`alter view vault.kept_secrets rename to decrypted_secrets`;
+      await admin`drop view if exists image_sync.project`;
+      await admin`alter table image_sync.kept_project rename to project`;
     });
     await runJob(lab, "image-sync-nightly");
     const [run] =

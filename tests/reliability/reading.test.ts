@@ -124,13 +124,3 @@ async function otherBucketsAreNotRead(): Promise<void> {
 }
 
 test("a bucket whose files are named as another one's reads nothing of that", otherBucketsAreNotRead);
-
-test("and is missed by that test when part numbers are looked up without their bucket", async () => {
-  const index = "public.part_images_part_number_bucket_id_idx";
-  const mutation = {
-    apply: `drop index ${index}; create index part_number_alone on public.part_images (part_number)`,
-    undo:
-      `drop index public.part_number_alone; create index part_images_part_number_bucket_id_idx on public.part_images (part_number, bucket_id)`,
-  };
-  expect(await withMutation(db.admin, mutation, otherBucketsAreNotRead)).not.toBeNull();
-});

@@ -43,7 +43,8 @@ type Event =
   }
   | { readonly kind: "duplicate"; readonly back: number }
   | { readonly kind: "expire" | "cancel" | "finish" | "watchdog" }
-  | { readonly kind: "upload" | "delete" | "rename"; readonly file: number };
+  | { readonly kind: "upload" | "delete"; readonly file: number }
+  | { readonly kind: "move" | "swap"; readonly file: number; readonly to: number };
 
 const workers = 3;
 const file = (index: number) => `${String(index).padStart(3, "0")}.${index % 5 === 4 ? "txt" : "jpg"}`;
@@ -71,7 +72,11 @@ const eventArbitrary: fc.Arbitrary<Event> = fc.oneof(
   { weight: 1, arbitrary: fc.record({ kind: fc.constant("cancel" as const) }) },
   {
     weight: 3,
-    arbitrary: fc.record({ kind: fc.constantFrom("upload", "delete", "rename"), file: fc.nat(11) }),
+    arbitrary: fc.record({ kind: fc.constantFrom("upload", "delete"), file: fc.nat(11) }),
+  },
+  {
+    weight: 3,
+    arbitrary: fc.record({ kind: fc.constantFrom("move", "swap"), file: fc.nat(11), to: fc.nat(13) }),
   },
 );
 
@@ -207,8 +212,30 @@ async function apply(world: World, event: Event): Promise<void> {
     case "upload":
       await admin`insert into storage.objects (bucket_id, name) values (${bucket}, ${name}) on conflict do nothing`;
       return;
-    case "rename":
-      await admin`update storage.objects set name = ${`moved-${name}`} where bucket_id = ${bucket} and name = ${name}`;
+    case "move":
+      await admin`
+        update storage.objects o set name = ${file(event.to)}
+        where o.bucket_id = ${bucket} and o.name = ${name}
+          and not exists (select from storage.objects p where p.bucket_id = ${bucket} and p.name = ${
+        file(event.to)
+      })`;
+      return;
+    case "swap":
+      await admin.begin(async (transaction) => {
+        const ids = await transaction<{ id: string; name: string }[]>`
+          select id, name from storage.objects where bucket_id = ${bucket} and name in (${name}, ${
+          file(event.to)
+        })`;
+        if (ids.length < 2) return;
+        await transaction`update storage.objects set name = id::text where id in ${
+          transaction(ids.map(({ id }) => id))
+        }`;
+        for (const { id, name: old } of ids) {
+          await transaction`update storage.objects set name = ${
+            old === name ? file(event.to) : name
+          } where id = ${id}`;
+        }
+      });
       return;
     case "delete":
       await admin.begin(async (transaction) => {
@@ -239,7 +266,10 @@ async function play(schedule: Schedule): Promise<void> {
     run,
   };
   for (const event of schedule.events) await apply(world, event);
+  const before = await idsOfRecords(world);
   await settle(world);
+  const after = await idsOfRecords(world);
+  expect(before.filter((id) => !after.includes(id))).toEqual([]);
   expect(await findViolations(admin, bucket)).toEqual([]);
   await expectOnlyAcceptedUrls(world);
 }
@@ -261,10 +291,21 @@ async function settle(world: World): Promise<void> {
   expect(last?.["document"]).toMatchObject({ state: "succeeded", totals: { rows_written: 0, to_sign: 0 } });
 }
 
+async function idsOfRecords({ admin, bucket }: World): Promise<readonly string[]> {
+  const records = await admin<
+    { id: string }[]
+  >`select id from public.part_images where bucket_id = ${bucket}`;
+  return records.map(({ id }) => id);
+}
+
 async function expectOnlyAcceptedUrls({ admin, bucket, accepted, closings }: World): Promise<void> {
   const records = await admin<{ file_name: string; signed_url: string }[]>`
     select file_name, signed_url from public.part_images where bucket_id = ${bucket} and signed_url is not null`;
-  expect(new Map(records.map((row) => [row.file_name, row.signed_url]))).toEqual(accepted);
+  // The URL of a name whose record followed its file went with the name.
+  const [{ names } = { names: [] }] = await admin<{ names: string[] }[]>`
+    select coalesce(array_agg(file_name), '{}') as names from public.part_images where bucket_id = ${bucket}`;
+  const current = new Map([...accepted].filter(([name]) => names.includes(name)));
+  expect(new Map(records.map((row) => [row.file_name, row.signed_url]))).toEqual(current);
   const counted = await admin<{ run_id: string; signed: number }[]>`
     select c.run_id, sum(c.signed)::int as signed
     from image_sync.chunks c

@@ -2,9 +2,10 @@
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { addObjects, codesOf, jpeg, removeObjects, runToEnd, upload } from "../sync/support/lab.ts";
 import { runJob } from "../sync/support/local_lab.ts";
-import { npmRun } from "./support/command.ts";
+import { npmRun, runProgram } from "./support/command.ts";
 import { readFindingCodes } from "./support/definitions.ts";
-import { createHealthyBucket, faults, openScene, type Scene } from "./support/faults.ts";
+import { createHealthyBucket, type FaultCase, faults, openScene, type Scene } from "./support/faults.ts";
+import { titles } from "./support/titles.ts";
 
 let scene: Scene;
 beforeAll(async () => {
@@ -26,7 +27,10 @@ test("a bucket in order has no finding, and status says so with 0", async () => 
     coverage: { recorded: 1, signed: 1 },
   });
   const status = await npmRun(scene.lab.stack, "status", ["--bucket", bucket]);
-  expect(status).toMatchObject({ code: 0, stderr: "" });
+  expect(status).toMatchObject({
+    code: 0,
+    stderr: expect.stringMatching(/^Project \S+ \([^)]*\), bucket \S+ \([^)]*\)\n$/),
+  });
   expect(status.stdout).toContain(`${bucket}: healthy`);
   expect(status.stdout).toContain("Nothing to look at");
 });
@@ -41,9 +45,10 @@ test.each(Object.entries(faults))("%s alone is found when that is what is wrong"
     const [finding] = found.findings;
     expect(finding).toMatchObject({ code, level: fault.level });
     expect(finding?.count).toBeGreaterThan(0);
-    expect(finding?.title).toMatch(/^[A-Z].*[^.]$/);
+    expect(finding?.title).toBe(titles[code]);
     expect(finding?.remediation.length).toBeGreaterThan(10);
-    expect(found.healthy).toBe(fault.level !== "error");
+    const healthy = fault.healthy ?? fault.level !== "error";
+    expect(found.healthy).toBe(healthy);
 
     const status = await npmRun(scene.lab.stack, "status", ["--bucket", bucket]);
     expect([...status.stdout.matchAll(/^ {2}\S .*\[([a-z_]+)\]$/gm)].map(([, shown]) => shown)).toEqual([
@@ -51,11 +56,47 @@ test.each(Object.entries(faults))("%s alone is found when that is what is wrong"
     ]);
     expect(status.stdout).toContain(finding?.title);
     expect(status.stdout).toContain(finding?.remediation);
-    expect(status).toMatchObject({ code: fault.level === "error" ? 1 : 0, stderr: "" });
+    expect(status).toMatchObject({
+      code: healthy ? 0 : 1,
+      stderr: expect.stringMatching(/^Project \S+ \([^)]*\), bucket \S+ \([^)]*\)\n$/),
+    });
+    await doWhatIsPrinted(bucket, { code, fault, status: status.stdout });
   } finally {
     await fault.undo?.(scene, bucket);
   }
 });
+
+/** Follows the remedy of a finding to the letter, and finds the fault gone. */
+async function doWhatIsPrinted(
+  bucket: string,
+  { code, fault, status }: { code: string; fault: FaultCase; status: string },
+): Promise<void> {
+  await fault.mend?.(scene, bucket);
+  const [, kind, words] = /^ {4}(SQL|Run): (.*)$/m.exec(status) ?? [];
+  if (fault.hasNoAction) {
+    expect(kind).toBeUndefined();
+    return;
+  }
+  expect(words).toBeDefined();
+  if (kind === "SQL") await (fault.needsAdmin ? scene.admin : scene.lab.sql).unsafe(words ?? "");
+  else await typed(words ?? "");
+  const next = /then start an? (sync|analyze|verify)\b/i.exec(status)?.[1];
+  if (kind === "SQL" && next !== undefined) await typed(`npm run ${next} -- --bucket ${bucket}`);
+  expect(codesOf(await report(bucket))).not.toContain(code);
+}
+
+/**
+ * Types a command that was printed. A list that it prints is confirmed with the command printed below it; a guard that refuses is
+ * lifted with the command that it prints.
+ */
+async function typed(command: string): Promise<void> {
+  expect(command).toMatch(/^npm run [a-z]+( -- .*)?$/);
+  const args = ["-c", command.replace("run", "run --silent")];
+  const { code, stdout, stderr } = await runProgram(scene.lab.stack, "sh", args);
+  const next = /^ *To remove them: (.*)$/m.exec(stdout) ?? /If all of them should go: (.*)$/m.exec(stderr);
+  if (next?.[1] !== undefined) return await typed(next[1]);
+  expect(code, stdout + stderr).toBeLessThan(2);
+}
 
 test("what was mended is gone from the report with the next run", async () => {
   const bucket = await createHealthyBucket(scene);
@@ -109,7 +150,8 @@ test("the line of SQL that the report offers for files left out includes them", 
     count: 4,
     samples: ["d.png", "e.PNG", "f.webp", "no-extension"],
   });
-  await lab.sql.unsafe(finding?.remediation.replace("To include them: ", "") ?? "");
+  const { action } = finding ?? {};
+  await lab.sql.unsafe(action !== null && action !== undefined && "sql" in action ? action.sql : "");
   const run = await runToEnd(lab, bucket);
   expect(run.totals).toMatchObject({ inserted: 3, signed: 3 });
   expect((await report(bucket)).findings).toMatchObject([{ code: "excluded_extensions", count: 1 }]);
@@ -122,7 +164,7 @@ test("one damaged file among the probed ones is a warning that names it", async 
   await lab.sql`update image_sync.settings set probe_size = 100 where bucket_id = ${bucket}`;
   await runToEnd(lab, bucket);
   const { findings, probe, healthy } = await report(bucket);
-  expect(findings).toMatchObject([{ code: "probe_failed", level: "warning" }]);
+  expect(findings).toMatchObject([{ code: "file_lost", level: "warning" }]);
   expect(new Set(findings[0]?.samples)).toEqual(new Set(["damaged.jpg"]));
   expect(probe.failures[0]).toMatchObject({ name: "damaged.jpg", status: 500 });
   expect(healthy).toBe(true);
@@ -131,7 +173,7 @@ test("one damaged file among the probed ones is a warning that names it", async 
 test("a name that can never be signed makes no night fail, and the rest counts as in step", async () => {
   const bucket = await createHealthyBucket(scene);
   const { lab } = scene;
-  await addObjects(lab, bucket, ["folder/../up.jpg", "./here.jpg"]);
+  await addObjects(lab, bucket, ["folder#1/up.jpg", "ümlaut.jpg"]);
   await runToEnd(lab, bucket);
   const second = await runToEnd(lab, bucket);
   expect(second).toMatchObject({ state: "partial", stop_reason: "items_failed" });
@@ -139,8 +181,9 @@ test("a name that can never be signed makes no night fail, and the rest counts a
   await lab.sql`delete from image_sync.runs where bucket_id = ${bucket} and outcome = 'succeeded'`;
   const { findings, healthy } = await report(bucket);
   expect(findings.map(({ code }) => code)).toEqual(["unsignable_names"]);
-  expect(findings[0]).toMatchObject({ count: 2, samples: ["./here.jpg", "folder/../up.jpg"] });
-  expect(healthy).toBe(true);
+  expect(findings[0]).toMatchObject({ count: 2, samples: ["folder#1/up.jpg", "ümlaut.jpg"] });
+  // Two images of five cannot be seen.
+  expect(healthy).toBe(false);
 });
 
 test("an empty bucket without records is a warning, with them an error", async () => {
@@ -152,20 +195,20 @@ test("an empty bucket without records is a warning, with them an error", async (
   expect((await report(bucket)).findings).toMatchObject([{ code: "bucket_empty", level: "warning" }]);
 });
 
-test("a night without its secret is explained by the secret alone", async () => {
+test("a night without the function's address is explained by that alone", async () => {
   const bucket = await createHealthyBucket(scene);
   const { lab } = scene;
   await lab.sql`update image_sync.settings set nightly = true where bucket_id = ${bucket}`;
-  await faults["secret_missing"]?.make(scene, bucket);
+  await faults["function_unknown"]?.make(scene, bucket);
   try {
     await runJob(lab, "image-sync-nightly");
     const found = await report(bucket);
-    expect(found.last_runs.sync).toMatchObject({ state: "failed", error: { code: "missing_secret" } });
-    expect(codesOf(found)).toEqual(["secret_missing"]);
+    expect(found.last_runs.sync).toMatchObject({ state: "failed", error: { code: "function_unknown" } });
+    expect(codesOf(found)).toEqual(["function_unknown"]);
   } finally {
-    await faults["secret_missing"]?.undo?.(scene, bucket);
+    await faults["function_unknown"]?.undo?.(scene, bucket);
   }
-  // The secret is back, the night is lost all the same.
+  // The address is back, the night is lost all the same.
   expect(codesOf(await report(bucket))).toEqual(["last_run_failed"]);
 });
 

@@ -22,7 +22,7 @@ function trickyNames(): string[] {
     const stem = `folder/${String(index + 1).padStart(6, "0")}`;
     if ((index + 1) % 100 > 0) return [`${stem}.jpg`];
     // What extends a name comes right behind it with a space, !, + or - before the dot, and before the slash of a folder.
-    const extended = [" (1)", "!", "+", "-2", ".jpg", ".jpg (1)", "/inside", "_JPG", "~"].map((end) =>
+    const extended = [" (1)", "!", "+", "-2", ".jpg", ".jpg (1)", "/inside", "_JPG", "="].map((end) =>
       `${stem}.jpg${end}.jpg`
     );
     return [`${stem}.jpg`, `${stem}.JPG`, `${stem}.Jpeg`, ...extended, `${stem}.jpg/000001.jpg`];

@@ -110,10 +110,11 @@ test(
     await runJob(lab, "image-sync-nightly");
     await expect.poll(async () => (await lab.database.readReport(bucket)).open_run, { timeout: 30_000 })
       .toBeNull();
-    await lab.sql`
-    select vault.update_secret(s.id, 'sb_secret_of_another_project') from vault.secrets s where s.name = 'image_sync_key'`;
     const open = await openRun(lab, bucket);
-    await lab.sql`select image_sync.kick(${open.id})`;
+    await lab.sql.begin(async (sql) => {
+      await sql`select image_sync.kick(${open.id})`;
+      await sql`update image_sync.runs set wake_hashes = '{}' where id = ${open.id}`;
+    });
     await expect.poll(() => admin`select from net._http_response where status_code = 401`, {
       timeout: 30_000,
     }).toHaveLength(1);

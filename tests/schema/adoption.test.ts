@@ -117,8 +117,8 @@ describe("a table with two rows of one file, a null file name and dead URLs", ()
       select bucket_id, file_name, reason, run_id, restored_at, record from image_sync.archive order by record ->> 'id'`;
     const archived = archive.map(({ record }) => record as Row);
     const asBefore = (row: Row) => {
-      const { bucket_id, signed_url_expires_at, ...columns } = row;
-      expect([bucket_id, signed_url_expires_at]).toEqual(["part-images", null]);
+      const { bucket_id, signed_url_expires_at, object_id, ...columns } = row;
+      expect([bucket_id, signed_url_expires_at, object_id]).toEqual(["part-images", null, null]);
       return columns;
     };
     const byId = (one: Row, other: Row) => String(one["id"]) < String(other["id"]) ? -1 : 1;
@@ -185,7 +185,8 @@ describe("a table with two rows of one file, a null file name and dead URLs", ()
     expect(await readIndexes(lab)).toEqual(await readIndexes(empty));
     expect(Object.keys(await readIndexes(lab)).sort()).toEqual([
       "part_images_bucket_id_file_name_key",
-      "part_images_part_number_bucket_id_idx",
+      "part_images_look_up_key_idx",
+      "part_images_object_id_idx",
       "part_images_pkey",
     ]);
     expect(await readPrivateSchema(lab)).toEqual(await readPrivateSchema(empty));
@@ -280,7 +281,7 @@ describe("a table with a unique part number and a column, a trigger and a policy
 
   test("keeps every row and column as it was", async () => {
     expect(await readRows(lab)).toEqual(
-      rows.map((row) => ({ ...row, bucket_id: "part-images", signed_url_expires_at: null })),
+      rows.map((row) => ({ ...row, bucket_id: "part-images", signed_url_expires_at: null, object_id: null })),
     );
     expect(await readColumns(lab)).toMatchObject({
       weight: { type: "numeric", not_null: true, default: "1.5" },
@@ -305,10 +306,11 @@ describe("a table with a unique part number and a column, a trigger and a policy
       anon_reads: true,
       anon_writes: false,
     });
-    // The constraint's own index serves look-ups by part number: no second one.
     expect(Object.keys(await readIndexes(lab)).sort()).toEqual([
       "my_created_at",
       "part_images_bucket_id_file_name_key",
+      "part_images_look_up_key_idx",
+      "part_images_object_id_idx",
       "part_images_part_number_key",
       "part_images_pkey",
     ]);
@@ -356,7 +358,9 @@ describe("a table with a unique part number and a column, a trigger and a policy
     const [made] = await lab
       .sql`select weight, note, created_at is not null as is_dated from public.part_images where file_name = '000005.jpg'`;
     expect(made).toEqual({ weight: "1.5", note: null, is_dated: true });
+    // The record that was there learns its object's id before it is signed: once.
     expect(await lab.sql`select file_name, operation from public.journal order by 1, 2`).toEqual([
+      { file_name: "000001.jpg", operation: "UPDATE" },
       { file_name: "000001.jpg", operation: "UPDATE" },
       { file_name: "000004.jpg", operation: "INSERT" },
       { file_name: "000004.jpg", operation: "UPDATE" },

@@ -148,8 +148,8 @@ const cases: Readonly<Record<string, Case>> = {
     refusal: /the name part_images_bucket_id_file_name_key/,
   },
   "an index on other columns that has our index's name": {
-    before: `${twins} create index part_images_part_number_bucket_id_idx on public.part_images (file_name);`,
-    refusal: /the name part_images_part_number_bucket_id_idx/,
+    before: `${twins} create index part_images_look_up_key_idx on public.part_images (file_name);`,
+    refusal: /the name part_images_look_up_key_idx/,
   },
   "a table that has our index's name": {
     before: `${twins} create table public.part_images_bucket_id_file_name_key ();`,

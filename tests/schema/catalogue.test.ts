@@ -53,6 +53,7 @@ describe("every function", () => {
       "image_sync.kick(uuid)",
       "image_sync.referenced_names(text,text[])",
       "image_sync.schedule_facts()",
+      "image_sync.scheduled_jobs()",
     ]);
   });
 

@@ -302,6 +302,9 @@ const objectName = fc.oneof(
   fc.string({ unit: "binary", minLength: 200, maxLength: 250 }),
 ).map(storable);
 
+/** Whether Storage opens a URL of this name: the characters of an S3 object key, and no segment that means a place. */
+const opens = (name: string) => /^[\w/!\-.*'() &$@=;:+,?]+$/.test(name) && !/(^|\/)\.{1,2}(\/|$)/.test(name);
+
 test(`${names} generated names come back unharmed`, { timeout: 300_000 }, async () => {
   const bucket = "hostile";
   const drawn = fc.sample(objectName, { numRuns: names, seed });
@@ -326,15 +329,18 @@ test(`${names} generated names come back unharmed`, { timeout: 300_000 }, async 
     body: JSON.stringify({ bucket }),
   });
   const run = await response.json();
-  expect(run).toMatchObject({ balanced: true, totals: { listed: unique.length, inserted: unique.length } });
+  // Hidden files are left out; what Storage opens no URL of has a record and none.
+  const images = unique.filter((name) => !/(^|\/)\./.test(name));
+  expect(images.length).toBeLessThan(unique.length);
+  expect(run).toMatchObject({ balanced: true, totals: { listed: unique.length, inserted: images.length } });
   expect(["succeeded", "partial"]).toContain(run.state);
   const rows = await admin<
     { file_name: string; signed_url: string | null }[]
   >`select file_name, signed_url from public.part_images where bucket_id = ${bucket}`;
-  expect(new Set(rows.map((row) => row.file_name))).toEqual(new Set(unique));
+  expect(new Set(rows.map((row) => row.file_name))).toEqual(new Set(images));
   // A URL shows the path that it was made for, to every parser of URLs.
   const wrong = rows.filter(({ file_name: name, signed_url: url }) => {
-    if (url === null) return !/(^|\/)\.{1,2}(\/|$)/.test(name) && run.state === "succeeded";
+    if (url === null) return opens(name) && run.state === "succeeded";
     const path = new URL(url).pathname.replace(`/storage/v1/object/sign/${bucket}/`, "");
     return path.split("/").map(decodeURIComponent).join("/") !== name;
   });

@@ -98,8 +98,10 @@ describe("what used to be passed over", () => {
     await runToEnd(lab, bucket);
     const { findings } = await readReport(lab, bucket);
     expect(findings).toMatchObject([{ code: "unnamed_records", count: 1 }]);
-    const rows = await lab.sql.unsafe(/See: (.*)$/.exec(findings[0]?.remediation ?? "")?.[1] ?? "");
-    expect(rows).toHaveLength(1);
+    const action = findings[0]?.action ?? { sql: "" };
+    await lab.sql.unsafe("sql" in action ? action.sql : "");
+    expect(await lab.sql`select from image_sync.archive where bucket_id = ${bucket} and reason = 'unnamed'`)
+      .toHaveLength(1);
   });
 
   test("a report over names of 1,000 characters is small", async () => {

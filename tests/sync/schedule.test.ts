@@ -44,15 +44,14 @@ async function runNight(bucket: string): Promise<void> {
   await lab.sql`update image_sync.settings set nightly = false`;
 }
 
-/** Runs something while a Vault secret does not exist under its name. */
-async function withoutSecret(name: string, act: () => Promise<void>): Promise<void> {
-  const [secret] = await lab.sql<{ id: string }[]>`select id from vault.secrets where name = ${name}`;
-  if (secret === undefined) throw new Error(`Vault has no secret ${name}`);
-  await lab.sql`select vault.update_secret(${secret.id}, null, ${`${name} put away`})`;
+/** Runs something while the database does not know where the function lives. */
+async function unannounced(act: () => Promise<void>): Promise<void> {
+  const [project] = await lab.sql`delete from image_sync.project returning *`;
+  if (project === undefined) throw new Error("The function had not announced itself");
   try {
     await act();
   } finally {
-    await lab.sql`select vault.update_secret(${secret.id}, null, ${name})`;
+    await lab.sql`insert into image_sync.project ${lab.sql(project)} on conflict do nothing`;
   }
 }
 
@@ -72,29 +71,26 @@ describe("the nightly job", () => {
     expect(await lab.sql`select from image_sync.runs where bucket_id = ${other}`).toHaveLength(0);
   });
 
-  test.each(["project_url", "image_sync_key"])(
-    "says in the run's error that the secret %s is missing",
-    async (name) => {
-      const bucket = await createBucket(lab, { objects: numberedNames(3) });
-      await withoutSecret(name, async () => {
-        await runNight(bucket);
-        expect(await lastRun(bucket)).toMatchObject({
-          state: "failed",
-          trigger: "schedule",
-          stop_reason: "missing_secret",
-          error: { code: "missing_secret", detail: expect.stringMatching(`${name}.*vault.create_secret`) },
-        });
-        const report = await readReport(lab, bucket);
-        expect(report.healthy).toBe(false);
-        expect(JSON.stringify(report.findings)).toContain(name);
-      });
+  test("says in the run's error that the function has not said where it lives", async () => {
+    const bucket = await createBucket(lab, { objects: numberedNames(3) });
+    await unannounced(async () => {
       await runNight(bucket);
-      expect(await waitForEnd(lab, (await lastRun(bucket)).id)).toMatchObject({
-        state: "succeeded",
-        totals: { signed: 3 },
+      expect(await lastRun(bucket)).toMatchObject({
+        state: "failed",
+        trigger: "schedule",
+        stop_reason: "function_unknown",
+        error: { code: "function_unknown", detail: expect.stringContaining("npx image-sync status") },
       });
-    },
-  );
+      const report = await readReport(lab, bucket);
+      expect(report.healthy).toBe(false);
+      expect(codesOf(report)).toContain("function_unknown");
+    });
+    await runNight(bucket);
+    expect(await waitForEnd(lab, (await lastRun(bucket)).id)).toMatchObject({
+      state: "succeeded",
+      totals: { signed: 3 },
+    });
+  });
 
   test("joins the run that is open instead of a second one", async () => {
     const bucket = await createBucket(lab, { objects: numberedNames(5) });
@@ -149,11 +145,11 @@ describe("an invocation whose budget is used up", () => {
   test("says in the run's error why nothing could be queued, and a later call goes on", async () => {
     const bucket = await createBucket(lab, { objects: numberedNames(3) });
     const { id } = await openRun(lab, bucket);
-    await withoutSecret("project_url", async () => {
+    await unannounced(async () => {
       expect(await lab.database.handOff({ run: id, worker: crypto.randomUUID(), leases: [] })).toBe(false);
       expect(await lab.database.readRun(id)).toMatchObject({
         state: "open",
-        error: { code: "missing_secret" },
+        error: { code: "function_unknown" },
       });
     });
     expect(await runToEnd(lab, bucket)).toMatchObject({ id, state: "succeeded", error: null });

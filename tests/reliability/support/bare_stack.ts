@@ -15,7 +15,7 @@ export type BareStack = {
 
 /** Opens one. Nothing calls the function here, so runs move only when a test moves them. */
 export async function openBareStack(): Promise<BareStack> {
-  const stack = await startLocalStack(["--no-function", "--no-vault-secrets"]);
+  const stack = await startLocalStack(["--no-function"]);
   const admin = postgres(stack.adminDbUrl, { max: 6, onnotice: () => {} });
   const worker = openAsWorker(stack.adminDbUrl);
   // The first connection of a pool learns the array types for the others.

@@ -174,7 +174,7 @@ export async function findViolations(admin: Sql, bucket: string): Promise<string
     union all
     select 'the ledger of chunk ' || number || ' does not balance' from chunks
     where listed <> images + not_images
-      or images <> recorded + inserted + collided + vanished + missing
+      or images <> recorded + inserted + moved + unmoved + collided + vanished + missing
       or (state in ('done', 'dead') and to_sign <> signed + withdrawn + failed + held)
     union all
     select 'run ' || run_id || ' has no last chunk' from chunks where exhausted
@@ -185,6 +185,11 @@ export async function findViolations(admin: Sql, bucket: string): Promise<string
     left join public.part_images p on p.bucket_id = o.bucket_id and p.file_name collate "C" = o.name
     where o.bucket_id = ${bucket} and o.extension in ('jpg', 'jpeg')
       and (p.signed_url is null or p.signed_url_expires_at < now())
+    union all
+    select 'a record is of another object than the one at its name: ' || o.name
+    from image_sync.objects o
+    join public.part_images p on p.bucket_id = o.bucket_id and p.file_name collate "C" = o.name
+    where o.bucket_id = ${bucket} and p.object_id is distinct from o.id
     union all
     select 'two records of one image: ' || min(file_name)
     from public.part_images where bucket_id = ${bucket} group by file_name having count(*) > 1

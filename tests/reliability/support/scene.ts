@@ -193,7 +193,7 @@ export async function readEndState(scene: Scene, bucket: string): Promise<EndSta
       count(*) filter (where c.state = 'leased' or c.lease_expires_at is not null)::int as leases,
       count(*) filter (where
         c.listed <> c.images + c.not_images
-        or c.images <> c.recorded + c.inserted + c.collided + c.vanished + c.missing
+        or c.images <> c.recorded + c.inserted + c.moved + c.unmoved + c.collided + c.vanished + c.missing
         or c.to_sign <> c.signed + c.withdrawn + c.failed + c.held
         or c.state <> 'done')::int as ledger_errors
     from image_sync.chunks c

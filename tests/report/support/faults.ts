@@ -1,5 +1,6 @@
 /** Every finding's real fault, made in a bucket that has none. */
 import postgres, { type Sql } from "postgres";
+import { z } from "zod";
 import { type FaultProxy, startFaultProxy } from "../../reliability/fault_proxy.ts";
 import { startLocalStack } from "../../support/stack.ts";
 import {
@@ -7,6 +8,7 @@ import {
   createBucket,
   createLab,
   jpeg,
+  moveObjects,
   openRun,
   removeObjects,
   runToEnd,
@@ -26,7 +28,15 @@ export type Scene = {
 /** How to bring a finding about, and how to undo what reaches beyond the bucket. */
 export type FaultCase = {
   readonly level: "error" | "warning" | "info";
+  /** False where more than one image in a hundred cannot be seen, whatever the finding's level. Default: as the level says. */
+  readonly healthy?: false;
   readonly make: (scene: Scene, bucket: string) => Promise<unknown>;
+  /** What the remediation asks of a person before the action that is printed, such as a file to upload. */
+  readonly mend?: (scene: Scene, bucket: string) => Promise<unknown>;
+  /** No action is printed: only a person can do something, or nothing is to be done. */
+  readonly hasNoAction?: true;
+  /** The SQL that is printed is for a superuser here: the stand-in's owner of storage and cron is one. */
+  readonly needsAdmin?: true;
   readonly undo?: (scene: Scene, bucket: string) => Promise<unknown>;
 };
 
@@ -60,6 +70,8 @@ export async function createHealthyBucket({ lab }: Scene): Promise<string> {
 
 const analyze = ({ lab }: Scene, bucket: string) => runToEnd(lab, bucket, { mode: "analyze" });
 
+const verify = ({ lab }: Scene, bucket: string) => runToEnd(lab, bucket, { mode: "verify" });
+
 /** Changes records, then counts anew. */
 const changeRecords = (change: string): FaultCase["make"] => async (scene, bucket) => {
   await scene.lab.sql.unsafe(
@@ -82,6 +94,7 @@ export const faults: Readonly<Record<string, FaultCase>> = {
   },
   bucket_empty: {
     level: "error",
+    mend: ({ lab }, bucket) => upload(lab, bucket, "a.jpg", jpeg),
     make: ({ lab }, bucket) => removeObjects(lab, bucket, ["a.jpg", "b.jpg", "c.jpg"]),
   },
   bucket_public: {
@@ -111,6 +124,7 @@ export const faults: Readonly<Record<string, FaultCase>> = {
   },
   signing_failed: {
     level: "error",
+    mend: ({ proxy }, bucket) => Promise.resolve(proxy.clear(bucket)),
     async make({ lab, proxy }, bucket) {
       proxy.add({
         route: "sign",
@@ -129,13 +143,16 @@ export const faults: Readonly<Record<string, FaultCase>> = {
   },
   unsignable_names: {
     level: "warning",
+    healthy: false,
+    mend: ({ lab }, bucket) => moveObjects(lab, bucket, { "ümlaut.jpg": "umlaut.jpg" }),
     async make({ lab }, bucket) {
-      await addObjects(lab, bucket, ["folder/../up.jpg"]);
+      await addObjects(lab, bucket, ["ümlaut.jpg"]);
       await runToEnd(lab, bucket);
     },
   },
   missing: {
     level: "warning",
+    healthy: false,
     async make(scene, bucket) {
       await upload(scene.lab, bucket, "new.jpg", jpeg);
       await analyze(scene, bucket);
@@ -143,6 +160,7 @@ export const faults: Readonly<Record<string, FaultCase>> = {
   },
   orphaned: {
     level: "warning",
+    healthy: false,
     async make(scene, bucket) {
       await removeObjects(scene.lab, bucket, ["b.jpg"]);
       await analyze(scene, bucket);
@@ -150,6 +168,8 @@ export const faults: Readonly<Record<string, FaultCase>> = {
   },
   collided: {
     level: "warning",
+    healthy: false,
+    mend: ({ lab }, bucket) => moveObjects(lab, bucket, { "folder/b.jpg": "folder/d.jpg" }),
     async make({ lab }, bucket) {
       await lab.sql.unsafe(
         `create unique index "unique in ${bucket}" on public.part_images (part_number) where bucket_id = '${bucket}'`,
@@ -160,6 +180,7 @@ export const faults: Readonly<Record<string, FaultCase>> = {
   },
   row_locked: {
     level: "warning",
+    healthy: false,
     async make({ lab, admin }, bucket) {
       await lab.sql`update public.part_images set signed_url = null where bucket_id = ${bucket}`;
       await admin.begin(async (transaction) => {
@@ -171,6 +192,9 @@ export const faults: Readonly<Record<string, FaultCase>> = {
   },
   database_timeout: {
     level: "warning",
+    healthy: false,
+    mend: ({ lab }, bucket) =>
+      lab.sql.unsafe(`alter table public.part_images disable trigger "test slow ${bucket}"`),
     async make({ lab, admin }, bucket) {
       await addSlowRow(lab, bucket);
       await limitStatements(admin, "1s");
@@ -191,6 +215,30 @@ export const faults: Readonly<Record<string, FaultCase>> = {
         create trigger "test refuses ${bucket}" before update on public.part_images
           for each row when (new.bucket_id = '${bucket}' and new.file_name = 'b.jpg') execute function public.test_refuse();`);
       await runToEnd(lab, bucket, { renew: "all" });
+    },
+    undo: ({ lab }, bucket) => lab.sql.unsafe(`drop trigger "test refuses ${bucket}" on public.part_images`),
+  },
+  moved: {
+    level: "warning",
+    healthy: false,
+    async make(scene, bucket) {
+      await moveObjects(scene.lab, bucket, { "b.jpg": "folder/b.jpg" });
+      await analyze(scene, bucket);
+    },
+  },
+  not_moved: {
+    level: "warning",
+    healthy: false,
+    mend: ({ lab }, bucket) =>
+      lab.sql.unsafe(`alter table public.part_images disable trigger "test refuses ${bucket}"`),
+    async make({ lab }, bucket) {
+      await lab.sql.unsafe(`
+        create or replace function public.test_refuse() returns trigger language plpgsql as $$
+        begin raise exception 'not this one'; end $$;
+        create trigger "test refuses ${bucket}" before update of file_name on public.part_images
+          for each row when (new.bucket_id = '${bucket}') execute function public.test_refuse();`);
+      await moveObjects(lab, bucket, { "b.jpg": "folder/b.jpg" });
+      await runToEnd(lab, bucket);
     },
     undo: ({ lab }, bucket) => lab.sql.unsafe(`drop trigger "test refuses ${bucket}" on public.part_images`),
   },
@@ -223,7 +271,11 @@ export const faults: Readonly<Record<string, FaultCase>> = {
         .sql`select cron.schedule('image-sync-nightly', '0 2 * * *', 'select image_sync.run_nightly()')`;
     },
   },
-  unsigned: { level: "warning", make: changeRecords("signed_url = null, signed_url_expires_at = null") },
+  unsigned: {
+    level: "warning",
+    healthy: false,
+    make: changeRecords("signed_url = null, signed_url_expires_at = null"),
+  },
   expired: { level: "error", make: changeRecords("signed_url_expires_at = now() - interval '1 minute'") },
   excluded_extensions: {
     level: "info",
@@ -232,8 +284,27 @@ export const faults: Readonly<Record<string, FaultCase>> = {
       await analyze(scene, bucket);
     },
   },
+  excluded_names: {
+    level: "info",
+    hasNoAction: true,
+    async make(scene, bucket) {
+      for (const name of ["._a.jpg", "photos/.hidden.jpg", "__MACOSX/._a.jpg", ".jpg"]) {
+        await upload(scene.lab, bucket, name, jpeg);
+      }
+      await runToEnd(scene.lab, bucket);
+    },
+  },
+  empty_files: {
+    level: "warning",
+    mend: ({ lab }, bucket) => upload(lab, bucket, "empty.jpg", jpeg),
+    async make(scene, bucket) {
+      await upload(scene.lab, bucket, "empty.jpg", new Uint8Array());
+      await runToEnd(scene.lab, bucket);
+    },
+  },
   several_files: {
     level: "warning",
+    mend: ({ lab }, bucket) => removeObjects(lab, bucket, ["a_JPG.jpg"]),
     async make({ lab }, bucket) {
       await upload(lab, bucket, "a_JPG.jpg", jpeg);
       await runToEnd(lab, bucket);
@@ -247,10 +318,79 @@ export const faults: Readonly<Record<string, FaultCase>> = {
       await analyze(scene, bucket);
     },
   },
-  probe_failed: {
+  stray_records: {
+    level: "warning",
+    make: ({ lab }, bucket) =>
+      lab.sql`insert into public.part_images (bucket_id, file_name) values (${`gone-${bucket}`}, 'x.jpg')`,
+    undo: ({ lab }, bucket) =>
+      lab.sql.begin(async (sql) => {
+        await sql`delete from public.part_images where bucket_id = ${`gone-${bucket}`}`;
+        await sql`delete from image_sync.settings where bucket_id = ${`gone-${bucket}`}`;
+      }),
+  },
+  file_lost: {
+    level: "warning",
+    healthy: false,
+    async make(scene, bucket) {
+      await addObjects(scene.lab, bucket, ["lost.jpg"]);
+      await runToEnd(scene.lab, bucket);
+      await verify(scene, bucket);
+    },
+    mend: ({ lab }, bucket) => upload(lab, bucket, "lost.jpg", jpeg),
+  },
+  file_gone: {
+    level: "warning",
+    async make({ lab, proxy }, bucket) {
+      await lab.sql`update image_sync.settings set probe_size = 20 where bucket_id = ${bucket}`;
+      const held = proxy.hold({ route: "probe", bucket, when: "before", times: Infinity });
+      const running = runToEnd(lab, bucket);
+      await held.reached;
+      await removeObjects(lab, bucket, ["b.jpg"]);
+      held.release();
+      await running;
+    },
+    undo: ({ proxy }, bucket) => Promise.resolve(proxy.clear(bucket)),
+  },
+  not_an_image: {
+    level: "warning",
+    healthy: false,
+    async make(scene, bucket) {
+      await upload(scene.lab, bucket, "page.jpg", new TextEncoder().encode("<!doctype html><p>no picture"));
+      await runToEnd(scene.lab, bucket);
+      await verify(scene, bucket);
+    },
+    mend: ({ lab }, bucket) => upload(lab, bucket, "page.jpg", jpeg),
+  },
+  wrong_content_type: {
+    level: "warning",
+    healthy: false,
+    async make(scene, bucket) {
+      const { lab } = scene;
+      await lab.supabase.storage.from(bucket).upload("typeless.jpg", jpeg, {
+        contentType: "application/octet-stream",
+      });
+      lab.buckets.get(bucket)?.push("typeless.jpg");
+      await runToEnd(lab, bucket);
+      await verify(scene, bucket);
+    },
+    mend: ({ lab }, bucket) => upload(lab, bucket, "typeless.jpg", jpeg),
+  },
+  url_rejected: {
     level: "error",
     async make({ lab }, bucket) {
       await control(lab, "POST", "/storage/rotate-signing-key");
+      await runToEnd(lab, bucket);
+    },
+  },
+  unreachable: {
+    level: "error",
+    async make(scene, bucket) {
+      await scene.lab.sql`
+        update image_sync.settings set public_url = 'http://127.0.0.1:9' where bucket_id = ${bucket}`;
+      await runToEnd(scene.lab, bucket);
+    },
+    async mend({ lab }, bucket) {
+      await lab.sql`update image_sync.settings set public_url = null where bucket_id = ${bucket}`;
       await runToEnd(lab, bucket);
     },
   },
@@ -265,26 +405,47 @@ export const faults: Readonly<Record<string, FaultCase>> = {
   },
   last_run_partial: {
     level: "warning",
-    async make(scene, bucket) {
-      const { lab } = scene;
-      await addObjects(lab, bucket, ["folder/../up.jpg"]);
-      await lab.sql`update image_sync.settings set probe_size = 0 where bucket_id = ${bucket}`;
-      await lab.sql`
-        insert into public.part_images (bucket_id, file_name, part_number, signed_url, signed_url_expires_at)
-        values (
-          ${bucket}, 'folder/../up.jpg', 'up',
-          ${`${scene.proxy.url}/storage/v1/object/sign/${bucket}/up.jpg`}, now() + interval '1 day')`;
-      await runToEnd(lab, bucket);
-      await analyze(scene, bucket);
+    async make({ lab, proxy }, bucket) {
+      // What Storage says of one file alone; its URL goes on to work.
+      const rewrite = (body: string) =>
+        JSON.stringify(
+          z.array(z.looseObject({ path: z.string() })).parse(JSON.parse(body)).map((signed) =>
+            signed.path === "b.jpg" ? { ...signed, error: "Internal error", signedURL: null } : signed
+          ),
+        );
+      proxy.add({ route: "sign", bucket, fault: { kind: "rewrite", rewrite } });
+      await runToEnd(lab, bucket, { renew: "all" });
     },
   },
   no_recent_sync: {
     level: "error",
     make: ({ lab }, bucket) =>
       lab.sql`
+        with aged as (
+          update image_sync.runs
+          set started_at = now() - interval '27 hours', finished_at = now() - interval '27 hours'
+          where bucket_id = ${bucket}
+        )
+        update image_sync.settings set nightly = true where bucket_id = ${bucket}`,
+  },
+  job_failed: {
+    level: "error",
+    make: ({ admin }) =>
+      admin`
+        insert into cron.job_run_details (jobid, runid, username, status, return_message, start_time, end_time)
+        select j.jobid, 1000000, j.username, 'failed', 'ERROR: no such night', now(), now()
+        from cron.job j where j.jobname = 'image-sync-nightly'`,
+    undo: ({ admin }) => admin`delete from cron.job_run_details where runid = 1000000`,
+  },
+  calls_unanswered: {
+    level: "error",
+    async make({ lab }, bucket) {
+      const { id } = await openRun(lab, bucket);
+      await lab.sql`
         update image_sync.runs
-        set started_at = now() - interval '27 hours', finished_at = now() - interval '27 hours'
-        where bucket_id = ${bucket}`,
+        set kick_id = 987654321, kicked_at = now() - interval '1 minute', moved_at = now() - interval '3 minutes'
+        where id = ${id}`;
+    },
   },
   job_missing: {
     level: "error",
@@ -292,21 +453,38 @@ export const faults: Readonly<Record<string, FaultCase>> = {
     undo: ({ lab }) =>
       lab.sql`select cron.schedule('image-sync-nightly', '0 2 * * *', 'select image_sync.run_nightly()')`,
   },
-  secret_missing: {
+  function_unknown: {
     level: "error",
-    make: ({ admin }) => admin`delete from vault.secrets where name = 'project_url'`,
-    undo: ({ lab }) => lab.sql`select vault.create_secret(${lab.stack.url}, 'project_url')`,
+    make: ({ lab }) => lab.sql`delete from image_sync.project`,
+    undo: ({ lab }) =>
+      lab.sql`
+        insert into image_sync.project (url, function_version) values (${lab.stack.url}, 'test')
+        on conflict do nothing`,
+  },
+  address_stale: {
+    level: "error",
+    async make(scene, bucket) {
+      const { lab } = scene;
+      const { id } = await openRun(lab, bucket);
+      // As if another project's database had queued the call.
+      await lab.sql.begin(async (sql) => {
+        await sql`select image_sync.kick(${id})`;
+        await sql`update image_sync.runs set wake_hashes = '{}' where id = ${id}`;
+      });
+      await waitForAnswer(scene, id);
+    },
+    undo: ({ lab }) => lab.sql`update image_sync.runs set kick_id = null, kicked_at = null`,
   },
   last_call_failed: {
     level: "warning",
     async make(scene, bucket) {
-      const { lab } = scene;
-      await setKey(scene, "sb_secret_of_another_project");
+      const { lab, admin } = scene;
       const { id } = await openRun(lab, bucket);
+      const [project] = await admin`select url from image_sync.project`;
+      await admin`update image_sync.project set url = ${`${lab.stack.url}:1`.replace(/:\d+:1$/, ":9")}`;
       await lab.sql`select image_sync.kick(${id})`;
       await waitForAnswer(scene, id);
-      await setKey(scene, lab.stack.scheduleKey);
-      await runToEnd(lab, bucket);
+      await admin`update image_sync.project set url = ${project?.["url"]}`;
     },
     undo: ({ lab }) => lab.sql`update image_sync.runs set kick_id = null, kicked_at = null`,
   },
@@ -343,11 +521,6 @@ async function limitStatements(admin: Sql, limit: string): Promise<void> {
 }
 
 const waiting = (lab: LocalLab) => ({ apikey: lab.stack.secretKey, prefer: "wait=60" });
-
-async function setKey({ lab }: Scene, key: string): Promise<void> {
-  await lab.sql`
-    select vault.update_secret(s.id, ${key}) from vault.secrets s where s.name = 'image_sync_key'`;
-}
 
 async function waitForAnswer({ admin }: Scene, run: string): Promise<void> {
   const deadline = Date.now() + 30_000;

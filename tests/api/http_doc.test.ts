@@ -1,0 +1,46 @@
+/** docs/http.md: every line of it runs as it stands. */
+import { execFile } from "node:child_process";
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import process from "node:process";
+import { promisify } from "node:util";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { projectDirectory } from "../support/stack.ts";
+import { jpeg, upload } from "../sync/support/lab.ts";
+import { type LocalLab, openLocalLab } from "../sync/support/local_lab.ts";
+
+let lab: LocalLab;
+beforeAll(async () => {
+  lab = await openLocalLab();
+  await lab.supabase.storage.createBucket("part-images", { public: false });
+  await upload(lab, "part-images", "000001.jpg", jpeg);
+});
+afterAll(() => lab?.close());
+
+test("every line runs, in order, and answers as it says", async () => {
+  const text = await readFile(join(projectDirectory, "docs/http.md"), "utf8");
+  const blocks = [...text.matchAll(/```bash\n([\s\S]*?)```/g)].map(([, block = ""]) => block);
+  expect(blocks).toHaveLength(4);
+  const env = {
+    ...process.env,
+    API: `${lab.stack.url}/functions/v1/image-sync`,
+    KEY: lab.stack.secretKey,
+  };
+  const shell = (script: string) => promisify(execFile)("sh", ["-eu", "-c", script], { env });
+  const [, starting = "", reading = "", changing = ""] = blocks;
+  expect((await shell(starting)).stdout).toContain('"mode":"cleanup"');
+  const read = (await shell(reading)).stdout;
+  for (
+    const part of [
+      '"healthy":true',
+      "part-images: healthy",
+      '"in_sync":true',
+      '"buckets":[',
+      '"runs":[',
+      '"names":[]',
+    ]
+  ) {
+    expect(read).toContain(part);
+  }
+  expect((await shell(changing)).stdout).toContain('"changed":true');
+}, 60_000);

@@ -1,0 +1,132 @@
+import { expect, test } from "vitest";
+import { openUrls, probe } from "../../supabase/functions/image-sync/reader.ts";
+
+const base = "https://ref.example/storage/v1/object/sign/part-images/";
+const jpeg = new Uint8Array([0xff, 0xd8, 0xff, 0xe0, 0, 16, 0x4a, 0x46, 0x49, 0x46, 0, 1, 1, 0]);
+const answerOf = (body: BodyInit | null, status = 200, contentType: string | null = "image/jpeg") => () =>
+  Promise.resolve(
+    new Response(body, { status, headers: contentType === null ? {} : { "Content-Type": contentType } }),
+  );
+const image = answerOf(jpeg);
+
+/** Probes one URL; what was fetched for it. */
+async function probeUrl(url: string, answer: () => Promise<Response> = image) {
+  const fetched: { url: string; redirect: string | undefined }[] = [];
+  const result = await probe({ targets: [{ name: "a.jpg", url }], base }, (input, init) => {
+    fetched.push({ url: String(input), redirect: init?.redirect });
+    return answer();
+  });
+  return { fetched, result };
+}
+
+test("a URL of the bucket is fetched once, and no redirect followed", async () => {
+  const { fetched, result } = await probeUrl(`${base}a.jpg?token=x`);
+  expect(fetched).toEqual([{ url: `${base}a.jpg?token=x`, redirect: "manual" }]);
+  expect(result).toEqual({ checked: 1, ok: 1, failures: [] });
+});
+
+test.each([
+  "http://127.0.0.1/internal",
+  "http://ref.example/storage/v1/object/sign/part-images/a.jpg",
+  "https://ref.example:8443/storage/v1/object/sign/part-images/a.jpg",
+  "https://ref.example.evil.example/storage/v1/object/sign/part-images/a.jpg",
+  "https://ref.example@evil.example/storage/v1/object/sign/part-images/a.jpg",
+  "https://user:secret@ref.example/storage/v1/object/sign/part-images/a.jpg",
+  "https://ref.example/storage/v1/object/sign/other/a.jpg",
+  "https://ref.example/storage/v1/object/sign/part-images/../other/a.jpg",
+  "https://ref.example/storage/v1/object/sign/part-images/%2e%2e/%2e%2e/list/x",
+  "https://ref.example/storage/v1/object/sign/part-images\\..\\other\\a.jpg",
+  "https://ref.example/rest/v1/rpc/image_sync_report",
+  "//evil.example/a.jpg",
+  "file:///etc/passwd",
+  "javascript:alert(1)",
+  "",
+])("a URL of another address is not fetched: %s", async (url) => {
+  const { fetched, result } = await probeUrl(url);
+  expect(fetched).toEqual([]);
+  expect(result.failures).toEqual([{
+    name: "a.jpg",
+    code: "url_rejected",
+    status: null,
+    content_type: null,
+    error: "foreign address",
+  }]);
+});
+
+test("a redirect shows no image", async () => {
+  const { result } = await probeUrl(
+    `${base}a.jpg`,
+    () => Promise.resolve(new Response(null, { status: 302, headers: { Location: "http://127.0.0.1/" } })),
+  );
+  expect(result.failures).toMatchObject([{ code: "unreachable", status: 302 }]);
+});
+
+const refusal = (statusCode: string, error: string, status = 400) =>
+  answerOf(JSON.stringify({ statusCode, error, message: "words" }), status, "application/json");
+const text = (words: string) => new TextEncoder().encode(words);
+
+test.each<[string, () => Promise<Response>, string | null]>([
+  ["an image", image, null],
+  ["the first bytes of one", answerOf(jpeg, 206), null],
+  ["a drawing", answerOf(text(`<?xml version="1.0"?>\n<svg xmlns="x"/>`), 200, "image/svg+xml"), null],
+  ["a page that says it is an image", answerOf(text("<!doctype html><p>"), 200), "not_an_image"],
+  ["a document", answerOf(text("%PDF-1.7"), 200, "application/pdf"), "not_an_image"],
+  [
+    "one that was uploaded without its type",
+    answerOf(jpeg, 200, "application/octet-stream"),
+    "wrong_content_type",
+  ],
+  ["one without any type", answerOf(jpeg, 200, null), "wrong_content_type"],
+  ["nothing", answerOf(null), "file_lost"],
+  ["no first byte", answerOf(null, 416, null), "file_lost"],
+  ["a row without a file", refusal("500", "Internal", 500), "file_lost"],
+  ["a file that was deleted", refusal("404", "not_found"), "file_gone"],
+  ["the same, said by the status", refusal("404", "NoSuchKey", 404), "file_gone"],
+  ["a token of another key", refusal("400", "InvalidJWT"), "url_rejected"],
+  ["a token of another file", refusal("400", "InvalidSignature"), "url_rejected"],
+  ["a name that Storage does not open", refusal("400", "InvalidKey"), "url_rejected"],
+  ["a gateway that says no", answerOf("no", 403, "text/plain"), "url_rejected"],
+  ["a Storage that is away", answerOf("away", 503, "text/plain"), "unreachable"],
+  ["a database that is slow", refusal("544", "DatabaseTimeout", 544), "unreachable"],
+  ["too many requests", refusal("429", "ResourceLocked"), "unreachable"],
+  ["no answer", () => Promise.reject(new TypeError("fetch failed")), "unreachable"],
+])("%s is told by its cause", async (_what, answer, code) => {
+  const { result } = await probeUrl(`${base}a.jpg?token=x`, answer);
+  expect(result.failures.map((failure) => failure.code)).toEqual(code === null ? [] : [code]);
+  expect(JSON.stringify(result)).not.toContain("token=");
+});
+
+test("a Storage that stumbled once is asked again", async () => {
+  const answers = [answerOf("away", 503, "text/plain"), image];
+  const { result } = await probeUrl(`${base}a.jpg`, () => (answers.shift() ?? image)());
+  expect(result.failures).toEqual([]);
+});
+
+test("no more than its first bytes are fetched of an endless file", async () => {
+  let pulled = 0;
+  const endless = new ReadableStream({
+    pull(controller) {
+      pulled++;
+      controller.enqueue(pulled === 1 ? jpeg : new Uint8Array(1024));
+    },
+  });
+  const { result } = await probeUrl(`${base}a.jpg`, answerOf(endless));
+  expect(result.ok).toBe(1);
+  expect(pulled).toBeLessThan(10);
+});
+
+test("URLs are opened no faster than the rate, and each has a place in the result", async () => {
+  const targets = Array.from({ length: 30 }, (_, index) => ({ name: `${index}`, url: `${base}${index}` }));
+  const started = Date.now();
+  const sight = await openUrls({ targets, base, rate: 100 }, image);
+  expect(Date.now() - started).toBeGreaterThanOrEqual(280);
+  expect(sight).toEqual({ shown: targets.map(({ name }) => name), failures: [] });
+});
+
+test("what cannot be opened before the deadline is said to be so", async () => {
+  const targets = Array.from({ length: 30 }, (_, index) => ({ name: `${index}`, url: `${base}${index}` }));
+  const { shown, failures } = await openUrls({ targets, base, rate: 100, deadlineMs: 100 }, image);
+  expect(shown.length + failures.length).toBe(30);
+  expect(failures.length).toBeGreaterThan(10);
+  expect(failures.at(-1)).toMatchObject({ code: "unreachable", error: "not opened in time" });
+});

@@ -1,0 +1,204 @@
+/** What the report says against what a reader sees, and findings that are about the present. */
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import {
+  addObjects,
+  codesOf,
+  createBucket,
+  numberedNames,
+  openRun,
+  readReport,
+  removeObjects,
+  runToEnd,
+} from "../sync/support/lab.ts";
+import { type LocalLab, openLocalLab } from "../sync/support/local_lab.ts";
+import type { Finding } from "../../supabase/functions/image-sync/contract.ts";
+import { renderReport } from "../../supabase/functions/image-sync/text.ts";
+
+let lab: LocalLab;
+beforeAll(async () => {
+  lab = await openLocalLab();
+});
+afterAll(() => lab?.close());
+
+const cron = (name: string, schedule: string, command: string) =>
+  lab.sql`select cron.schedule(${name}, ${schedule}, ${command})`;
+/** The SQL that a finding carries as its action. */
+const sqlOf = (finding: Finding | undefined) => {
+  const { action } = finding ?? {};
+  return action !== null && action !== undefined && "sql" in action ? action.sql : "";
+};
+const restoreNightly = () => cron("image-sync-nightly", "0 2 * * *", "select image_sync.run_nightly()");
+
+describe("healthy", () => {
+  test("is not a bucket of which more than 1 % of the images have no working URL, and the verdict says how many do", async () => {
+    const bucket = await createBucket(lab, { objects: numberedNames(100) });
+    await runToEnd(lab, bucket);
+    expect((await readReport(lab, bucket)).healthy).toBe(true);
+    await addObjects(lab, bucket, ["new-1.jpg"]);
+    await runToEnd(lab, bucket, { mode: "analyze" });
+    expect((await readReport(lab, bucket)).healthy).toBe(true);
+    await addObjects(lab, bucket, ["new-2.jpg"]);
+    await runToEnd(lab, bucket, { mode: "analyze" });
+    const report = await readReport(lab, bucket);
+    expect(report.healthy).toBe(false);
+    expect(renderReport(report)).toContain("needs attention (1 warning): 98 % of the images can be seen");
+  });
+
+  test("is not one of whose records more than 1 % show nothing", async () => {
+    const bucket = await createBucket(lab, { objects: numberedNames(100) });
+    await runToEnd(lab, bucket);
+    await removeObjects(lab, bucket, numberedNames(1));
+    await runToEnd(lab, bucket);
+    expect((await readReport(lab, bucket)).healthy).toBe(true);
+    await removeObjects(lab, bucket, numberedNames(2));
+    await runToEnd(lab, bucket);
+    expect((await readReport(lab, bucket)).healthy).toBe(false);
+  });
+});
+
+describe("what counts as an image", () => {
+  test("hidden and system files, names of nothing but an extension and empty files are none, and each group is counted", async () => {
+    const bucket = await createBucket(lab, {
+      objects: [...numberedNames(3), "thumbs/000012.jpg", "notes.txt"],
+    });
+    const junk = [
+      "._000001.jpg",
+      "__MACOSX/._000001.jpg",
+      "@eaDir/x.jpg/SYNOPHOTO_THUMB_XL.jpg",
+      ".jpg",
+      "a/.DS_Store",
+    ];
+    await addObjects(lab, bucket, junk);
+    await lab.sql`
+      insert into storage.objects (bucket_id, name, metadata) values (${bucket}, 'empty.jpg', '{"size": 0}')`;
+    const run = await runToEnd(lab, bucket);
+    expect(run).toMatchObject({
+      state: "succeeded",
+      balanced: true,
+      totals: { images: 4, inserted: 4, not_images: 7 },
+    });
+    const { findings } = await readReport(lab, bucket);
+    expect(Object.fromEntries(findings.map(({ code, count, samples }) => [code, [count, samples.length]])))
+      .toEqual({
+        empty_files: [1, 1],
+        excluded_names: [5, 5],
+        excluded_extensions: [1, 1],
+      });
+    const reasons = async (name: string) =>
+      (await lab.database.readFile(bucket, name)).reasons.map(({ code }) => code);
+    expect(await reasons("._000001.jpg")).toEqual(["excluded"]);
+    expect(await reasons("empty.jpg")).toEqual(["empty"]);
+  });
+
+  test("an operator leaves a folder out, but a record that there is already is kept", async () => {
+    const bucket = await createBucket(lab, { objects: [...numberedNames(2), "thumbs/1.jpg"] });
+    await runToEnd(lab, bucket);
+    await lab
+      .sql`update image_sync.settings set exclude = exclude || '{thumbs/%}' where bucket_id = ${bucket}`;
+    await addObjects(lab, bucket, ["thumbs/2.jpg"]);
+    expect((await runToEnd(lab, bucket)).totals).toMatchObject({ recorded: 3, inserted: 0, not_images: 1 });
+  });
+
+  test("only extensions of pictures are offered, as a line that can be run as it stands", async () => {
+    const names = ["a.crdownload", "b.db", "c.ini", "d.pdf", "e.png", "f.heic", "no extension"];
+    const bucket = await createBucket(lab, { objects: [...numberedNames(2), ...names] });
+    await runToEnd(lab, bucket);
+    const [finding] = (await readReport(lab, bucket)).findings;
+    expect(finding).toMatchObject({ code: "excluded_extensions", count: 7 });
+    expect(finding?.remediation).toContain("Neither every spreadsheet nor every browser shows heic");
+    await lab.sql.unsafe(sqlOf(finding));
+    expect((await runToEnd(lab, bucket)).totals).toMatchObject({ inserted: 2 });
+  });
+});
+
+describe("a finding about the schedule", () => {
+  test("looks at what the jobs do, whatever their name, and its remedy mends them", async () => {
+    const bucket = await createBucket(lab, { objects: numberedNames(2) });
+    await runToEnd(lab, bucket);
+    expect(codesOf(await readReport(lab, bucket))).toEqual([]);
+    await cron("image-sync-nightly", "0 2 * * *", "select 1");
+    const [finding] = (await readReport(lab, bucket)).findings;
+    expect(finding).toMatchObject({ code: "job_missing", samples: ["image-sync-nightly"] });
+    await lab.sql.unsafe(sqlOf(finding));
+    expect(codesOf(await readReport(lab, bucket))).toEqual([]);
+
+    await lab.sql`select cron.unschedule('image-sync-nightly')`;
+    await cron("the shop's own name", "0 2 * * *", "select image_sync.run_nightly();");
+    expect(codesOf(await readReport(lab, bucket))).toEqual([]);
+    await lab.sql`select cron.unschedule('the shop''s own name')`;
+    await restoreNightly();
+  });
+
+  test.each(["0 2 * * SUN", "0 2 1 JAN *", "@daily"])(
+    "knows when %s is due, and is late only then",
+    async (schedule) => {
+      const bucket = await createBucket(lab, { settings: { nightly: true }, objects: numberedNames(2) });
+      await runToEnd(lab, bucket);
+      await cron("image-sync-nightly", schedule, "select image_sync.run_nightly()");
+      try {
+        const report = await readReport(lab, bucket);
+        expect(Date.parse(report.next_run_at ?? "")).toBeGreaterThan(Date.now());
+        expect(codesOf(report).filter((code) => code !== "renewed_too_late")).toEqual([]);
+        const age = (days: number) =>
+          lab.sql`
+          update image_sync.runs
+          set started_at = now() - make_interval(days => ${days}), finished_at = now() - make_interval(days => ${days})
+          where bucket_id = ${bucket}`;
+        await age(2);
+        expect(codesOf(await readReport(lab, bucket)).includes("no_recent_sync")).toBe(schedule === "@daily");
+        await age(400);
+        expect(codesOf(await readReport(lab, bucket))).toContain("no_recent_sync");
+      } finally {
+        await restoreNightly();
+      }
+    },
+  );
+
+  test("has no limit for a bucket that is not part of the night", async () => {
+    const bucket = await createBucket(lab, { objects: numberedNames(2) });
+    await runToEnd(lab, bucket);
+    await lab.sql`
+      update image_sync.runs set started_at = now() - interval '400 days', finished_at = now() - interval '400 days'
+      where bucket_id = ${bucket}`;
+    expect(codesOf(await readReport(lab, bucket))).not.toContain("no_recent_sync");
+  });
+
+  test("about a call is gone when a later run succeeded", async () => {
+    const bucket = await createBucket(lab, { objects: numberedNames(2) });
+    const old = await openRun(lab, bucket);
+    await lab.sql`update image_sync.runs set kick_id = 424242, kicked_at = now() where id = ${old.id}`;
+    await lab.database.cancel(old.id);
+    await runToEnd(lab, bucket);
+    expect(codesOf(await readReport(lab, bucket))).toEqual([]);
+  });
+});
+
+test("a count that failed says nothing, not 0", async () => {
+  const bucket = await createBucket(lab, { objects: numberedNames(2) });
+  await runToEnd(lab, bucket);
+  const { run } = await lab.database.start({
+    run: crypto.randomUUID(),
+    bucket,
+    mode: "analyze",
+    options: {},
+  });
+  await lab.database.cancel(run.id);
+  const text = renderReport(await readReport(lab, bucket));
+  expect(text).toMatch(/Last analyze {2}cancelled/);
+  expect(text).not.toMatch(/Last analyze.* 0 missing/);
+});
+
+test("why a file is not in sync has one cause", async () => {
+  const bucket = await createBucket(lab, { objects: ["a.jpg"] });
+  await runToEnd(lab, bucket);
+  await lab.sql`delete from public.part_images where bucket_id <> ${bucket}`;
+  await lab.sql`alter table public.part_images add constraint test_part_number_key unique (part_number)`;
+  try {
+    await addObjects(lab, bucket, ["folder/a.jpg"]);
+    expect((await lab.database.readFile(bucket, "folder/a.jpg")).reasons.map(({ code }) => code)).toEqual([
+      "collided",
+    ]);
+  } finally {
+    await lab.sql`alter table public.part_images drop constraint test_part_number_key`;
+  }
+});

@@ -1,0 +1,111 @@
+/** Several files for one part number, as whoever looks them up in a spreadsheet sees them: found by the first sync, wherever they lie. */
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import {
+  createBucket,
+  moveObjects,
+  numberedNames,
+  readReport,
+  removeObjects,
+  runToEnd,
+} from "../sync/support/lab.ts";
+import { type LocalLab, openLocalLab } from "../sync/support/local_lab.ts";
+
+let lab: LocalLab;
+beforeAll(async () => {
+  lab = await openLocalLab();
+});
+afterAll(() => lab?.close());
+
+/** What the report says of twins. */
+async function twinsOf(bucket: string): Promise<readonly [number, readonly string[]]> {
+  const finding = (await readReport(lab, bucket)).findings.find(({ code }) => code === "several_files");
+  return [finding?.count ?? 0, finding?.samples ?? []];
+}
+
+describe("the first sync finds", () => {
+  test.each<[string, readonly string[], string]>([
+    ["other case", ["AB-100.jpg", "ab-100.jpg"], "AB-100: AB-100.jpg, ab-100.jpg"],
+    ["a space at the end", ["AB-100.jpg", "AB-100 .jpg"], "AB-100: AB-100 .jpg, AB-100.jpg"],
+    ["a copy that a browser made", ["000011.jpg", "000011 (1).jpg"], "000011: 000011 (1).jpg, 000011.jpg"],
+    [
+      "a copy that a file manager made",
+      ["000011.jpg", "000011 - Copy.jpg"],
+      "000011: 000011 - Copy.jpg, 000011.jpg",
+    ],
+    [
+      "the second copy",
+      ["000011.jpg", "000011 - Kopie (2).jpg"],
+      "000011: 000011 - Kopie (2).jpg, 000011.jpg",
+    ],
+    ["a converted one", ["000011.jpg", "000011_JPG.jpg"], "000011: 000011.jpg, 000011_JPG.jpg"],
+    ["another extension", ["000011.jpg", "000011.jpeg"], "000011: 000011.jpeg, 000011.jpg"],
+    ["a picture that is left out", ["000011.jpg", "000011.png"], "000011: 000011.jpg, 000011.png"],
+    ["another folder", ["a/000011.jpg", "b/000011.jpg"], "000011: a/000011.jpg, b/000011.jpg"],
+    ["copies in folders", ["z/x (1).jpg", "X.jpg"], "X: z/x (1).jpg, X.jpg"],
+  ])("%s", async (_what, names, sample) => {
+    // Chunks of two, and others between: twins need not lie side by side.
+    const bucket = await createBucket(lab, {
+      settings: { chunk_size: 2, probe_size: 0 },
+      objects: [...numberedNames(9, 900), ...names],
+    });
+    await runToEnd(lab, bucket);
+    expect(await twinsOf(bucket)).toEqual([1, [sample]]);
+  });
+});
+
+test("what only looks alike is none", async () => {
+  const bucket = await createBucket(lab, {
+    settings: { probe_size: 0 },
+    objects: [
+      "000011.jpg",
+      "000011 (a).jpg",
+      "000011-1.jpg",
+      "00001.jpg",
+      "000011 Copy.jpg",
+      "copy.jpg",
+      "- Copy.jpg",
+    ],
+  });
+  await runToEnd(lab, bucket);
+  expect(await twinsOf(bucket)).toEqual([0, []]);
+});
+
+test("each group is counted once, however large and however many, and other buckets' are not", async () => {
+  const groups = Array.from({ length: 30 }, (_, place) => String(place).padStart(3, "0"));
+  const names = groups.flatMap((name) => [`${name}.jpg`, `${name} (1).jpg`, `f/${name}.jpg`]);
+  const many = Array.from({ length: 2500 }, (_, place) => `${String(place)}/same.jpg`);
+  const settings = { probe_size: 0 };
+  const bucket = await createBucket(lab, { settings, objects: [...names, ...many] });
+  const other = await createBucket(lab, { settings, objects: ["000.jpg", "same.jpg"] });
+  await runToEnd(lab, bucket);
+  await runToEnd(lab, other);
+  const [count, samples] = await twinsOf(bucket);
+  expect(count).toBe(31);
+  expect(samples).toHaveLength(20);
+  expect(samples[0]).toBe("000: f/000.jpg, 000 (1).jpg, 000.jpg");
+  expect(await twinsOf(other)).toEqual([0, []]);
+});
+
+test("a part number that its owner gave counts, and twins that are gone are gone from the report", async () => {
+  const bucket = await createBucket(lab, { settings: { probe_size: 0 }, objects: numberedNames(3) });
+  await runToEnd(lab, bucket);
+  await lab.sql`
+    update public.part_images set part_number = '000002 ' where bucket_id = ${bucket} and file_name = '000001.jpg'`;
+  await runToEnd(lab, bucket, { mode: "analyze" });
+  expect(await twinsOf(bucket)).toEqual([1, ["000002: 000001.jpg, 000002.jpg"]]);
+  await lab
+    .sql`update public.part_images set part_number = '1' where bucket_id = ${bucket} and file_name = '000001.jpg'`;
+  await moveObjects(lab, bucket, { "000003.jpg": "000002 (1).jpg" });
+  await runToEnd(lab, bucket);
+  expect(await twinsOf(bucket)).toEqual([1, ["000002: 000002 (1).jpg, 000002.jpg"]]);
+  await removeObjects(lab, bucket, ["000002 (1).jpg"]);
+  await lab.sql`delete from public.part_images where bucket_id = ${bucket} and file_name = '000002 (1).jpg'`;
+  await runToEnd(lab, bucket);
+  expect(await twinsOf(bucket)).toEqual([0, []]);
+});
+
+test("an analyze before the first sync names those that it sees", async () => {
+  const bucket = await createBucket(lab, { objects: ["a.jpg", "A.jpg", "b.jpg"] });
+  await runToEnd(lab, bucket, { mode: "analyze" });
+  expect(await twinsOf(bucket)).toEqual([1, ["a: A.jpg, a.jpg"]]);
+});

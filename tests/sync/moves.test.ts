@@ -1,0 +1,360 @@
+/** Files that are renamed or moved: their records go along. */
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import {
+  addObjects,
+  codesOf,
+  createBucket,
+  imbalances,
+  jpeg,
+  type Lab,
+  moveObjects,
+  numberedNames,
+  openLab,
+  openRun,
+  readLedgers,
+  readRecords,
+  readReport,
+  removeObjects,
+  runToEnd,
+  upload,
+  waitForEnd,
+} from "./support/lab.ts";
+
+let lab: Lab;
+
+beforeAll(async () => void (lab = await openLab()));
+afterAll(() => lab?.close());
+
+type Row = Awaited<ReturnType<typeof readRecords>>[number];
+
+/** A bucket of these files in step, with a column of its owner's that says which record is which. */
+async function bucketOf(names: readonly string[], settings: Record<string, string | number> = {}) {
+  const bucket = await createBucket(lab, { objects: names, settings });
+  await runToEnd(lab, bucket);
+  const before = new Map((await readRecords(lab, bucket)).map((record) => [record.file_name, record]));
+  return { bucket, idOf: (name: string) => before.get(name)?.id };
+}
+
+async function sync(bucket: string) {
+  const run = await runToEnd(lab, bucket);
+  expect(imbalances(await readLedgers(lab, run.id))).toEqual([]);
+  expect(run.balanced).toBe(true);
+  return run;
+}
+
+const placesOf = (records: readonly Row[]) => Object.fromEntries(records.map((r) => [r.file_name, r.id]));
+
+/** Every URL is of the name that its record has. */
+function expectSigned(records: readonly Row[]): void {
+  for (const { file_name, signed_url } of records) {
+    const path = decodeURIComponent(new URL(signed_url ?? "http://none/").pathname);
+    expect(path.endsWith(`/${file_name}`), `${file_name}: ${path}`).toBe(true);
+  }
+}
+
+async function expectQuiet(bucket: string): Promise<void> {
+  const run = await runToEnd(lab, bucket);
+  expect(run).toMatchObject({ state: "succeeded", totals: { rows_written: 0, storage_calls: 0, moved: 0 } });
+}
+
+describe.each([1, 2, 1000])("with chunks of %i", (chunk_size) => {
+  test.each([
+    ["to a folder behind", { "photos/1.jpg": "queer/1.jpg", "photos/2.jpg": "queer/2.jpg" }],
+    ["to a folder before", { "photos/1.jpg": "a/1.jpg", "photos/2.jpg": "a/2.jpg" }],
+    ["by case alone", { "photos/1.jpg": "photos/1.JPG", "x.jpg": "X.jpg" }],
+    ["so that two change places", { "a.jpg": "b.jpg", "b.jpg": "a.jpg" }],
+    ["in a ring of three", { "a.jpg": "x.jpg", "x.jpg": "photos/1.jpg", "photos/1.jpg": "a.jpg" }],
+    ["in a chain forwards", { "a.jpg": "b.jpg", "b.jpg": "x.jpg", "x.jpg": "z.jpg" }],
+    ["in a chain backwards", { "x.jpg": "b.jpg", "b.jpg": "a.jpg", "a.jpg": "0.jpg" }],
+  ])("records go along: %s", async (_, moves: Record<string, string>) => {
+    const names = ["a.jpg", "b.jpg", "photos/1.jpg", "photos/2.jpg", "x.jpg"];
+    const { bucket, idOf } = await bucketOf(names, { chunk_size });
+    const created = await lab.sql<{ id: string; created_at: Date }[]>`
+      select id, created_at from public.part_images where bucket_id = ${bucket} order by id`;
+    await moveObjects(lab, bucket, moves);
+
+    const analyzed = await runToEnd(lab, bucket, { mode: "analyze" });
+    const count = Object.keys(moves).length;
+    expect(analyzed).toMatchObject({
+      balanced: true,
+      totals: { moved: count, missing: 0, orphaned: 0, rows_written: 0 },
+    });
+    expect(codesOf(await readReport(lab, bucket))).toContain("moved");
+
+    const run = await sync(bucket);
+    expect(run).toMatchObject({
+      state: "succeeded",
+      totals: { moved: count, inserted: 0, orphaned: 0, records: names.length },
+    });
+    const records = await readRecords(lab, bucket);
+    expect(placesOf(records)).toEqual(
+      Object.fromEntries(names.map((name) => [moves[name] ?? name, idOf(name)])),
+    );
+    expectSigned(records);
+    for (const { file_name, part_number } of records) {
+      expect(part_number).toBe(file_name.replace(/^.*\//, "").replace(/\.\w+$/, ""));
+    }
+    expect(
+      await lab.sql`select id, created_at from public.part_images where bucket_id = ${bucket} order by id`,
+    ).toEqual(created);
+    expect(codesOf(await readReport(lab, bucket))).not.toContain("orphaned");
+    await expectQuiet(bucket);
+  });
+});
+
+test("all files of a folder, with part numbers that have to be unique", async () => {
+  await lab.sql`delete from public.part_images`;
+  const names = numberedNames(2500).map((name) => `photos/${name}`);
+  const { bucket } = await bucketOf(names);
+  await lab.sql`alter table public.part_images add constraint test_moves_unique unique (part_number)`;
+  try {
+    await moveObjects(lab, bucket, Object.fromEntries(names.map((n) => [n, n.replace("photos", "parts")])));
+    const run = await sync(bucket);
+    expect(run).toMatchObject({ state: "succeeded", totals: { moved: 2500, inserted: 0, collided: 0 } });
+    const report = await readReport(lab, bucket);
+    expect(report.coverage).toEqual({ recorded: 1, signed: 1 });
+
+    // Names that all go one further: each has to wait for the next.
+    const shifted = names.map((n) => n.replace("photos", "parts"));
+    await moveObjects(
+      lab,
+      bucket,
+      Object.fromEntries(shifted.map((n, i) => [n, `parts/${numberedNames(1, i + 2)[0]}`])),
+    );
+    expect(await sync(bucket)).toMatchObject({
+      state: "succeeded",
+      totals: { moved: 2500, inserted: 0, collided: 0 },
+    });
+    const records = await readRecords(lab, bucket);
+    expect(records.map((r) => r.part_number)).toEqual(
+      numberedNames(2500, 2).map((n) => n.replace(".jpg", "")),
+    );
+    expectSigned(records);
+
+    // Two that change places, under a unique part number.
+    await moveObjects(lab, bucket, {
+      "parts/000002.jpg": "parts/000003.jpg",
+      "parts/000003.jpg": "parts/000002.jpg",
+    });
+    expect(await sync(bucket)).toMatchObject({ state: "succeeded", totals: { moved: 2 } });
+    await expectQuiet(bucket);
+  } finally {
+    await lab.sql`alter table public.part_images drop constraint test_moves_unique`;
+  }
+});
+
+test("a part number that its owner changed stays, one that was the old name's is made anew", async () => {
+  const { bucket, idOf } = await bucketOf(["a.jpg", "b.jpg", "c.jpg"]);
+  await lab.sql`update public.part_images set part_number = 'AB-100' where id = ${idOf("a.jpg") ?? null}`;
+  await lab.sql`update public.part_images set part_number = null where id = ${idOf("c.jpg") ?? null}`;
+  await moveObjects(lab, bucket, { "a.jpg": "x/1.jpg", "b.jpg": "x/2.jpg", "c.jpg": "x/3.jpg" });
+  await sync(bucket);
+  expect((await readRecords(lab, bucket)).map((r) => r.part_number)).toEqual(["AB-100", "2", null]);
+});
+
+test("to another bucket that is kept in step, and to one that is not", async () => {
+  const { bucket, idOf } = await bucketOf(["a.jpg", "b.jpg", "c.jpg"]);
+  const other = await createBucket(lab, { objects: ["other.jpg"] });
+  const foreign = `foreign-${crypto.randomUUID()}`;
+  await lab.sql`insert into storage.buckets (id, name) values (${foreign}, ${foreign})`;
+  await moveObjects(lab, bucket, { "a.jpg": "a.jpg" }, other);
+  await moveObjects(lab, bucket, { "b.jpg": "b.jpg" }, foreign);
+  const analyzed = await runToEnd(lab, bucket, { mode: "analyze" });
+  expect(analyzed.totals).toMatchObject({ orphaned: 1, records: 2 });
+  const file = await lab.database.readFile(bucket, "a.jpg");
+  expect(file.reasons).toMatchObject([{ code: "moved", detail: expect.stringContaining(other) }]);
+
+  expect(await sync(other)).toMatchObject({ totals: { moved: 1, inserted: 1 } });
+  const records = await readRecords(lab, other);
+  expect(placesOf(records)["a.jpg"]).toBe(idOf("a.jpg"));
+  expectSigned(records);
+  expect(await sync(bucket)).toMatchObject({ totals: { orphaned: 1, records: 2 } });
+  expect((await lab.database.readFile(bucket, "b.jpg")).reasons).toMatchObject([
+    { code: "orphaned", detail: expect.stringContaining(foreign) },
+  ]);
+  expect((await lab.database.readFile(bucket, "a.jpg")).reasons).toMatchObject([
+    { code: "moved", detail: expect.stringContaining(`a.jpg (bucket ${other})`) },
+  ]);
+  await removeObjects(lab, foreign, ["b.jpg"]);
+  await lab.sql`select set_config('storage.allow_delete_query', 'true', false)`;
+  await lab.sql`delete from storage.buckets where id = ${foreign}`.catch(() => {});
+});
+
+test("what is renamed to something left out keeps its record, which says so", async () => {
+  const { bucket, idOf } = await bucketOf(["a.jpg", "b.jpg", "c.jpg"]);
+  await moveObjects(lab, bucket, { "a.jpg": "a.txt", "b.jpg": "__MACOSX/b.jpg" });
+  expect(await sync(bucket)).toMatchObject({ totals: { moved: 0, orphaned: 2, records: 3, inserted: 0 } });
+  expect(placesOf(await readRecords(lab, bucket))["a.jpg"]).toBe(idOf("a.jpg"));
+  expect((await lab.database.readFile(bucket, "a.jpg")).reasons).toMatchObject([
+    { code: "orphaned", detail: expect.stringContaining("a.txt") },
+  ]);
+  // And back: nothing was lost.
+  await moveObjects(lab, bucket, { "a.txt": "a.jpg", "__MACOSX/b.jpg": "b2.jpg" });
+  expect(await sync(bucket)).toMatchObject({ totals: { moved: 1, orphaned: 0, inserted: 0 } });
+  const records = await readRecords(lab, bucket);
+  expect(placesOf(records)).toEqual({
+    "a.jpg": idOf("a.jpg"),
+    "b2.jpg": idOf("b.jpg"),
+    "c.jpg": idOf("c.jpg"),
+  });
+  expectSigned(records);
+});
+
+test("onto a name that has a record: the one that is there gets the file, the other is orphaned", async () => {
+  const { bucket, idOf } = await bucketOf(["a.jpg", "b.jpg"]);
+  await removeObjects(lab, bucket, ["b.jpg"]);
+  await moveObjects(lab, bucket, { "a.jpg": "b.jpg" });
+  expect(await sync(bucket)).toMatchObject({ totals: { moved: 0, orphaned: 1, inserted: 0, records: 2 } });
+  expect(placesOf(await readRecords(lab, bucket))).toEqual({
+    "a.jpg": idOf("a.jpg"),
+    "b.jpg": idOf("b.jpg"),
+  });
+  expect((await lab.database.readFile(bucket, "a.jpg")).reasons).toMatchObject([
+    { code: "orphaned", detail: expect.stringContaining("b.jpg") },
+  ]);
+  await expectQuiet(bucket);
+  const plan = await runToEnd(lab, bucket, { mode: "cleanup" });
+  expect(plan.plan).toMatchObject({ count: 1, samples: ["a.jpg"] });
+});
+
+test("a new file under the old name is a new image", async () => {
+  for (const to of ["0.jpg", "z.jpg"]) {
+    const { bucket, idOf } = await bucketOf(["m.jpg", "n.jpg"], { chunk_size: 1 });
+    await moveObjects(lab, bucket, { "m.jpg": to });
+    await addObjects(lab, bucket, ["m.jpg"]);
+    expect(await sync(bucket)).toMatchObject({ totals: { moved: 1, inserted: 1, orphaned: 0 } });
+    const records = await readRecords(lab, bucket);
+    expect(placesOf(records)).toMatchObject({ [to]: idOf("m.jpg"), "n.jpg": idOf("n.jpg") });
+    expect(records).toHaveLength(3);
+    expectSigned(records);
+    await expectQuiet(bucket);
+  }
+});
+
+test("deleted and uploaded anew, or copied and deleted: another object", async () => {
+  const { bucket, idOf } = await bucketOf(["a.jpg", "b.jpg"]);
+  await removeObjects(lab, bucket, ["a.jpg", "b.jpg"]);
+  await addObjects(lab, bucket, ["a.jpg", "copy of b.jpg"]);
+  expect(await sync(bucket)).toMatchObject({ totals: { moved: 0, inserted: 1, orphaned: 1, recorded: 1 } });
+  expect(placesOf(await readRecords(lab, bucket))["a.jpg"]).toBe(idOf("a.jpg"));
+  const { findings } = await readReport(lab, bucket);
+  expect(findings.find(({ code }) => code === "orphaned")?.remediation).toMatch(/as many files came as went/);
+  // What was uploaded anew is followed from now on.
+  await moveObjects(lab, bucket, { "a.jpg": "c.jpg" });
+  expect(await sync(bucket)).toMatchObject({ totals: { moved: 1, inserted: 0 } });
+});
+
+test("records of before learn their objects once", async () => {
+  const { bucket } = await bucketOf(numberedNames(30), { chunk_size: 7 });
+  await lab.sql`update public.part_images set object_id = null where bucket_id = ${bucket}`;
+  await runToEnd(lab, bucket, { mode: "analyze" });
+  expect(await sync(bucket)).toMatchObject({ totals: { rows_written: 30, storage_calls: 0, moved: 0 } });
+  await expectQuiet(bucket);
+  const [{ linked } = { linked: 0 }] = await lab.sql<{ linked: number }[]>`
+    select count(*)::integer as linked
+    from public.part_images p join storage.objects o on o.id = p.object_id and o.name = p.file_name and o.bucket_id = p.bucket_id
+    where p.bucket_id = ${bucket}`;
+  expect(linked).toBe(30);
+});
+
+test("a record that somebody holds, or that the table refuses, stays and is named; the others go along", async () => {
+  const { bucket, idOf } = await bucketOf(["a.jpg", "b.jpg", "c.jpg", "d.jpg"]);
+  await moveObjects(lab, bucket, { "a.jpg": "x/a.jpg", "b.jpg": "x/b.jpg", "c.jpg": "x/c.jpg" });
+  await lab.sql.unsafe(`
+    create or replace function public.test_refuse_move() returns trigger language plpgsql as $$
+    begin raise exception 'b stays'; end $$;
+    create trigger "test refuses ${bucket}" before update of file_name on public.part_images
+      for each row when (old.bucket_id = '${bucket}' and old.file_name = 'b.jpg') execute function public.test_refuse_move();`);
+  const holder = await lab.sql.reserve();
+  try {
+    await holder`begin`;
+    await holder`select from public.part_images where id = ${idOf("a.jpg") ?? null} for update`;
+    const run = await sync(bucket);
+    expect(run).toMatchObject({
+      state: "partial",
+      stop_reason: "items_failed",
+      totals: { moved: 1, unmoved: 2, inserted: 0 },
+    });
+    expect(run.problems).toEqual(expect.arrayContaining([
+      expect.objectContaining({ name: "x/a.jpg", code: "not_moved", detail: expect.stringMatching(/holds/) }),
+      expect.objectContaining({
+        name: "x/b.jpg",
+        code: "not_moved",
+        detail: expect.stringMatching(/b stays/),
+      }),
+    ]));
+  } finally {
+    await holder`rollback`;
+    holder.release();
+    await lab.sql.unsafe(
+      `drop trigger "test refuses ${bucket}" on public.part_images; drop function public.test_refuse_move()`,
+    );
+  }
+  expect(codesOf(await readReport(lab, bucket))).toContain("not_moved");
+  expect(await sync(bucket)).toMatchObject({ state: "succeeded", totals: { moved: 2, inserted: 0 } });
+  expect(placesOf(await readRecords(lab, bucket))).toEqual({
+    "d.jpg": idOf("d.jpg"),
+    "x/a.jpg": idOf("a.jpg"),
+    "x/b.jpg": idOf("b.jpg"),
+    "x/c.jpg": idOf("c.jpg"),
+  });
+});
+
+test("four workers, and one that dies in between", async () => {
+  const names = numberedNames(400);
+  const { bucket, idOf } = await bucketOf(names, { chunk_size: 20, lease_duration: "2 seconds" });
+  const moves = Object.fromEntries(names.map((name, index) => [name, `${index % 2 ? "a" : "z"}/${name}`]));
+  await moveObjects(lab, bucket, moves);
+  const run = await openRun(lab, bucket);
+  // A worker that takes three chunks and is never heard of again.
+  await lab.database.advance({
+    run: run.id,
+    worker: crypto.randomUUID(),
+    lease: crypto.randomUUID(),
+    closing: null,
+  });
+  await Promise.all(
+    [1, 2, 3, 4].map(() => lab.call({ method: "POST", query: "", body: JSON.stringify({ bucket }) })),
+  );
+  const ended = await waitForEnd(lab, run.id, 60_000);
+  expect(ended).toMatchObject({
+    balanced: true,
+    state: "succeeded",
+    totals: { moved: 400, inserted: 0, orphaned: 0 },
+  });
+  const records = await readRecords(lab, bucket);
+  expect(placesOf(records)).toEqual(Object.fromEntries(names.map((name) => [moves[name], idOf(name)])));
+  expectSigned(records);
+});
+
+test("a cleanup that was confirmed keeps the record of a file that was moved meanwhile", async () => {
+  const { bucket, idOf } = await bucketOf(numberedNames(20));
+  await moveObjects(lab, bucket, { "000001.jpg": "000001.txt" });
+  const plan = await runToEnd(lab, bucket, { mode: "cleanup" });
+  expect(plan.plan).toMatchObject({ count: 1 });
+  await moveObjects(lab, bucket, { "000001.txt": "found/000001.jpg" });
+  const applied = await runToEnd(lab, bucket, { mode: "cleanup", confirm: plan.id });
+  expect(applied).toMatchObject({
+    totals: { removed: 0, skipped: 1 },
+    problems: [{ code: "file_has_moved" }],
+  });
+  await sync(bucket);
+  expect(placesOf(await readRecords(lab, bucket))["found/000001.jpg"]).toBe(idOf("000001.jpg"));
+});
+
+test("through Storage's own move, with a file that can be looked at", async () => {
+  const bucket = await createBucket(lab);
+  await upload(lab, bucket, "photos/a.jpg", jpeg);
+  await runToEnd(lab, bucket);
+  const [before] = await readRecords(lab, bucket);
+  const { error } = await lab.supabase.storage.from(bucket).move("photos/a.jpg", "parts/a.jpg");
+  expect(error).toBeNull();
+  lab.buckets.get(bucket)?.push("parts/a.jpg");
+  expect((await fetch(before?.signed_url ?? "")).status).toBe(400);
+  const run = await sync(bucket);
+  expect(run).toMatchObject({ totals: { moved: 1, signed: 1 } });
+  const [after] = await readRecords(lab, bucket);
+  expect(after).toMatchObject({ id: before?.id, file_name: "parts/a.jpg" });
+  const shown = await fetch(after?.signed_url ?? "");
+  expect([shown.status, new Uint8Array(await shown.arrayBuffer())]).toEqual([200, jpeg]);
+});

@@ -1,0 +1,191 @@
+/** Verifying: every URL is opened as a reader opens it, what shows no image is named by its cause, and the next sync mends what it can. */
+import pLimit from "p-limit";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import type { Run } from "../../supabase/functions/image-sync/contract.ts";
+import { NOTHING_SIGNED } from "../../supabase/functions/image-sync/database.ts";
+import {
+  addObjects,
+  codesOf,
+  createBucket,
+  imbalances,
+  jpeg,
+  numberedNames,
+  readLedgers,
+  readRecords,
+  readReport,
+  removeObjects,
+  runToEnd,
+  upload,
+} from "./support/lab.ts";
+import { control, counting, type LocalLab, openLocalLab } from "./support/local_lab.ts";
+
+let lab: LocalLab;
+beforeAll(async () => {
+  lab = await openLocalLab();
+});
+afterAll(() => lab?.close());
+
+const verify = (bucket: string): Promise<Run> => runToEnd(lab, bucket, { mode: "verify" });
+
+async function bucketOf(names: readonly string[], settings: Record<string, unknown> = {}): Promise<string> {
+  const bucket = await createBucket(lab, { settings: { probe_size: 0, ...settings } });
+  for (const name of names) await upload(lab, bucket, name, jpeg);
+  await runToEnd(lab, bucket);
+  return bucket;
+}
+
+test("of a bucket in order every URL shows an image, nothing is written and the report says when", async () => {
+  const bucket = await bucketOf(numberedNames(25), { chunk_size: 10 });
+  const before = await readRecords(lab, bucket);
+  const { result: run, counts } = await counting(lab, () => verify(bucket));
+  expect(run).toMatchObject({
+    state: "succeeded",
+    balanced: true,
+    totals: { opened: 25, shown: 25, rows_written: 0, images: 25 },
+  });
+  expect(imbalances(await readLedgers(lab, run.id))).toEqual([]);
+  expect(counts.storage).toEqual({ download_signed: 25 });
+  expect(await readRecords(lab, bucket)).toEqual(before);
+  const report = await readReport(lab, bucket);
+  expect(report).toMatchObject({
+    healthy: true,
+    findings: [],
+    verified: { run: run.id, checked: 25, ok: 25, failures: {} },
+    last_runs: { verify: { id: run.id } },
+    coverage: { signed: 1 },
+  });
+});
+
+test("each cause is told by its name, and counted", async () => {
+  const bucket = await bucketOf(numberedNames(6));
+  await addObjects(lab, bucket, ["lost.jpg"]);
+  await upload(lab, bucket, "page.jpg", new TextEncoder().encode("<html>"));
+  const { error } = await lab.supabase.storage.from(bucket).upload("typeless.jpg", jpeg, {
+    contentType: "application/octet-stream",
+  });
+  expect(error).toBeNull();
+  lab.buckets.get(bucket)?.push("typeless.jpg");
+  await runToEnd(lab, bucket);
+  await lab.sql`
+    update public.part_images set signed_url = left(signed_url, -5) || 'aaaaa'
+    where bucket_id = ${bucket} and file_name = '000001.jpg'`;
+  const run = await verify(bucket);
+  expect(run).toMatchObject({ state: "succeeded", totals: { opened: 9, shown: 5 } });
+  expect(run.problems.map(({ name, code }) => [name, code]).sort()).toEqual([
+    ["000001.jpg", "url_rejected"],
+    ["lost.jpg", "file_lost"],
+    ["page.jpg", "not_an_image"],
+    ["typeless.jpg", "wrong_content_type"],
+  ]);
+  const report = await readReport(lab, bucket);
+  expect(report.healthy).toBe(false);
+  expect(codesOf(report).sort()).toEqual([
+    // Its expiry is forgotten, so that the next sync signs it.
+    "expired",
+    "file_lost",
+    "not_an_image",
+    "url_rejected",
+    "wrong_content_type",
+  ]);
+  expect(JSON.stringify(report)).not.toContain("token=");
+  expect(JSON.stringify(run)).not.toContain("token=");
+
+  // The next sync signs anew what was rejected and nothing else.
+  const sync = await runToEnd(lab, bucket);
+  expect(sync.totals).toMatchObject({ signed: 1 });
+  expect(codesOf(await readReport(lab, bucket)).sort()).toEqual([
+    "file_lost",
+    "not_an_image",
+    "wrong_content_type",
+  ]);
+  const again = await verify(bucket);
+  expect(again.totals).toMatchObject({ opened: 9, shown: 6 });
+});
+
+test("after a rotation of the signing key one verify and one sync mend all of them", async () => {
+  const bucket = await bucketOf(numberedNames(12), { chunk_size: 5 });
+  await control(lab, "POST", "/storage/rotate-signing-key");
+  expect((await verify(bucket)).totals).toMatchObject({ opened: 12, shown: 0 });
+  expect(await readReport(lab, bucket)).toMatchObject({ healthy: false, coverage: { signed: 0 } });
+  expect((await runToEnd(lab, bucket)).totals).toMatchObject({ signed: 12 });
+  expect((await verify(bucket)).totals).toMatchObject({ opened: 12, shown: 12 });
+  expect(await readReport(lab, bucket)).toMatchObject({ healthy: true, findings: [] });
+});
+
+test("a URL that was renewed meanwhile is not forgotten, and a held record is left alone", async () => {
+  const bucket = await bucketOf(numberedNames(2));
+  await lab.sql`
+    update public.part_images set signed_url = left(signed_url, -5) || 'aaaaa' where bucket_id = ${bucket}`;
+  await lab.sql.begin(async (holder) => {
+    await holder`
+      select from public.part_images where bucket_id = ${bucket} and file_name = '000001.jpg' for update`;
+    expect((await verify(bucket)).totals).toMatchObject({ opened: 2, shown: 0, rows_written: 1 });
+  });
+});
+
+test("no more URLs are opened a second than the setting allows, and four workers share them", async () => {
+  const bucket = await bucketOf(numberedNames(40), { verify_rate: 20, lease_duration: "4 seconds" });
+  const started = Date.now();
+  const { run } = await lab.database.start({ run: crypto.randomUUID(), bucket, mode: "verify", options: {} });
+  const wake = () =>
+    lab.call({
+      method: "POST",
+      headers: { apikey: lab.stack.secretKey, prefer: "wait=60" },
+      body: JSON.stringify({ run: run.id }),
+    });
+  await Promise.all([wake(), wake(), wake(), wake()]);
+  const ended = await lab.database.readRun(run.id);
+  expect(ended).toMatchObject({ state: "succeeded", totals: { opened: 40, shown: 40 } });
+  expect(ended.chunks).toBeGreaterThanOrEqual(2);
+  expect(Date.now() - started).toBeGreaterThan(1500);
+});
+
+test("a worker that dies costs its chunk a second look, and what it says late counts for nothing", async () => {
+  const bucket = await bucketOf(numberedNames(12), { chunk_size: 5 });
+  const { run } = await lab.database.start({ run: crypto.randomUUID(), bucket, mode: "verify", options: {} });
+  const [worker, lease] = [crypto.randomUUID(), crypto.randomUUID()];
+  const leased = await lab.database.advance({ run: run.id, worker, lease, closing: null });
+  expect(leased).toMatchObject({ next: "open", chunk: { number: 1, rate: 200 } });
+  // Its answer lost, the call is repeated.
+  const repeated = await lab.database.advance({ run: run.id, worker, lease, closing: null });
+  expect(repeated).toMatchObject({ next: "open", chunk: { number: 1 } });
+  await lab.sql`
+    update image_sync.chunks set lease_expires_at = now() - interval '1 second' where run_id = ${run.id}`;
+  const ended = await verify(bucket);
+  expect(ended).toMatchObject({
+    id: run.id,
+    state: "succeeded",
+    balanced: true,
+    totals: { opened: 12, shown: 12 },
+  });
+  const closing = { lease, ...NOTHING_SIGNED, error: null, storageCalls: 0, retries: 0 };
+  expect(await lab.database.advance({ run: run.id, worker, lease: null, closing })).toMatchObject({
+    closed: "stale",
+  });
+  expect((await lab.database.readRun(run.id)).totals).toMatchObject({ opened: 12, shown: 12 });
+});
+
+test("records without a file, a URL or a usable name are not opened", async () => {
+  const bucket = await bucketOf(numberedNames(5));
+  await removeObjects(lab, bucket, ["000001.jpg"]);
+  await addObjects(lab, bucket, ["ümlaut.jpg"]);
+  await lab.sql`
+    update public.part_images set signed_url = null where bucket_id = ${bucket} and file_name = '000002.jpg'`;
+  expect((await verify(bucket)).totals).toMatchObject({ opened: 3, shown: 3, orphaned: 1, missing: 1 });
+});
+
+test("an empty bucket and one without records are verified at once", async () => {
+  const empty = await createBucket(lab);
+  expect(await verify(empty)).toMatchObject({ state: "succeeded", totals: { opened: 0 } });
+});
+
+test("4,000 URLs are opened within a minute", async () => {
+  const bucket = await createBucket(lab, { settings: { probe_size: 0 } });
+  const limit = pLimit(8);
+  await Promise.all(numberedNames(4000).map((name) => limit(() => upload(lab, bucket, name, jpeg))));
+  await runToEnd(lab, bucket);
+  const started = Date.now();
+  const run = await verify(bucket);
+  expect(run).toMatchObject({ state: "succeeded", balanced: true, totals: { opened: 4000, shown: 4000 } });
+  expect(Date.now() - started).toBeLessThan(60_000);
+}, 200_000);
