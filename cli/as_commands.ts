@@ -1,5 +1,5 @@
+import { commandOf } from "../supabase/functions/image-sync/commands.ts";
 import { startRequestSchema } from "../supabase/functions/image-sync/contract.ts";
-import { bucketFlag } from "../supabase/functions/image-sync/text.ts";
 
 /** A refusal's way out, which the API gives as requests, in the words of the commands. */
 export function asCommands(text: string, bucket: string): string {
@@ -10,16 +10,7 @@ export function asCommands(text: string, bucket: string): string {
 
 function asCommand(json: string, bucket: string): string | undefined {
   const request = startRequestSchema.safeParse(parseJson(json)).data;
-  if (request === undefined) return undefined;
-  const flags = [
-    request.renew === undefined ? "" : ` --renew ${request.renew}`,
-    request.restore === undefined ? "" : ` ${request.restore}`,
-    request.confirm === undefined ? "" : ` --confirm ${request.confirm}`,
-    request.max_delete_count === undefined ? "" : ` --max-delete-count ${request.max_delete_count}`,
-    request.max_delete_fraction === undefined ? "" : ` --max-delete-fraction ${request.max_delete_fraction}`,
-    request.allow_empty_bucket === true ? " --allow-empty-bucket" : "",
-  ];
-  return `npx image-sync ${request.mode}${flags.join("")}${bucketFlag(bucket)}`;
+  return request === undefined ? undefined : commandOf({ ...request, bucket });
 }
 
 function parseJson(text: string): unknown {

@@ -26,3 +26,10 @@ export function ask({ stdin, stderr }: Host, question: string): Promise<string |
     });
   });
 }
+
+/** Asks for a yes or no. `undefined` where nobody is there to answer, or they left. */
+export async function confirm(host: Host, question: string): Promise<boolean | undefined> {
+  if (!canAsk(host)) return undefined;
+  const answer = await ask(host, question);
+  return answer === undefined ? undefined : /^y(es)?$/i.test(answer.trim());
+}

@@ -1,11 +1,19 @@
 import { z } from "zod";
 import {
+  type BucketChange,
+  bucketChangeSchema,
+  type BucketList,
+  bucketListSchema,
   fileSchema,
   type FileStatus,
+  planSchema,
   type Report,
   reportSchema,
   type Run,
+  type RunList,
+  runListSchema,
   runSchema,
+  type RunsQuery,
   type startRequestSchema,
 } from "../supabase/functions/image-sync/contract.ts";
 import { CommandError } from "./command_error.ts";
@@ -23,6 +31,14 @@ export type Client = {
   cancel(id: string): Promise<Run>;
   report(bucket: string): Promise<Report>;
   file(bucket: string, name: string): Promise<FileStatus>;
+  /** All names of a dry run's list, in byte order. */
+  plan(run: string): Promise<string[]>;
+  /** Every bucket that is kept in step, with its verdict. */
+  buckets(): Promise<BucketList>;
+  addBucket(bucket: string): Promise<BucketChange>;
+  removeBucket(bucket: string): Promise<BucketChange>;
+  /** A page of the history of runs, newest first. */
+  runs(query: RunsQuery): Promise<RunList>;
 };
 
 /** Options of {@linkcode createClient}. */
@@ -35,6 +51,8 @@ export type ClientOptions = {
 
 type Request = {
   readonly method: "GET" | "POST" | "DELETE";
+  /** Below the function's address. */
+  readonly path?: "/plan" | "/buckets" | "/runs";
   readonly query?: Record<string, string>;
   readonly body?: unknown;
 };
@@ -58,13 +76,54 @@ export function createClient(connection: Connection, options: ClientOptions): Cl
     cancel: (id) => ask(runSchema, { method: "DELETE", query: { run: id } }),
     report: (bucket) => ask(reportSchema, { method: "GET", query: { bucket } }),
     file: (bucket, name) => ask(fileSchema, { method: "GET", query: { bucket, file: name } }),
+    async plan(run) {
+      const names: string[] = [];
+      for (let after: string | null = ""; after !== null;) {
+        const page: z.infer<typeof planSchema> = await ask(planSchema, {
+          method: "GET",
+          path: "/plan",
+          query: { run, after },
+        });
+        names.push(...page.names);
+        after = page.next;
+      }
+      return names;
+    },
+    async buckets() {
+      const all: BucketList = { buckets: [], next: null };
+      for (let after: string | null = ""; after !== null;) {
+        const page: BucketList = await ask(bucketListSchema, {
+          method: "GET",
+          path: "/buckets",
+          query: { after },
+        });
+        all.buckets.push(...page.buckets);
+        after = page.next;
+      }
+      return all;
+    },
+    addBucket: (bucket) => ask(bucketChangeSchema, { method: "POST", path: "/buckets", body: { bucket } }),
+    removeBucket: (bucket) =>
+      ask(bucketChangeSchema, { method: "DELETE", path: "/buckets", query: { bucket } }),
+    runs: (query) =>
+      ask(runListSchema, {
+        method: "GET",
+        path: "/runs",
+        query: Object.fromEntries(
+          Object.entries(query).filter(([, value]) => value !== undefined).map((
+            [key, value],
+          ) => [key, String(value)]),
+        ),
+      }),
   };
 }
 
 async function send(connection: Connection, request: Request, options: ClientOptions): Promise<unknown> {
   const timeout = AbortSignal.timeout(options.timeout);
   const signal = options.signal === undefined ? timeout : AbortSignal.any([timeout, options.signal]);
-  const url = `${connection.url}/functions/v1/image-sync?${new URLSearchParams(request.query)}`;
+  const url = `${connection.url}/functions/v1/image-sync${request.path ?? ""}?${new URLSearchParams(
+    request.query,
+  )}`;
   try {
     const response = await fetch(url, {
       method: request.method,

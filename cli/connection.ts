@@ -12,6 +12,8 @@ export type Connection = {
   readonly url: string;
   /** One of its secret keys. */
   readonly key: string;
+  /** Where that was found: a flag, the environment, a file. */
+  readonly source: string;
 };
 
 type Source = Pick<Host, "env" | "directory" | "stackFile">;
@@ -21,19 +23,27 @@ const stackSchema = z.object({ url: z.string(), secret_key: z.string(), pid: z.i
 
 /**
  * Finds the project: flags come first, then the environment, then `.env` in the working directory, then the embedded stack
- * if one runs.
+ * if one runs. URL and key come from one source together: a key is for the project that stands beside it.
  *
  * @throws {CommandError} `not_configured`, `invalid_url` or `invalid_key`, with what to set.
  */
 export async function findConnection(flags: Found, host: Source): Promise<Connection> {
-  const file = await readEnvFile(join(host.directory, ".env"));
-  const found: Found = {
-    url: flags.url ?? (host.env["SUPABASE_URL"] || file["SUPABASE_URL"]),
-    key: flags.key ?? (host.env["SUPABASE_SECRET_KEY"] || file["SUPABASE_SECRET_KEY"]),
-  };
-  if (found.url || found.key) return checked(found);
+  const places = [
+    { source: "the flags", names: "--url and --key", ...flags },
+    { source: "the environment", names: "SUPABASE_URL and SUPABASE_SECRET_KEY", ...foundIn(host.env) },
+    {
+      source: ".env",
+      names: "SUPABASE_URL and SUPABASE_SECRET_KEY",
+      ...foundIn(await readEnvFile(join(host.directory, ".env"))),
+    },
+  ];
+  const found = places.find(({ url, key }) => url || key);
+  if (found !== undefined) return { ...checked(found), source: found.source };
   const stack = await readRunningStack(host.stackFile);
-  if (stack !== undefined) return checked(stack);
+  if (stack !== undefined) {
+    const source = "the embedded stack";
+    return { ...checked({ ...stack, source, names: "both" }), source };
+  }
   throw new CommandError(
     "not_configured",
     "Cannot tell which project to talk to: set SUPABASE_URL and SUPABASE_SECRET_KEY, in the environment or in a file " +
@@ -41,21 +51,29 @@ export async function findConnection(flags: Found, host: Source): Promise<Connec
   );
 }
 
-function checked({ url, key }: Found): Connection {
-  if (!url) {
+function foundIn(variables: Readonly<Record<string, string | undefined>>): Found {
+  return { url: variables["SUPABASE_URL"] || undefined, key: variables["SUPABASE_SECRET_KEY"] || undefined };
+}
+
+type Place = Found & { readonly source: string; readonly names: string };
+
+function checked({ url, key, source, names }: Place): Omit<Connection, "source"> {
+  if (!url || !key) {
+    const [there, missing] = url ? ["URL", "secret key"] : ["secret key", "URL"];
     throw new CommandError(
       "not_configured",
-      "Cannot tell which project the key is for: set SUPABASE_URL or pass --url",
-    );
-  }
-  if (!key) {
-    throw new CommandError(
-      "not_configured",
-      `Cannot sign in at ${originOf(url)} without a key: set SUPABASE_SECRET_KEY or pass --key`,
+      `Cannot tell which project to talk to: there is a ${there} in ${source}, and no ${missing}; set ${names} in the same place, ` +
+        "so that no key is sent to another project",
     );
   }
   const origin = originOf(url);
-  const { pathname } = new URL(url);
+  const { protocol, hostname, pathname } = new URL(url);
+  if (protocol === "http:" && !/^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/.test(hostname)) {
+    throw new CommandError(
+      "invalid_url",
+      `Cannot send a secret key to ${origin}, where everybody on the way could read it: use https://`,
+    );
+  }
   return { url: origin + pathname.replace(/\/+$/, ""), key: checkedKey(key) };
 }
 
@@ -75,6 +93,13 @@ function checkedKey(key: string): string {
       "Cannot use a publishable key: image-sync answers to secret keys only (sb_secret_...); correct SUPABASE_SECRET_KEY or --key",
     );
   }
+  if (key.startsWith("eyJ")) {
+    throw new CommandError(
+      "invalid_key",
+      "Cannot use a legacy key (eyJ...): the function answers to the new secret keys only; make one in the dashboard, " +
+        "Project Settings, API Keys (sb_secret_...), and set SUPABASE_SECRET_KEY or --key",
+    );
+  }
   if (!/^[\x21-\x7e]+$/.test(key)) {
     throw new CommandError(
       "invalid_key",
@@ -85,13 +110,37 @@ function checkedKey(key: string): string {
 }
 
 async function readEnvFile(path: string): Promise<Readonly<Record<string, string | undefined>>> {
+  let bytes: Uint8Array;
   try {
-    return parseEnv(await readFile(path, "utf8"));
+    bytes = await readFile(path);
   } catch (error) {
     if (isCode(error, "ENOENT")) return {};
     throw new CommandError("not_configured", `Cannot read ${path}: make it readable, or remove it`, {
       cause: error,
     });
+  }
+  return parseEnv(decodeText(bytes, path).replaceAll("\r\n", "\n"));
+}
+
+// Editors on Windows write a byte order mark, and some of them UTF-16.
+function decodeText(bytes: Uint8Array, path: string): string {
+  const [first, second] = bytes;
+  const encoding = first === 0xff && second === 0xfe
+    ? "utf-16le"
+    : first === 0xfe && second === 0xff
+    ? "utf-16be"
+    : "utf-8";
+  const isMarked = encoding !== "utf-8";
+  try {
+    if (!isMarked && bytes.includes(0)) throw new Error("it holds the character U+0000");
+    // The decoder takes the mark away.
+    return new TextDecoder(encoding, { fatal: true }).decode(bytes);
+  } catch (error) {
+    throw new CommandError(
+      "not_configured",
+      `Cannot read ${path}: it is neither UTF-8 nor UTF-16 with a byte order mark; save it as UTF-8`,
+      { cause: error },
+    );
   }
 }
 

@@ -1,33 +1,43 @@
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { z } from "zod";
-import { DEFAULT_BUCKET } from "../supabase/functions/image-sync/contract.ts";
+import { asNpmScripts, quoted } from "../supabase/functions/image-sync/commands.ts";
+import { DEFAULT_BUCKET, modeSchema, stateSchema } from "../supabase/functions/image-sync/contract.ts";
+import { VERSION } from "../supabase/functions/image-sync/version.ts";
 import { CommandError, exitStatus } from "./command_error.ts";
 import { analyze } from "./commands/analyze.ts";
+import { buckets } from "./commands/buckets.ts";
 import { cancel } from "./commands/cancel.ts";
 import { cleanup } from "./commands/cleanup.ts";
 import { type CommonFlags, type Context, withContext } from "./commands/context.ts";
+import { deploy } from "./commands/deploy.ts";
+import { doctor } from "./commands/doctor.ts";
+import { init, type InitOptions, uninstall } from "./commands/init.ts";
 import { restore } from "./commands/restore.ts";
+import { runs, type RunsOptions } from "./commands/runs.ts";
 import { status } from "./commands/status.ts";
 import { sync } from "./commands/sync.ts";
+import { verify } from "./commands/verify.ts";
 import type { Host } from "./host.ts";
-import { toJson } from "./output.ts";
+import { createOutput, type Output, toJson } from "./output.ts";
 import { redact } from "./redact.ts";
 import type { Pace } from "./watch.ts";
 
 /** What commander makes of the options of any command. */
-type Flags = CommonFlags & {
+type Flags = CommonFlags & RunsOptions & Pick<InitOptions, "yes" | "force"> & {
   readonly debug: boolean;
   readonly wait: boolean;
   readonly renew?: "all";
   readonly confirm?: string;
   readonly dryRun: boolean;
+  readonly all: boolean;
   readonly maxDeleteCount?: number;
   readonly maxDeleteFraction?: number;
   readonly allowEmptyBucket: boolean;
+  readonly bucketIsGone: boolean;
   readonly run?: string;
   readonly file?: string;
 };
-type Work = (context: Context, flags: Flags, argument: string | undefined) => Promise<number>;
+type Work = (context: Context, flags: Flags, ...given: (string | undefined)[]) => Promise<number>;
 
 const RUN_STATUS =
   "Exit status: 0 the run succeeded (with --no-wait: it was started), 1 it did not, 2 it could not be told.";
@@ -65,13 +75,34 @@ type ProgramOptions = {
 function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
   const perform = (work: Work) => async (...given: unknown[]) => {
     const command = given.at(-1) as Command;
+    refuseSwallowedFlags(command, host);
     const flags = command.opts<Flags>();
-    const context = { flags, host, ...(pace === undefined ? {} : { pace }) };
-    onStatus(await withContext(context, (context) => work(context, flags, command.args[0])));
+    const context = {
+      flags,
+      host,
+      words: wordsOf(host, command.name()),
+      ...(pace === undefined ? {} : { pace }),
+    };
+    onStatus(await withContext(context, (context) => work(context, flags, ...command.args)));
+  };
+  // Without a project to talk to: on the files of a repository.
+  const performHere = (
+    work: (
+      context: { host: Host; output: Output; json: boolean },
+      flags: Flags,
+      ...given: (string | undefined)[]
+    ) => Promise<number>,
+  ) =>
+  async (...given: unknown[]) => {
+    const command = given.at(-1) as Command;
+    refuseSwallowedFlags(command, host);
+    const flags = command.opts<Flags>();
+    const output = createOutput(host, { json: flags.json, words: wordsOf(host, command.name()) });
+    onStatus(await work({ host, output, json: flags.json }, flags, ...command.args));
   };
   const program = new Command("image-sync")
     .description("Keeps the table part_images in step with the storage bucket part-images")
-    .version("0.1.0")
+    .version(VERSION)
     .exitOverride()
     .configureOutput({
       writeOut: (text) => host.stdout.write(text),
@@ -80,11 +111,40 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
   const add = (signature: string, description: string) =>
     program.command(signature).description(description).allowExcessArguments(false);
 
+  local(
+    add("init", "bring the function, one migration and its configuration into a project's repository"),
+    "Exit status: 0 it is there, 1 it was not agreed to, 2 it could not be done.",
+  )
+    .argument("[dir]", "the repository, or a folder to begin one in", ".")
+    .option("--force", "overwrite files that were edited", false)
+    .action(performHere((context, flags, directory) => init(context, { ...flags, directory })));
+  local(
+    add(
+      "deploy",
+      "push the migrations and the function with the project's own Supabase CLI, and call it once",
+    ),
+    "Exit status: 0 it is deployed, 1 it was not agreed to or needs attention, 2 it could not be done.",
+  )
+    .argument("[dir]", "the repository", ".")
+    .option("--bucket <name>", "the bucket to report on", DEFAULT_BUCKET)
+    .action(performHere((context, flags, directory) => deploy(context, { ...flags, directory })));
+  local(
+    add("uninstall", "take them out of a project's repository again; the table and its rows stay"),
+    "Exit status: 0 it is out, 1 it was not agreed to, 2 it could not be done.",
+  )
+    .argument("[dir]", "the repository", ".")
+    .option("--force", "delete files that were edited", false)
+    .action(performHere((context, flags, directory) => uninstall(context, { ...flags, directory })));
   common(
     waiting(add("analyze", "count what is out of step, change nothing, and show the report")),
     RUN_STATUS,
   )
     .action(perform((context, { wait }) => analyze(context, { wait })));
+  common(
+    waiting(add("verify", "open every signed URL as a reader does and say which show no image, and why")),
+    RUN_STATUS,
+  )
+    .action(perform((context, { wait }) => verify(context, { wait })));
   common(waiting(add("sync", "bring records and signed URLs in step with the bucket")), RUN_STATUS)
     .addOption(
       new Option("--renew <which>", "sign every URL again, as after a rotation of the URL-signing key")
@@ -99,9 +159,11 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
       new Option("--confirm <run>", "archive the list of this dry run without asking").argParser(toRunId),
     )
     .addOption(new Option("--dry-run", "stop after the list").default(false).conflicts("confirm"))
+    .option("--all", "print every name of the list", false)
     .option("--max-delete-count <number>", "archive up to so many records", toCount)
     .option("--max-delete-fraction <fraction>", "archive up to this part of all records, 0 to 1", toFraction)
     .option("--allow-empty-bucket", "archive although the bucket holds no file", false)
+    .option("--bucket-is-gone", "list the records of a bucket that does not exist any more", false)
     .action(perform((context, flags) => cleanup(context, flags)));
   common(waiting(add("restore", "put back what a cleanup archived")), RUN_STATUS)
     .argument("[run]", "the cleanup run", toRunId)
@@ -111,14 +173,74 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
     .option("--file <name>", "why this file is, or is not, in sync instead")
     .option("--wait", "with --run: wait until it has finished", false)
     .action(perform((context, flags) => status(context, flags)));
+  common(
+    add(
+      "buckets",
+      "list the buckets that are kept in step, or add or remove one: settings only, never files",
+    ),
+    "Exit status: 0 all are healthy, or it was changed; 1 one needs attention; 2 could not be told.",
+  )
+    .argument("[action]", "list, add or remove", "list")
+    .argument("[name]", "the bucket to add or remove")
+    .action(perform((context, _flags, action, name) => buckets(context, { action, name })));
+  common(
+    add("doctor", "look at every link of the chain, outside in, and say of each what mends it"),
+    "Exit status: 0 every link holds, 1 one does not, 2 it could not be told.",
+  )
+    .action(perform((context) => doctor(context)));
+  common(
+    add("runs", "show the history of runs, newest first"),
+    "Exit status: 0, or 2 if it could not be told.",
+  )
+    .addOption(new Option("--mode <mode>", "only runs of this mode").choices(modeSchema.options))
+    .addOption(new Option("--state <state>", "only runs that are so").choices(stateSchema.options))
+    .addOption(new Option("--after <run>", "those before this run").argParser(toRunId))
+    .option("--limit <number>", "so many, 1 to 100", toPage, 20)
+    .option("--all-buckets", "of every bucket", false)
+    .action(perform((context, flags) => runs(context, flags)));
   common(add("cancel", "cancel an open run"), "Exit status: 0 it is cancelled, 2 it is not.")
     .argument("<run>", "the run", toRunId)
     .action(perform((context, _flags, id) => cancel(context, { id: id ?? "" })));
   return program;
 }
 
+/**
+ * `npm run sync --bucket=x` gives the flag to npm, which knows no such thing, says nothing and runs the command without it: on another
+ * bucket, of another project. What it swallowed stands in the environment.
+ */
+function refuseSwallowedFlags(command: Command, { env }: Host): void {
+  if (env["npm_lifecycle_event"] !== command.name()) return;
+  const swallowed = command.options.flatMap(({ long, negate }) => {
+    const name = long?.replace(/^--(no-)?/, "") ?? "";
+    const value = env[`npm_config_${name.replaceAll("-", "_")}`];
+    if (value === undefined || value === "") return [];
+    if (value === "true" || negate) return [`--${negate ? "no-" : ""}${name}`];
+    return [`--${name} ${quoted(value)}`];
+  });
+  if (swallowed.length === 0) return;
+  throw new CommandError(
+    "usage",
+    `npm took ${swallowed.join(" ")} for a flag of its own; flags of a command stand behind two dashes: ` +
+      `npm run ${command.name()} -- ${swallowed.join(" ")}`,
+  );
+}
+
+/** Commands are named the way that this one was called: through its npm script, or as `npx image-sync`. */
+function wordsOf({ env }: Host, command: string | undefined): (text: string) => string {
+  return env["npm_lifecycle_event"] === command ? asNpmScripts : (text) => text;
+}
+
 function waiting(command: Command): Command {
   return command.option("--no-wait", "start the run and come back at once");
+}
+
+function local(command: Command, status: string): Command {
+  return command
+    .option("--dry-run", "show every file and every line, and change nothing", false)
+    .option("--yes", "do it without asking", false)
+    .option("--json", "one JSON document on standard output, everything else on standard error", false)
+    .option("--debug", "show stack traces", false)
+    .addHelpText("after", `\n${status}`);
 }
 
 function common(command: Command, status: string): Command {
@@ -141,7 +263,10 @@ function fail(error: unknown, { args, host }: { args: readonly string[]; host: H
   const isUsage = error instanceof CommanderError;
   const known = error instanceof CommandError ? error : undefined;
   const message = known?.message ?? (error instanceof Error ? error.message : String(error));
-  if (!isUsage) host.stderr.write(`${redact(known === undefined ? `Unexpected: ${message}` : message)}\n`);
+  const words = wordsOf(host, args[0]);
+  if (!isUsage) {
+    host.stderr.write(`${redact(words(known === undefined ? `Unexpected: ${message}` : message))}\n`);
+  }
   if (args.includes("--debug")) host.stderr.write(`${redact(traceOf(error))}\n`);
   else if (known === undefined && !isUsage) host.stderr.write("Run it again with --debug to see where\n");
   if (args.includes("--json")) {
@@ -165,6 +290,11 @@ function toRunId(text: string): string {
 function toCount(text: string): number {
   if (/^\d{1,9}$/.test(text)) return Number(text);
   throw new InvalidArgumentError("It must be a whole number.");
+}
+
+function toPage(text: string): number {
+  if (/^([1-9]\d?|100)$/.test(text)) return Number(text);
+  throw new InvalidArgumentError("It must be a whole number from 1 to 100.");
 }
 
 function toFraction(text: string): number {

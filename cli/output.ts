@@ -1,5 +1,6 @@
 import type { Host } from "./host.ts";
 import { redact } from "./redact.ts";
+import { layOut, screenOf } from "./screen.ts";
 
 /** Where a command writes: its result on standard output, everything else on standard error. */
 export type Output = {
@@ -14,16 +15,18 @@ const unsafeInJson = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu;
 
 /** Makes the output of a command. Neither a key nor a token of a signed URL passes through it. */
 export function createOutput(
-  host: Pick<Host, "stdout" | "stderr">,
-  options: { json: boolean; key?: string },
+  host: Pick<Host, "stdout" | "stderr" | "env">,
+  options: { json: boolean; key?: string; words?: (text: string) => string },
 ): Output {
+  const { words = (text) => text } = options;
   return {
     show: (document, text) => {
-      const result = options.json ? toJson(document) : text();
+      const result = options.json ? toJson(document) : layOut(words(text()), screenOf(host.stdout, host.env));
       host.stdout.write(redact(result, options.key));
     },
     note: (text) => {
-      host.stderr.write(`${redact(text, options.key)}\n`);
+      const line = layOut(words(text), screenOf(host.stderr, host.env));
+      host.stderr.write(`${redact(line, options.key)}\n`);
     },
   };
 }

@@ -36,7 +36,7 @@ export async function watch(
   let pause = pace.first;
   try {
     while (latest.finished_at === null) {
-      progress.update(latest);
+      if (failures === 0) progress.update(latest);
       await delay(pause, undefined, { signal });
       pause = Math.min(pause * 1.5, pace.longest);
       try {
@@ -45,6 +45,7 @@ export async function watch(
       } catch (error) {
         failures++;
         if (!isTransient(error) || failures > FAILURES_BORNE) throw error;
+        progress.lose();
       }
     }
     progress.update(latest);

@@ -13,8 +13,12 @@ export type CleanupOptions = {
   readonly maxDeleteCount?: number;
   readonly maxDeleteFraction?: number;
   readonly allowEmptyBucket: boolean;
+  /** The bucket does not exist any more: list all of its records. */
+  readonly bucketIsGone: boolean;
   /** Stop after the list. */
   readonly dryRun: boolean;
+  /** Print every name of the list, however many. */
+  readonly all: boolean;
   readonly wait: boolean;
 };
 
@@ -22,16 +26,31 @@ export type CleanupOptions = {
 export async function cleanup(context: Context, options: CleanupOptions): Promise<number> {
   if (options.confirm !== undefined) return await apply(context, options.confirm, options);
   const started = await startRun(context, {
-    body: { mode: "cleanup", bucket: context.bucket },
-    isSame: (open) => open.plan_id === null,
+    body: {
+      mode: "cleanup",
+      bucket: context.bucket,
+      ...(options.bucketIsGone ? { bucket_is_gone: true } : {}),
+    },
+    isSame: (open) =>
+      open.plan_id === null && (open.options["bucket_is_gone"] === true) === options.bucketIsGone,
   });
   if (!options.wait) return showStarted(context, started);
   const run = await context.finished(started);
   const number = run.plan?.count ?? 0;
   const isAsked = number > 0 && run.state === "succeeded" && !options.dryRun && !context.json &&
     canAsk(context.host);
-  if (!isAsked) return showFinished(context, run);
-  return await applyIfConfirmed(context, { run, number, options });
+  if (!isAsked) {
+    const shown = options.all || context.json ? await withWholeList(context, run) : run;
+    return showFinished(context, shown);
+  }
+  // Nobody confirms what they have not seen: all of it is listed before the question.
+  return await applyIfConfirmed(context, { run: await withWholeList(context, run), number, options });
+}
+
+/** The dry run with every name of its list instead of the first few. */
+async function withWholeList(context: Context, run: Run): Promise<Run> {
+  if (run.plan === undefined || run.plan.count <= run.plan.samples.length) return run;
+  return { ...run, plan: { ...run.plan, samples: await context.client.plan(run.id) } };
 }
 
 async function applyIfConfirmed(

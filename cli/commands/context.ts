@@ -1,4 +1,5 @@
-import type { Run } from "../../supabase/functions/image-sync/contract.ts";
+import { DEFAULT_BUCKET, type Run } from "../../supabase/functions/image-sync/contract.ts";
+import { safeText } from "../../supabase/functions/image-sync/safe_text.ts";
 import { type Client, createClient } from "../client.ts";
 import { asCommands } from "../as_commands.ts";
 import { CommandError, exitStatus } from "../command_error.ts";
@@ -31,7 +32,13 @@ export type Context = {
 
 /** Finds the project and gives `work` what it needs; Ctrl-C ends whatever it waits for. */
 export async function withContext(
-  { flags, host, pace }: { flags: CommonFlags; host: Host; pace?: Pace },
+  { flags, host, pace, words }: {
+    flags: CommonFlags;
+    host: Host;
+    pace?: Pace;
+    /** How what is printed names commands. */
+    words?: (text: string) => string;
+  },
   work: (context: Context) => Promise<number>,
 ): Promise<number> {
   const connection = await findConnection({ url: flags.url, key: flags.key }, host);
@@ -46,7 +53,15 @@ export async function withContext(
       ignoreInterrupts();
     }
   };
-  const output = createOutput(host, { json: flags.json, key: connection.key });
+  const output = createOutput(host, {
+    json: flags.json,
+    key: connection.key,
+    ...(words === undefined ? {} : { words }),
+  });
+  const bucket = flags.bucket === DEFAULT_BUCKET ? "the default" : "--bucket";
+  output.note(
+    `Project ${connection.url} (${connection.source}), bucket ${safeText(flags.bucket)} (${bucket})`,
+  );
   try {
     return await work({ client, output, host, bucket: flags.bucket, json: flags.json, finished });
   } catch (error) {

@@ -1,5 +1,6 @@
 import type { Run } from "../../supabase/functions/image-sync/contract.ts";
-import { bucketFlag, renderTime } from "../../supabase/functions/image-sync/text.ts";
+import { bucketFlag } from "../../supabase/functions/image-sync/commands.ts";
+import { renderTime } from "../../supabase/functions/image-sync/text.ts";
 import { CommandError } from "../command_error.ts";
 import type { Context } from "./context.ts";
 import { showFinished, showStarted, startRun } from "./start.ts";

@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import { stripVTControlCharacters } from "node:util";
 import { describe, expect, test } from "vitest";
 import { makeDryRun, makeReport, makeRun } from "./support/documents.ts";
 import { type Behaviour, problem, serveFunction } from "./support/fake_function.ts";
@@ -191,6 +192,34 @@ describe("cleanup", () => {
     expect(result.stdout).toContain(`npx image-sync restore ${applied.id}`);
   });
 
+  const long = Array.from({ length: 45 }, (_, place) => `${String(place).padStart(6, "0")}.jpg`);
+  const longRun = makeDryRun(long.slice(0, 20), { plan: { count: 45, samples: long.slice(0, 20) } });
+  const paged: Behaviour = {
+    onStart: () => ({ run: longRun, created: true }),
+    onPlan: (run, after) => {
+      const rest = long.filter((name) => name > after);
+      return { run, count: 45, names: rest.slice(0, 30), next: rest.length > 30 ? rest[29] ?? null : null };
+    },
+  };
+
+  test("shows every name of a long list before it asks", async () => {
+    const server = await serveFunction(paged);
+    const result = await runCommand(["cleanup"], { url: server.url, terminal: true, typed: "no" });
+    for (const name of long) expect(result.stdout).toContain(`\n    ${name}\n`);
+    expect(result.stdout).not.toContain("more");
+  });
+
+  test("without a question it shows the first of a long list and how to see all; --all and --json show all", async () => {
+    const server = await serveFunction(paged);
+    const short = await runCommand(["cleanup", "--dry-run"], server);
+    expect(short.stdout).toContain("and 25 more");
+    expect(short.stdout).toContain("To see all of them: npx image-sync cleanup --dry-run --all");
+    const all = await runCommand(["cleanup", "--dry-run", "--all"], server);
+    for (const name of long) expect(all.stdout).toContain(name);
+    const json = await runCommand(["cleanup", "--json"], server);
+    expect(JSON.parse(json.stdout)).toMatchObject({ plan: { count: 45, samples: long } });
+  });
+
   test.each(["3", "yes", "", "-2", null])("removes nothing when %j is typed", async (typed) => {
     const server = await serveFunction(both);
     const result = await runCommand(["cleanup"], { url: server.url, terminal: true, typed });
@@ -210,7 +239,9 @@ describe("cleanup", () => {
     expect(result.status).toBe(0);
     expect(server.starts).toHaveLength(1);
     if (args.includes("--json")) expect(JSON.parse(result.stdout)).toEqual(dryRun);
-    else expect(result.stdout).toContain(`To remove them: npx image-sync cleanup --confirm ${dryRun.id}`);
+    else {expect(stripVTControlCharacters(result.stdout)).toContain(
+        `To remove them: npx image-sync cleanup --confirm ${dryRun.id}`,
+      );}
   });
 
   test("--confirm applies the list of that dry run, with the guards raised by name", async () => {

@@ -18,7 +18,7 @@ describe("an error is a sentence with the way out, and the exit status is 2", ()
     },
     {
       title: "the host does not exist",
-      url: () => Promise.resolve("http://no-such-project.invalid"),
+      url: () => Promise.resolve("https://no-such-project.invalid"),
       code: "unreachable",
       says: /there is no host of that name; check the URL/,
     },
@@ -66,7 +66,7 @@ describe("an error is a sentence with the way out, and the exit status is 2", ()
           problem(404, "unknown_bucket", "The bucket has no settings", "Cannot sync bucket x: add it.").body,
         ),
       code: "unknown_bucket",
-      says: /^The bucket has no settings\. Cannot sync bucket x: add it\n$/,
+      says: /^Project .*\nThe bucket has no settings\. Cannot sync bucket x: add it\n$/,
     },
     {
       title: "the host redirects",

@@ -22,7 +22,10 @@ function start(command: string, args: readonly string[], options: { url?: string
   onTestFinished(() => {
     child.kill("SIGKILL");
   });
-  const text = { stdout: "", stderr: "" };
+  const text = {
+    stdout: "",
+    stderr: "",
+  };
   child.stdout?.on("data", (part) => text.stdout += part);
   child.stderr?.on("data", (part) => text.stderr += part);
   const ended = new Promise<Ended>((resolve) => child.on("close", (code) => resolve({ code, ...text })));
@@ -34,7 +37,10 @@ test("passes output and exit status through", async () => {
   const { url } = await serveFunction({ onReport: () => report });
   const { code, stdout, stderr } = await start(process.execPath, [launcher, "status", "--json"], { url })
     .ended;
-  expect({ code, stderr }).toEqual({ code: 1, stderr: "" });
+  expect({ code, stderr }).toEqual({
+    code: 1,
+    stderr: expect.stringMatching(/^Project \S+ \([^)]*\), bucket \S+ \([^)]*\)\n$/),
+  });
   expect(JSON.parse(stdout)).toEqual(report);
 });
 
@@ -80,7 +86,10 @@ test("a reader that has seen enough is no error", async () => {
   const { url } = await serveFunction({ onReport: () => makeReport({ findings }) });
   const line = `"${process.execPath}" "${launcher}" status | head -n 1`;
   const { stdout, stderr } = await start("sh", ["-c", line], { url }).ended;
-  expect({ stdout, stderr }).toEqual({ stdout: "part-images: healthy\n", stderr: "" });
+  expect({ stdout, stderr }).toEqual({
+    stdout: "part-images: healthy\n",
+    stderr: expect.stringMatching(/^Project \S+ \([^)]*\), bucket \S+ \([^)]*\)\n$/),
+  });
 });
 
 // script(1) of util-linux gives the command a terminal of its own; elsewhere its options differ.

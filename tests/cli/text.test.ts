@@ -1,7 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { toJson } from "../../cli/output.ts";
-import { renderFile, renderReport, renderRun, safeText } from "../../supabase/functions/image-sync/text.ts";
+import { safeText } from "../../supabase/functions/image-sync/safe_text.ts";
+import { renderFile, renderReport, renderRun } from "../../supabase/functions/image-sync/text.ts";
 import { makeDryRun, makeReport, makeRun } from "./support/documents.ts";
 
 // What a terminal obeys or hides, but for the line ends that are ours.
@@ -121,6 +122,8 @@ test("a healthy report reads like this", () => {
 
       Last sync     succeeded, 2026-11-24 02:00 GMT (6 h ago, by the schedule), took 41 s, 3,804 inserted, 4,000 signed, 0 failed
       Next run      2026-11-25 02:00 GMT, in 18 h
+
+    part-images: healthy
     "
   `);
 });
@@ -158,6 +161,7 @@ test("a report of a bucket in trouble reads like this", () => {
           count: 1,
           samples: [],
           remediation: "Start a sync by hand.",
+          action: { request: { mode: "sync", bucket: "part-images" } },
         },
         {
           code: "missing",
@@ -171,7 +175,7 @@ test("a report of a bucket in trouble reads like this", () => {
     })),
   ).toMatchInlineSnapshot(`
     "
-    part-images: needs attention (1 error, 1 warning)
+    part-images: needs attention (1 error, 1 warning): 0 % of the images can be seen
       Measured 2026-11-24 02:00 GMT, 5 h 59 min ago
 
       Bucket        4,012 files, 2.3 GB, 4,000 images
@@ -195,6 +199,7 @@ test("a report of a bucket in trouble reads like this", () => {
 
       ✖ No successful sync within 26 hours [no_recent_sync]
         Start a sync by hand.
+        Run: npx image-sync sync
       ▲ Images without a record: 3,804 [missing]
         Start a sync; the nightly run does it too.
 
@@ -202,6 +207,9 @@ test("a report of a bucket in trouble reads like this", () => {
       Last cleanup  dry run succeeded, 2026-11-24 02:00 GMT (6 h ago, by a request), took 41 s, 1 would be removed
       Open run      Sync, 1,200 of 4,000 (30 %), 410.5 a second, about 7 s left; run 5c1e0d52-7a53-4a0e-9d0c-2f3b1a6a7c11
       Next run      none is scheduled
+
+    part-images: needs attention (1 error, 1 warning): 0 % of the images can be seen
+    Next: npx image-sync sync
     "
   `);
 });
@@ -240,6 +248,8 @@ test("a run reads like this", () => {
       Result        3,804 inserted, 4,000 signed, 0 failed
       Work          5 chunks, 1 invocation, 7,804 rows written, 5 Storage calls, 1 retry
       Ledger        balances
+
+    Sync of part-images: succeeded
     "
   `);
 });

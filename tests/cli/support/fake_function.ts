@@ -2,6 +2,8 @@ import { createServer, type IncomingMessage, type ServerResponse } from "node:ht
 import type { AddressInfo } from "node:net";
 import { onTestFinished } from "vitest";
 import {
+  type Plan,
+  planQuerySchema,
   readQuerySchema,
   type Report,
   type Run,
@@ -27,6 +29,8 @@ export type Behaviour = {
   readonly onCancel?: (id: string) => Run;
   readonly onReport?: (bucket: string) => Report;
   readonly onFile?: (bucket: string, name: string) => unknown;
+  /** A page of a list. */
+  readonly onPlan?: (run: string, after: string) => Plan;
 };
 
 export type FakeFunction = {
@@ -43,7 +47,8 @@ export async function serveFunction(behaviour: Behaviour): Promise<FakeFunction>
   let looks = 0;
   const answer = async (request: IncomingMessage): Promise<Answer> => {
     const url = new URL(request.url ?? "/", "http://localhost");
-    if (url.pathname !== "/functions/v1/image-sync") {
+    const isPlan = url.pathname === "/functions/v1/image-sync/plan";
+    if (url.pathname !== "/functions/v1/image-sync" && !isPlan) {
       return { status: 404, body: { message: "no Route matched" } };
     }
     if (request.headers["apikey"] !== KEY) {
@@ -54,6 +59,10 @@ export async function serveFunction(behaviour: Behaviour): Promise<FakeFunction>
       starts.push(body);
       const { run, created } = demand(behaviour.onStart)(body);
       return { status: 202, body: { ...run, created } };
+    }
+    if (isPlan) {
+      const { run, after } = planQuerySchema.parse(Object.fromEntries(url.searchParams));
+      return { status: 200, body: demand(behaviour.onPlan)(run, after) };
     }
     const query = readQuerySchema.parse(Object.fromEntries(url.searchParams));
     if (request.method === "DELETE") {

@@ -13,6 +13,8 @@ export type Settings = {
   readonly stackFile?: string;
   /** Whether somebody sits before a terminal. */
   readonly terminal?: boolean;
+  /** How wide that is, in characters. */
+  readonly columns?: number;
   /** What they type when they are asked; `null` ends the input. */
   readonly typed?: string | null;
   /** Receives what presses Ctrl-C. */
@@ -22,8 +24,8 @@ export type Settings = {
 /** Runs a command in this process, as if typed on a machine that the test makes up. */
 export async function runCommand(args: readonly string[], settings: Settings = {}): Promise<Result> {
   const isTTY = settings.terminal ?? false;
-  const stdout = capture(isTTY);
-  const stderr = capture(isTTY);
+  const stdout = capture(isTTY, settings.columns);
+  const stderr = capture(isTTY, settings.columns);
   const stdin = Object.assign(new PassThrough(), { isTTY });
   stderr.onText = (text) => {
     if (!text.includes("type their number")) return;
@@ -49,9 +51,9 @@ export async function runCommand(args: readonly string[], settings: Settings = {
   return { status, stdout: stdout.text(), stderr: stderr.text() };
 }
 
-function capture(isTTY: boolean) {
+function capture(isTTY: boolean, columns = 120) {
   const parts: string[] = [];
-  const stream = Object.assign(new PassThrough(), { isTTY, columns: 120 });
+  const stream = Object.assign(new PassThrough(), { isTTY, columns });
   const captured = { stream, text: () => parts.join(""), onText: (_text: string) => {} };
   stream.on("data", (part: Buffer) => {
     parts.push(part.toString());

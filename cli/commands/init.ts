@@ -1,0 +1,132 @@
+import { join, relative, resolve } from "node:path";
+import { confirm } from "../ask.ts";
+import { CommandError, exitStatus } from "../command_error.ts";
+import type { Host } from "../host.ts";
+import type { Output } from "../output.ts";
+import { applyPlan, type Change, type Plan, planInstall, planRemoval } from "../project/install.ts";
+
+/** Options of {@linkcode init}. */
+export type InitOptions = {
+  readonly directory: string | undefined;
+  /** Show every file and every line, and change nothing. */
+  readonly dryRun: boolean;
+  /** Do it without asking. */
+  readonly yes: boolean;
+  /** Overwrite what was edited. */
+  readonly force: boolean;
+};
+
+const WORDS = {
+  create: "create",
+  update: "update",
+  delete: "delete",
+  keep: "keep  ",
+  same: "same  ",
+} as const;
+
+/** What init and uninstall work with. */
+type HereContext = { readonly host: Host; readonly output: Output; readonly json: boolean };
+
+/** Brings the function, one migration and the function's configuration into a project's repository. */
+export async function init(context: HereContext, options: InitOptions): Promise<number> {
+  const directory = resolve(context.host.directory, options.directory ?? ".");
+  const plan = await planInstall({ directory, force: options.force, now: new Date() });
+  return await carryOut(context, options, plan, stepsAfterInstall);
+}
+
+/** Takes them out again, by a migration too; the table and its rows stay. */
+export async function uninstall(context: HereContext, options: InitOptions): Promise<number> {
+  const directory = resolve(context.host.directory, options.directory ?? ".");
+  const plan = await planRemoval({ directory, force: options.force, now: new Date() });
+  return await carryOut(context, options, plan, stepsAfterRemoval);
+}
+
+/** Shows a plan, asks, and does it. */
+async function carryOut(
+  { host, output, json }: HereContext,
+  { dryRun, yes }: InitOptions,
+  plan: Plan,
+  nextSteps: (plan: Plan, host: Host) => string,
+): Promise<number> {
+  const isChange = plan.changes.some(({ kind }) => kind !== "same" && kind !== "keep");
+  const document = (isDone: boolean) => ({
+    directory: plan.directory,
+    done: isDone,
+    changes: plan.changes.map(({ path, kind }) => ({ path, kind })),
+    advice: plan.advice,
+  });
+  if (dryRun) {
+    output.show(document(false), () => render(plan, host) + plan.changes.map(lines).join(""));
+    return exitStatus.fine;
+  }
+  if (!isChange) {
+    output.show(document(true), () => `${render(plan, host)}Nothing to do: image-sync is there\n`);
+    return exitStatus.fine;
+  }
+  if (!yes) {
+    output.note(render(plan, host).trimEnd());
+    const answer = await confirm(host, "Make these changes? (yes/no) ");
+    if (answer === undefined) {
+      throw new CommandError(
+        "not_confirmed",
+        "Nothing was changed: nobody is there to agree; add --yes, or --dry-run to see every line",
+      );
+    }
+    if (!answer) {
+      output.note("Nothing was changed");
+      return exitStatus.attention;
+    }
+  }
+  await applyPlan(plan);
+  output.show(document(true), () => (yes && !json ? render(plan, host) : "") + nextSteps(plan, host));
+  return exitStatus.fine;
+}
+
+function render({ directory, changes, advice }: Plan, host: Host): string {
+  const place = relative(host.directory, directory) || ".";
+  const shown = changes.filter(({ kind }) => kind !== "same");
+  return [
+    `Into ${place}:`,
+    ...shown.map(({ path, kind }) =>
+      `  ${WORDS[kind]} ${path}${kind === "keep" ? "   (edited: --force overwrites it)" : ""}`
+    ),
+    ...(shown.length < changes.length
+      ? [`  ${changes.length - shown.length} files are as they should be`]
+      : []),
+    ...advice.map((words) => `  ${words}`),
+    "",
+  ].join("\n");
+}
+
+// Every line that would be written; of a file that is there, what comes new at its end.
+function lines({ path, kind, before, after }: Change): string {
+  if (kind !== "create" && kind !== "update") return "";
+  const added = before !== undefined && after.startsWith(before) ? after.slice(before.length) : after;
+  return `\n${path}\n${added.trimEnd().split("\n").map((line) => `+ ${line}`).join("\n")}\n`;
+}
+
+function stepsAfterInstall({ directory }: Plan, host: Host): string {
+  const root = relative(host.directory, join(directory, "..")) || ".";
+  return [
+    "Done. Look at it (git diff), then:",
+    ...(root === "." ? [] : [`  cd ${root}`]),
+    "  npx supabase login",
+    "  npx supabase link",
+    "  npx supabase db push --remote",
+    "  npx supabase functions deploy image-sync --use-api",
+    "Then set SUPABASE_URL and SUPABASE_SECRET_KEY, and see how things are: npx image-sync status",
+    "",
+  ].join("\n");
+}
+
+function stepsAfterRemoval({ directory }: Plan, host: Host): string {
+  const root = relative(host.directory, join(directory, "..")) || ".";
+  return [
+    "Done. Look at it (git diff), then:",
+    ...(root === "." ? [] : [`  cd ${root}`]),
+    "  npx supabase db push --remote",
+    "  npx supabase functions delete image-sync",
+    "The table part_images stays, with its rows",
+    "",
+  ].join("\n");
+}

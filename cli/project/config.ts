@@ -1,0 +1,82 @@
+/** The function's block in somebody's `config.toml`: put at its end, everything else kept to the byte. */
+import { parse } from "smol-toml";
+import { CommandError } from "../command_error.ts";
+import { CONFIG_BLOCK } from "./files.ts";
+
+/** A `config.toml` with the block in it, and what is left for its owner to do, if anything is. */
+export type ConfigChange = { readonly text: string; readonly advice?: string };
+
+/**
+ * @param text the file as it is; empty where there is none
+ * @throws {CommandError} `invalid_config` where it is no TOML, or the block cannot be added without changing what is there.
+ */
+export function withFunctionBlock(text: string): ConfigChange {
+  const before = parsed(text);
+  const functions = before["functions"];
+  const own = isTable(functions) ? functions["image-sync"] : undefined;
+  if (own !== undefined) {
+    if (isTable(own) && own["verify_jwt"] === false) return { text };
+    return {
+      text,
+      advice: "config.toml has a block [functions.image-sync] of yours: set verify_jwt = false in it",
+    };
+  }
+  const newline = text.includes("\r\n") ? "\r\n" : "\n";
+  const gap = text === "" ? "" : text.endsWith("\n") ? newline : newline + newline;
+  const changed = text + gap + CONFIG_BLOCK.replaceAll("\n", newline);
+  const expected = {
+    ...before,
+    functions: { ...(isTable(functions) ? functions : {}), "image-sync": { verify_jwt: false } },
+  };
+  if (JSON.stringify(sorted(parsed(changed))) !== JSON.stringify(sorted(expected))) throw refusal();
+  return { text: changed };
+}
+
+/** The file without the block, where it stands there as it was put; else as it is, with what is left to do. */
+export function withoutFunctionBlock(text: string): ConfigChange {
+  const newline = text.includes("\r\n") ? "\r\n" : "\n";
+  const block = CONFIG_BLOCK.replaceAll("\n", newline);
+  const at = text.indexOf(block);
+  if (at < 0) {
+    return text.includes("[functions.image-sync]")
+      ? { text, advice: "config.toml has a block [functions.image-sync] that was edited: remove it yourself" }
+      : { text };
+  }
+  // With the empty line before it.
+  const before = text.slice(0, at);
+  return {
+    text: (before.endsWith(newline + newline) ? before.slice(0, -newline.length) : before) +
+      text.slice(at + block.length),
+  };
+}
+
+function parsed(text: string): Record<string, unknown> {
+  try {
+    return parse(text.replace(/^\ufeff/, ""));
+  } catch (error) {
+    throw new CommandError(
+      "invalid_config",
+      `Cannot add the function to supabase/config.toml: it cannot be read as TOML (${
+        error instanceof Error ? error.message.split("\n")[0] : String(error)
+      }); correct it, or add this block to it yourself:\n${CONFIG_BLOCK}`,
+      { cause: error },
+    );
+  }
+}
+
+function refusal(): CommandError {
+  return new CommandError(
+    "invalid_config",
+    `Cannot add the function to supabase/config.toml without changing what is there; add this block to it yourself:\n${CONFIG_BLOCK}`,
+  );
+}
+
+function isTable(value: unknown): value is Record<string, unknown> {
+  return value !== null && typeof value === "object" && !Array.isArray(value);
+}
+
+function sorted(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(sorted);
+  if (!isTable(value)) return typeof value === "bigint" ? String(value) : value;
+  return Object.fromEntries(Object.keys(value).sort().map((key) => [key, sorted(value[key])]));
+}

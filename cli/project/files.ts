@@ -1,0 +1,87 @@
+/** What of ours goes into somebody's project: the function, one migration, a block of config.toml, and a manifest of what is ours. */
+import { createHash } from "node:crypto";
+import { readdir, readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { z } from "zod";
+import { VERSION } from "../../supabase/functions/image-sync/version.ts";
+
+/** Where this package keeps what it installs. */
+const source = fileURLToPath(new URL("../../supabase", import.meta.url));
+
+/** Below `supabase/` of a project: the function, and the list of what is ours in it. */
+export const FUNCTION_DIRECTORY = "functions/image-sync";
+export const MANIFEST = `${FUNCTION_DIRECTORY}/image-sync.json`;
+
+/** The block of `config.toml`: the function checks its callers itself. */
+export const CONFIG_BLOCK = `[functions.image-sync]
+# The function checks the caller itself: it accepts the project's secret keys alone, which are not JWTs.
+verify_jwt = false
+`;
+
+/** What was installed, so that the next version knows what was edited since. */
+export const manifestSchema = z.looseObject({
+  version: z.string(),
+  /** The name of the migration's file. */
+  migration: z.string(),
+  /** SHA-256 of each file by its path below `supabase/`. */
+  files: z.record(z.string(), z.string()),
+});
+export type Manifest = z.infer<typeof manifestSchema>;
+
+/** The function's files by their path below `supabase/`. */
+export async function readFunctionFiles(): Promise<ReadonlyMap<string, string>> {
+  const names = (await readdir(join(source, FUNCTION_DIRECTORY))).filter((name) =>
+    /\.ts$|^deno\.json$/.test(name)
+  );
+  const files = names.sort().map(async (name) => {
+    const path = `${FUNCTION_DIRECTORY}/${name}`;
+    return [path, await readFile(join(source, path), "utf8")] as const;
+  });
+  return new Map(await Promise.all(files));
+}
+
+/** The whole schema as one migration. */
+export async function readMigration(): Promise<string> {
+  const names = (await readdir(join(source, "migrations"))).filter((name) => name.endsWith(".sql")).sort();
+  const parts = await Promise.all(
+    names.map(async (name) =>
+      `-- ${name.replace(/^\d+_|\.sql$/g, "").replaceAll("_", " ")}\n\n${
+        (await readFile(join(source, "migrations", name), "utf8")).trim()
+      }\n`
+    ),
+  );
+  return `-- image-sync ${VERSION}: keeps a storage bucket and the table public.part_images in step. Generated; do not edit.\n\n${
+    parts.join("\n")
+  }`;
+}
+
+export function hashOf(text: string): string {
+  return createHash("sha256").update(text).digest("hex");
+}
+
+/**
+ * The migration that takes out what is ours and nothing else: jobs by what they do, functions by name, the schema with the archive. The
+ * table stays with its rows, columns and unique key.
+ */
+export async function readRemoval(): Promise<string> {
+  const functions = [...(await readMigration()).matchAll(/^create function public\.(image_sync_\w+)\(/gm)]
+    .map(([, name]) => `drop function if exists public.${name};`);
+  return `-- Takes image-sync out. The table public.part_images stays, with its rows; their URLs are as good as their expiry.
+-- With the schema goes the archive of what cleanups removed: restore first what should come back.
+
+do $$
+begin
+  if to_regclass('cron.job') is not null then
+    perform cron.unschedule(j.jobid)
+    from image_sync.scheduled_jobs() j
+    where j.jobid is not null;
+  end if;
+end;
+$$;
+
+${functions.join("\n")}
+drop index if exists public.part_images_look_up_key_idx, public.part_images_object_id_idx;
+drop schema image_sync cascade;
+`;
+}

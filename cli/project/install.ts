@@ -1,0 +1,269 @@
+/** Plans and makes the changes that bring image-sync into a project's repository. */
+import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { basename, dirname, join, relative } from "node:path";
+import { VERSION } from "../../supabase/functions/image-sync/version.ts";
+import { CommandError } from "../command_error.ts";
+import { withFunctionBlock, withoutFunctionBlock } from "./config.ts";
+import {
+  hashOf,
+  MANIFEST,
+  type Manifest,
+  manifestSchema,
+  readFunctionFiles,
+  readMigration,
+  readRemoval,
+} from "./files.ts";
+
+/** What becomes of a file, by its path below `supabase/`. `keep`: its owner edited it. */
+export type Change = {
+  readonly path: string;
+  readonly kind: "create" | "update" | "delete" | "keep" | "same";
+  readonly before: string | undefined;
+  readonly after: string;
+};
+
+/** All that an installation would do. */
+export type Plan = {
+  /** The project's `supabase` directory. */
+  readonly directory: string;
+  readonly changes: readonly Change[];
+  /** What is left for the owner to do by hand. */
+  readonly advice: readonly string[];
+};
+
+/** Options of {@linkcode planInstall}. */
+export type InstallOptions = {
+  /** Where to look for a project, or to begin one. */
+  readonly directory: string;
+  /** Overwrite what was edited. */
+  readonly force: boolean;
+  readonly now: Date;
+};
+
+/**
+ * Looks at the project and says what is to be done; changes nothing.
+ *
+ * @throws {CommandError} `several_projects`, `invalid_config`, `foreign_manifest`
+ */
+export async function planInstall({ directory, force, now }: InstallOptions): Promise<Plan> {
+  const supabase = await findProject(directory);
+  const manifest = await readManifest(join(supabase, MANIFEST));
+  const files = await readFunctionFiles();
+  const migration = await planMigration(supabase, manifest, now);
+  const config = await readOptional(join(supabase, "config.toml"));
+  const { text: configText, advice } = withFunctionBlock(config ?? newConfig(directory));
+  const changes: Change[] = [];
+  for (const [path, after] of files) {
+    const before = await readOptional(join(supabase, path));
+    changes.push(compare({ path, before, after, known: manifest?.files[path], force }));
+  }
+  if (migration !== undefined) changes.push(migration);
+  changes.push({
+    path: "config.toml",
+    kind: config === undefined ? "create" : config === configText ? "same" : "update",
+    before: config,
+    after: configText,
+  });
+  const installed: Manifest = {
+    version: VERSION,
+    migration: migration?.path ?? manifest?.migration ?? "",
+    files: Object.fromEntries([...files].map(([path, text]) => [path, hashOf(text)])),
+  };
+  const manifestText = `${JSON.stringify(installed, undefined, 2)}\n`;
+  const manifestBefore = await readOptional(join(supabase, MANIFEST));
+  changes.push({
+    path: MANIFEST,
+    kind: manifestBefore === undefined ? "create" : manifestBefore === manifestText ? "same" : "update",
+    before: manifestBefore,
+    after: manifestText,
+  });
+  return { directory: supabase, changes, advice: advice === undefined ? [] : [advice] };
+}
+
+/**
+ * Says what is to be done to take image-sync out of a project again; changes nothing. Files that were edited are kept.
+ *
+ * @throws {CommandError} `not_installed` where there is nothing of it, and what {@linkcode planInstall} throws.
+ */
+export async function planRemoval({ directory, force, now }: InstallOptions): Promise<Plan> {
+  const supabase = await findProject(directory);
+  const manifest = await readManifest(join(supabase, MANIFEST));
+  if (manifest === undefined) {
+    throw new CommandError(
+      "not_installed",
+      `Cannot take image-sync out of ${supabase}: ${MANIFEST} is not there, so nobody knows what of it is ours`,
+    );
+  }
+  const changes: Change[] = [];
+  for (const [path, hash] of Object.entries(manifest.files)) {
+    const before = await readOptional(join(supabase, path));
+    if (before === undefined) continue;
+    changes.push({ path, kind: hashOf(before) === hash || force ? "delete" : "keep", before, after: "" });
+  }
+  changes.push({
+    path: MANIFEST,
+    kind: "delete",
+    before: await readOptional(join(supabase, MANIFEST)),
+    after: "",
+  });
+  const stamp = await nextStamp(supabase, now);
+  const after = await readRemoval();
+  changes.push({
+    path: `migrations/${stamp}_remove_image_sync.sql`,
+    kind: "create",
+    before: undefined,
+    after,
+  });
+  const config = await readOptional(join(supabase, "config.toml")) ?? "";
+  const { text, advice } = withoutFunctionBlock(config);
+  changes.push({
+    path: "config.toml",
+    kind: text === config ? "same" : "update",
+    before: config,
+    after: text,
+  });
+  return { directory: supabase, changes, advice: advice === undefined ? [] : [advice] };
+}
+
+/**
+ * The `supabase` directory of a project that image-sync was brought into.
+ *
+ * @throws {CommandError} `not_installed`
+ */
+export async function findInstallation(directory: string): Promise<string> {
+  const supabase = await findProject(directory);
+  if (await exists(join(supabase, "functions", "image-sync", "index.ts"))) return supabase;
+  throw new CommandError(
+    "not_installed",
+    `Cannot deploy from ${directory}: it has no function image-sync; bring it in first, with npx image-sync init`,
+  );
+}
+
+/** Makes the changes of a plan. */
+export async function applyPlan({ directory, changes }: Plan): Promise<void> {
+  for (const { path, kind, after } of changes) {
+    const target = join(directory, path);
+    if (kind === "delete") await rm(target, { force: true });
+    if (kind !== "create" && kind !== "update") continue;
+    await mkdir(dirname(target), { recursive: true });
+    await writeFile(target, after);
+  }
+}
+
+function compare(
+  { path, before, after, known, force }: {
+    path: string;
+    before: string | undefined;
+    after: string;
+    known: string | undefined;
+    force: boolean;
+  },
+): Change {
+  if (before === undefined) return { path, kind: "create", before, after };
+  if (before === after) return { path, kind: "same", before, after };
+  const isOurs = known !== undefined && hashOf(before) === known;
+  return { path, kind: isOurs || force ? "update" : "keep", before, after };
+}
+
+/** One migration, stamped now: behind the newest that is there, so that every project applies it. None where ours is there. */
+async function planMigration(
+  supabase: string,
+  manifest: Manifest | undefined,
+  now: Date,
+): Promise<Change | undefined> {
+  const names = await readdir(join(supabase, "migrations")).catch(() => []);
+  if (names.some((name) => /^20261124\d{6}_rpc\.sql$/.test(name))) {
+    throw new CommandError(
+      "installed_by_hand",
+      `Cannot add a migration: ${
+        join(supabase, "migrations")
+      } holds image-sync's migrations already, copied one by one; ` +
+        "they are all that is needed",
+    );
+  }
+  const after = await readMigration();
+  if (manifest !== undefined) {
+    const before = await readOptional(join(supabase, manifest.migration));
+    // A migration that was pushed is history: never edited, never written again.
+    if (before !== undefined) return { path: manifest.migration, kind: "same", before, after: before };
+  }
+  const stamp = await nextStamp(supabase, now);
+  return { path: `migrations/${stamp}_image_sync.sql`, kind: "create", before: undefined, after };
+}
+
+/** Now, or behind the newest migration that is there. */
+async function nextStamp(supabase: string, now: Date): Promise<string> {
+  const names = await readdir(join(supabase, "migrations")).catch(() => []);
+  const stamps = names.flatMap((name) => /^(\d{14})_.*\.sql$/.exec(name)?.[1] ?? []);
+  return [stampOf(now), ...stamps.map(next)].sort().at(-1) ?? stampOf(now);
+}
+
+function stampOf(time: Date): string {
+  return time.toISOString().replaceAll(/\D/g, "").slice(0, 14);
+}
+
+function next(stamp: string): string {
+  const [, year, month, day, hour, minute, second] = /^(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)$/.exec(stamp) ??
+    [];
+  const time = Date.parse(`${year}-${month}-${day}T${hour}:${minute}:${second}Z`);
+  // A stamp that is no time is counted up as a number.
+  if (Number.isNaN(time)) return String(BigInt(stamp) + 1n);
+  return stampOf(new Date(time + 1000));
+}
+
+/** The project's `supabase` directory: here, or the only one in a folder below. Where there is none, one begins here. */
+async function findProject(directory: string): Promise<string> {
+  if (basename(directory) === "supabase" && await exists(join(directory, "config.toml"))) return directory;
+  if (await exists(join(directory, "supabase", "config.toml"))) return join(directory, "supabase");
+  const found: string[] = [];
+  for (const depth of ["", "apps", "packages", "services"]) {
+    const parent = join(directory, depth);
+    for (const name of await readdir(parent).catch(() => [])) {
+      const candidate = join(parent, name, "supabase");
+      if (name !== "node_modules" && await exists(join(candidate, "config.toml"))) found.push(candidate);
+    }
+  }
+  if (found.length > 1) {
+    throw new CommandError(
+      "several_projects",
+      `Cannot tell which project is meant: ${
+        found.map((path) => relative(directory, dirname(path))).join(", ")
+      }; name one of them`,
+    );
+  }
+  return found[0] ?? join(directory, "supabase");
+}
+
+function newConfig(directory: string): string {
+  const name = basename(directory).toLowerCase().replaceAll(/[^a-z0-9-]+/g, "-").replaceAll(/^-+|-+$/g, "");
+  return `project_id = "${name || "image-sync"}"\n`;
+}
+
+async function readManifest(path: string): Promise<Manifest | undefined> {
+  const text = await readOptional(path);
+  if (text === undefined) return undefined;
+  try {
+    return manifestSchema.parse(JSON.parse(text));
+  } catch (error) {
+    throw new CommandError(
+      "foreign_manifest",
+      `Cannot tell what was edited: ${path} is not as image-sync writes it; remove it, and everything that differs is kept`,
+      { cause: error },
+    );
+  }
+}
+
+async function readOptional(path: string): Promise<string | undefined> {
+  try {
+    return await readFile(path, "utf8");
+  } catch (error) {
+    if (error instanceof Error && "code" in error && error.code === "ENOENT") return undefined;
+    throw new CommandError("unreadable", `Cannot read ${path}: make it readable, or remove it`, {
+      cause: error,
+    });
+  }
+}
+
+async function exists(path: string): Promise<boolean> {
+  return await readOptional(path).then((text) => text !== undefined, () => false);
+}

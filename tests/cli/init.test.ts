@@ -1,0 +1,185 @@
+/** `init`: what of ours goes into somebody's repository, and that nothing of theirs changes. */
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { parse } from "smol-toml";
+import { beforeEach, describe, expect, onTestFinished, test } from "vitest";
+import { withFunctionBlock } from "../../cli/project/config.ts";
+import { runCommand } from "./support/run_command.ts";
+
+let directory: string;
+beforeEach(async () => {
+  directory = await mkdtemp(join(tmpdir(), "image-sync-"));
+  onTestFinished(() => rm(directory, { recursive: true }));
+});
+
+async function put(files: Record<string, string>): Promise<void> {
+  for (const [path, text] of Object.entries(files)) {
+    await mkdir(dirname(join(directory, path)), { recursive: true });
+    await writeFile(join(directory, path), text);
+  }
+}
+
+/** Every file below the directory, with its text. */
+async function read(): Promise<Record<string, string>> {
+  const names = await readdir(directory, { recursive: true, withFileTypes: true });
+  const files = names.filter((entry) => entry.isFile()).map(async (entry) => {
+    const path = join(entry.parentPath, entry.name);
+    return [path.slice(directory.length + 1).replaceAll("\\", "/"), await readFile(path, "utf8")] as const;
+  });
+  return Object.fromEntries(await Promise.all(files));
+}
+
+const init = (...args: string[]) => runCommand(["init", ...args], { directory });
+const config =
+  `# The shop's own\nproject_id = "shop"\n\n[db]\nport = 54322 # as ever\n\n[functions.checkout]\nverify_jwt = true\n`;
+const shop = {
+  "supabase/config.toml": config,
+  "supabase/migrations/20250101000000_parts.sql": "create table parts ();\n",
+  "supabase/migrations/29991231235959_far.sql": "select 1;\n",
+  "supabase/functions/checkout/index.ts": "export default {};\n",
+  "package.json": "{}\n",
+};
+const migrationsOf = (files: Record<string, string>) =>
+  Object.keys(files).filter((path) => path.endsWith("_image_sync.sql"));
+
+describe("into a repository", () => {
+  test("come the function, one migration behind the newest, a block of config.toml and a list of what is ours", async () => {
+    await put(shop);
+    const { status, stdout } = await init("--yes");
+    expect(status).toBe(0);
+    expect(stdout).toContain("npx supabase db push --remote");
+    const files = await read();
+    expect(files).toMatchObject({
+      ...shop,
+      "supabase/config.toml": expect.stringMatching(/^# The shop's own/),
+    });
+    expect(files["supabase/config.toml"]?.startsWith(config)).toBe(true);
+    expect(parse(files["supabase/config.toml"] ?? "")).toEqual({
+      project_id: "shop",
+      db: { port: 54322 },
+      functions: { checkout: { verify_jwt: true }, "image-sync": { verify_jwt: false } },
+    });
+    expect(migrationsOf(files)).toEqual(["supabase/migrations/30000101000000_image_sync.sql"]);
+    expect(files[migrationsOf(files)[0] ?? ""]).toContain("create schema image_sync");
+    expect(Object.keys(files)).toEqual(expect.arrayContaining([
+      "supabase/functions/image-sync/index.ts",
+      "supabase/functions/image-sync/deno.json",
+      "supabase/functions/image-sync/image-sync.json",
+    ]));
+  });
+
+  test("a second time nothing changes; what was edited is kept and named, until it is forced", async () => {
+    await put(shop);
+    await init("--yes");
+    const before = await read();
+    const again = await init("--yes");
+    expect(again).toMatchObject({ status: 0 });
+    expect(again.stdout).toContain("Nothing to do");
+    expect(await read()).toEqual(before);
+
+    const edited = "supabase/functions/image-sync/text.ts";
+    await put({ [edited]: "// mine\n" });
+    const kept = await init("--yes");
+    expect(kept.stdout).toContain("text.ts   (edited: --force overwrites it)");
+    expect((await read())[edited]).toBe("// mine\n");
+    await init("--yes", "--force");
+    expect(await read()).toEqual(before);
+  });
+
+  test("a file of an older version that nobody edited is updated", async () => {
+    await put(shop);
+    await init("--yes");
+    const path = "supabase/functions/image-sync/text.ts";
+    const manifestPath = "supabase/functions/image-sync/image-sync.json";
+    const manifest = JSON.parse((await read())[manifestPath] ?? "");
+    const { createHash } = await import("node:crypto");
+    manifest.files["functions/image-sync/text.ts"] = createHash("sha256").update("// of before\n").digest(
+      "hex",
+    );
+    await put({ [path]: "// of before\n", [manifestPath]: JSON.stringify(manifest) });
+    expect((await init("--yes")).stdout).toContain("update functions/image-sync/text.ts");
+    expect((await read())[path]).not.toContain("of before");
+  });
+
+  test("nothing comes before it was agreed to", async () => {
+    await put(shop);
+    const unasked = await init();
+    expect(unasked).toMatchObject({ status: 2, stdout: "" });
+    expect(unasked.stderr).toContain("add --yes");
+    const dry = await init("--dry-run");
+    expect(dry.status).toBe(0);
+    expect(dry.stdout).toContain("+ [functions.image-sync]");
+    expect(dry.stdout).toContain("+ create schema image_sync");
+    expect(await read()).toEqual(shop);
+  });
+
+  test("below another folder it is found; of several one has to be named; where there is none one begins", async () => {
+    await put(Object.fromEntries(Object.entries(shop).map(([path, text]) => [`apps/shop/${path}`, text])));
+    await init("--yes");
+    expect(Object.keys(await read())).toContain("apps/shop/supabase/functions/image-sync/index.ts");
+    await put({ "apps/other/supabase/config.toml": 'project_id = "other"\n' });
+    const several = await init("--yes");
+    expect(several.status).toBe(2);
+    expect(several.stderr).toMatch(/apps\/(shop|other), apps\/(shop|other); name one of them/);
+    expect((await init("apps/other", "--yes")).status).toBe(0);
+    expect((await init("new folder", "--yes")).status).toBe(0);
+    const files = await read();
+    expect(files["new folder/supabase/config.toml"]).toContain('project_id = "new-folder"');
+    expect(files["new folder/supabase/functions/image-sync/index.ts"]).toBeDefined();
+  });
+
+  test("--json says what was done as one document", async () => {
+    await put(shop);
+    const { stdout } = await init("--yes", "--json");
+    expect(JSON.parse(stdout)).toMatchObject({ done: true, advice: [] });
+  });
+});
+
+describe("config.toml", () => {
+  test.each<[string, string]>([
+    ["an empty one", ""],
+    ["one without a newline at its end", 'project_id = "x"'],
+    ["one with Windows line ends", 'project_id = "x"\r\n[api]\r\nport = 1\r\n'],
+    ["one with a byte order mark", '\ufeffproject_id = "x"\n'],
+    ["one that ends in a table", '[api]\nport = 1\nschemas = ["public", "graphql_public"]\n'],
+    ["one that ends in an array of tables", '[[db.seeds]]\npath = "a"\n[[db.seeds]]\npath = "b"\n'],
+    [
+      "one with functions of its own",
+      '[functions.a]\nverify_jwt = true\n[functions."b-c"]\nenabled = false\n',
+    ],
+    ["one with text over several lines", 'a = """\n[functions.image-sync]\n"""\n'],
+    ["one with dotted keys", "functions.a.verify_jwt = true\napi.port = 54321\n"],
+    ["one with dates and large numbers", "at = 2026-01-01T00:00:00Z\nbig = 9007199254740991\nratio = 0.5\n"],
+    [
+      "one with comments at its end",
+      "[auth]\nenabled = true\n# [functions.image-sync]\n# verify_jwt = true\n",
+    ],
+  ])("%s keeps every byte and gets the block", (_what, text) => {
+    const { text: changed, advice } = withFunctionBlock(text);
+    expect(advice).toBeUndefined();
+    expect(changed.startsWith(text)).toBe(true);
+    const clean = (toml: string) => toml.replace(/^\ufeff/, "");
+    const [before, after] = [parse(clean(text)), parse(clean(changed))];
+    expect(after["functions"]).toMatchObject({ "image-sync": { verify_jwt: false } });
+    expect({ ...after, functions: { ...(after["functions"] as object), "image-sync": undefined } }).toEqual({
+      ...before,
+      functions: { ...(before["functions"] as object | undefined), "image-sync": undefined },
+    });
+    expect(withFunctionBlock(changed)).toEqual({ text: changed });
+  });
+
+  test("with a block of its owner's is left alone, and it is said what is missing in it", () => {
+    const text = '[functions.image-sync]\nimport_map = "x"\n';
+    expect(withFunctionBlock(text)).toEqual({ text, advice: expect.stringContaining("verify_jwt = false") });
+  });
+
+  test.each([
+    ["that is no TOML", "project_id = \n"],
+    ["whose functions are written inline", "functions = { a = { verify_jwt = true } }\n"],
+  ])("%s is left alone with the block to be added by hand", (_what, text) => {
+    expect(() => withFunctionBlock(text)).toThrow(
+      /add this block to it yourself:\n\[functions\.image-sync\]/,
+    );
+  });
+});
