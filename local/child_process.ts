@@ -36,6 +36,8 @@ shift 2
 exec 3<&0 </dev/null
 child=$$
 (
+  # What a terminal sends to all of us is no reason to stop watching.
+  trap '' HUP INT TERM
   cat <&3
   kill -s "$signal" "$child" || exit 0
   while kill -0 "$child"; do sleep 0.1; done

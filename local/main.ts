@@ -56,7 +56,12 @@ async function main(): Promise<number> {
   const flags = program.parse(process.argv).opts<Flags>();
   const say = (text: string) => void (flags.json ? process.stderr : process.stdout).write(`${text}\n`);
   const stopping = new AbortController();
-  for (const signal of ["SIGINT", "SIGTERM"] as const) Deno.addSignalListener(signal, () => stopping.abort());
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+    Deno.addSignalListener(signal, () => stopping.abort());
+  }
+  // Whoever started this may be killed without a word.
+  const parent = Deno.ppid;
+  Deno.unrefTimer(setInterval(() => void (Deno.ppid === parent || stopping.abort()), 500));
 
   say("Starting Postgres, the gateway and the function ...");
   const stack = await startStack(stackOptions(flags));
@@ -85,7 +90,7 @@ async function demonstrate(
   say: (text: string) => void,
   signal: AbortSignal,
 ): Promise<Outcome> {
-  const client = createClient({ url: stack.url, key: stack.secretKey }, {
+  const client = createClient({ url: stack.url, key: stack.secretKey, source: "the embedded stack" }, {
     timeout: 30_000,
     signal,
   });

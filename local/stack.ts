@@ -35,8 +35,8 @@ export type StackOptions = {
   readonly functionEnv?: Readonly<Record<string, string>>;
   /** More flags for the function's Deno. */
   readonly functionFlags?: readonly string[];
-  /** Create the Vault secrets that the schedule needs. Default true. */
-  readonly vaultSecrets?: boolean;
+  /** Call the function once, as an operator does after deploying it, so that it announces where it lives. Default true. */
+  readonly callOnce?: boolean;
   /** Leave out what protects data from a crash of the machine. Default false. */
   readonly fast?: boolean;
   /** Where to leave word of the stack; a second one refuses to start. Default `.local/stack.json`; false leaves none. */
@@ -109,9 +109,6 @@ async function start(options: StackOptions, onStop: OnStop, stop: () => Promise<
   const superuserSql = connect(server.url(superuser), { onStop, max: 5 });
   await createPlatform(superuserSql, { hasCron: server.hasCron });
   if (options.migrate !== false) await migrate({ projectDirectory, databaseUrl: server.url("postgres") });
-  if (options.vaultSecrets !== false) {
-    await createVaultSecrets(superuserSql, { url, key: keys.secret.schedule });
-  }
 
   const functionProcess = options.withFunction === false
     ? undefined
@@ -144,6 +141,9 @@ async function start(options: StackOptions, onStop: OnStop, stop: () => Promise<
     signer,
     stop,
   };
+  if (functionProcess !== undefined && options.migrate !== false && options.callOnce !== false) {
+    await callOnce(url, keys.secret.default, log);
+  }
   if (stateFile !== false) await announce(stateFile, stack, onStop);
   return stack;
 }
@@ -170,13 +170,14 @@ function connect(url: string, { onStop, ...options }: { onStop: OnStop; max: num
   return pool;
 }
 
-// As an operator does once after deploying.
-async function createVaultSecrets(sql: Pool, { url, key }: { url: string; key: string }): Promise<void> {
-  await sql.query("select vault.create_secret($1, 'project_url', 'Where the project is reached')", [url]);
-  await sql.query(
-    "select vault.create_secret($1, 'image_sync_key', 'Secret key of the image-sync schedule')",
-    [key],
-  );
+// As an operator does once after deploying. What is wrong with the function its next caller is told.
+async function callOnce(url: string, key: string, log: (line: string) => void): Promise<void> {
+  try {
+    const response = await fetch(`${url}/functions/v1/${functionName}/buckets`, { headers: { apikey: key } });
+    await response.body?.cancel();
+  } catch (error) {
+    log(`stack: Cannot call the function: ${String(error)}`);
+  }
 }
 
 type FunctionContext = {

@@ -30,6 +30,7 @@ export const storageFailures = {
   fileTooLarge: () =>
     failure(400, "413", "Payload too large", "The object exceeded the maximum allowed size"),
   noSuchBucket: () => failure(400, "404", "Bucket not found", "Bucket not found"),
+  rangeNotSatisfiable: () => failure(416, "416", "InvalidRange", "The requested range is not satisfiable"),
   noSuchObject: () => failure(400, "404", "not_found", "Object not found"),
   duplicate: () => failure(400, "409", "Duplicate", "The resource already exists"),
   invalidName: (name: string) => failure(400, "400", "InvalidKey", `Invalid key: ${name}`),

@@ -84,7 +84,7 @@ describe("on the command line", () => {
     expect(list.code).toBe(0);
     expect(list.stdout).toContain("2 records without a file:");
     for (const name of gone) expect(list.stdout).toContain(name);
-    expect(list.stdout).toContain("cleanup --confirm ");
+    expect(list.stdout).toContain("cleanup -- --confirm ");
     expect(await readRecords(lab, bucket)).toHaveLength(42);
 
     const cleanup = await type("cleanup", "--confirm", idIn(list.stdout.split("--confirm")[1] ?? ""));
@@ -96,7 +96,10 @@ describe("on the command line", () => {
       /Orphaned +0 records/,
     );
     const status = await type("status");
-    expect(status).toMatchObject({ code: 0, stderr: "" });
+    expect(status).toMatchObject({
+      code: 0,
+      stderr: expect.stringMatching(/^Project \S+ \([^)]*\), bucket \S+ \([^)]*\)\n$/),
+    });
     expect(status.stdout).toContain("part-images: healthy");
 
     const restored = await type("restore", idIn(cleanup.stdout.split("restore ")[1] ?? ""));
