@@ -1,7 +1,7 @@
 import { fileURLToPath } from "node:url";
 import postgres, { type Sql } from "postgres";
 import { z } from "zod";
-import { createFunctionProcess } from "../local/function.ts";
+import { createFunctionProcess } from "../local/functions/function.ts";
 
 const readySchema = z.object({
   url: z.string(),

@@ -1,21 +1,21 @@
 import { fileURLToPath } from "node:url";
-import { createControl } from "./control.ts";
-import { listen, openPool, type Pool } from "./database.ts";
-import { createFunctionProcess, type FunctionProcess } from "./function.ts";
-import { createGateway } from "./gateway.ts";
-import { startHttpQueue } from "./http_queue.ts";
-import { createKeys, type StackKeys } from "./keys.ts";
-import { migrate } from "./migrate.ts";
-import { createPlatform } from "./platform.ts";
+import { createControl } from "./gateway/control.ts";
+import { listen, openPool, type Pool } from "./postgres/database.ts";
+import { createFunctionProcess, type FunctionProcess } from "./functions/function.ts";
+import { createGateway } from "./gateway/gateway.ts";
+import { startHttpQueue } from "./net/http_queue.ts";
+import { createKeys, type StackKeys } from "./gateway/keys.ts";
+import { migrate } from "./postgres/migrate.ts";
+import { createPlatform } from "./postgres/platform.ts";
 import { findFreePort } from "./ports.ts";
-import { type PostgresServer, startPostgres, superuser } from "./postgres.ts";
-import { createRequestCounter, type RequestCounter } from "./request_counts.ts";
-import { createRest } from "./rest.ts";
-import { type Scheduler, startScheduler } from "./scheduler.ts";
+import { type PostgresServer, startPostgres, superuser } from "./postgres/server.ts";
+import { createRequestCounter, type RequestCounter } from "./gateway/request_counts.ts";
+import { createRest } from "./data_api/data_api.ts";
+import { type Scheduler, startScheduler } from "./cron/scheduler.ts";
 import { defaultStateFile, readRunningStack, removeRunningStack, writeRunningStack } from "./state_file.ts";
-import { createStorage } from "./storage.ts";
-import { createStorageFiles } from "./storage_files.ts";
-import { createUrlSigner, type UrlSigner } from "./storage_signing.ts";
+import { createStorage } from "./storage/storage.ts";
+import { createStorageFiles } from "./storage/files.ts";
+import { createUrlSigner, type UrlSigner } from "./storage/signing.ts";
 
 /** Options of {@linkcode startStack}. */
 export type StackOptions = {

@@ -41,7 +41,7 @@ const executable = join(denoDirectory, process.platform === "win32" ? "deno.exe"
 const [command, ...wrapper] = existsSync(executable)
   ? [executable]
   : [process.execPath, join(denoDirectory, "bin.cjs")];
-const main = fileURLToPath(new URL("main.ts", import.meta.url));
+const main = fileURLToPath(new URL("demo/main.ts", import.meta.url));
 // Warnings of dependencies say nothing to whoever tries this out.
 const env = { ...process.env, NODE_NO_WARNINGS: "1" };
 const child = spawn(command, [

@@ -3,7 +3,7 @@ import type { Client } from "../../cli/client.ts";
 import type { Progress } from "../../cli/progress.ts";
 import { watch } from "../../cli/watch.ts";
 import type { Run } from "../../supabase/functions/image-sync/contract.ts";
-import { withDatabase } from "../database.ts";
+import { withDatabase } from "../postgres/database.ts";
 import type { Stack } from "../stack.ts";
 
 const JOB = "image-sync-nightly";

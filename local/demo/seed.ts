@@ -1,6 +1,6 @@
 import { createClient } from "@supabase/supabase-js";
 import pLimit from "p-limit";
-import { withDatabase } from "../database.ts";
+import { withDatabase } from "../postgres/database.ts";
 import type { Stack } from "../stack.ts";
 import { type SampleImage, sampleImages } from "./sample_images.ts";
 

@@ -1,4 +1,4 @@
-import { withDatabase } from "../database.ts";
+import { withDatabase } from "../postgres/database.ts";
 
 /** What opening a signed URL of the table showed. */
 export type OpenedUrl = {

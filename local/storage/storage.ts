@@ -1,15 +1,15 @@
-import { isObjectName } from "./storage_names.ts";
+import { isObjectName } from "./names.ts";
 import { type Context, Hono } from "hono";
-import { databaseErrorOf, type Pool } from "./database.ts";
-import { type ApiRole, roleOfKey, type StackKeys } from "./keys.ts";
-import type { RequestCounter } from "./request_counts.ts";
-import { type BucketRequest, createStorageBuckets } from "./storage_buckets.ts";
-import { StorageFailure, storageFailures } from "./storage_errors.ts";
-import type { StorageFiles } from "./storage_files.ts";
-import { listFolder, listKeys } from "./storage_listing.ts";
-import { contentOf, createStorageObjects, type ObjectRow, type Upload } from "./storage_objects.ts";
-import { readJson, requestSchemas } from "./storage_requests.ts";
-import type { UrlSigner } from "./storage_signing.ts";
+import { databaseErrorOf, type Pool } from "../postgres/database.ts";
+import { type ApiRole, roleOfKey, type StackKeys } from "../gateway/keys.ts";
+import type { RequestCounter } from "../gateway/request_counts.ts";
+import { type BucketRequest, createStorageBuckets } from "./buckets.ts";
+import { StorageFailure, storageFailures } from "./errors.ts";
+import type { StorageFiles } from "./files.ts";
+import { listFolder, listKeys } from "./listing.ts";
+import { contentOf, createStorageObjects, type ObjectRow, type Upload } from "./objects.ts";
+import { readJson, requestSchemas } from "./requests.ts";
+import type { UrlSigner } from "./signing.ts";
 
 /** What the Storage endpoints need. */
 export type StorageOptions = {

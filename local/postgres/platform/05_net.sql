@@ -1,4 +1,4 @@
--- pg_net: requests queued in a transaction, sent by a worker after its commit (local/http_queue.ts).
+-- pg_net: requests queued in a transaction, sent by a worker after its commit (local/net/http_queue.ts).
 -- The real extension lets everybody use it; here postgres alone may, so that code which needs more says so.
 
 create schema net;

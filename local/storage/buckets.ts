@@ -1,6 +1,6 @@
-import { databaseErrorOf, inTransaction, type Pool } from "./database.ts";
-import { storageFailures } from "./storage_errors.ts";
-import { isBucketName } from "./storage_names.ts";
+import { databaseErrorOf, inTransaction, type Pool } from "../postgres/database.ts";
+import { storageFailures } from "./errors.ts";
+import { isBucketName } from "./names.ts";
 
 /** What a bucket is made or changed with. */
 export type BucketRequest = {

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import type { Pool } from "./database.ts";
+import type { Pool } from "../postgres/database.ts";
 
 const parameterSchema = z.object({ name: z.string(), type: z.string(), required: z.boolean() });
 

@@ -1,5 +1,5 @@
 import { Buffer } from "node:buffer";
-import { inTransaction, listen, type Pool } from "./database.ts";
+import { inTransaction, listen, type Pool } from "../postgres/database.ts";
 
 /** The worker that sends what `net.http_post` and `net.http_get` queued. */
 export type HttpQueue = {

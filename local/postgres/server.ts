@@ -1,6 +1,6 @@
 import { join } from "node:path";
-import { type Child, startChild } from "./child_process.ts";
-import { findPostgres, type PostgresBinaries } from "./postgres_binaries.ts";
+import { type Child, startChild } from "../child_process.ts";
+import { findPostgres, type PostgresBinaries } from "./binaries.ts";
 
 /** Options of {@linkcode startPostgres}. */
 export type PostgresOptions = {

@@ -1,5 +1,5 @@
-import { type DatabaseError, databaseErrorOf } from "./database.ts";
-import type { ApiRole } from "./keys.ts";
+import { type DatabaseError, databaseErrorOf } from "../postgres/database.ts";
+import type { ApiRole } from "../gateway/keys.ts";
 
 /** An error as PostgREST answers it: the HTTP status and the JSON body. */
 export type RestError = { readonly status: number; readonly body: DatabaseError };

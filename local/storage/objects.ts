@@ -1,8 +1,8 @@
 import { randomUUID } from "node:crypto";
-import { databaseErrorOf, inTransaction, type Pool, type Session } from "./database.ts";
-import { storageFailures } from "./storage_errors.ts";
-import type { StorageFiles } from "./storage_files.ts";
-import { isObjectName } from "./storage_names.ts";
+import { databaseErrorOf, inTransaction, type Pool, type Session } from "../postgres/database.ts";
+import { storageFailures } from "./errors.ts";
+import type { StorageFiles } from "./files.ts";
+import { isObjectName } from "./names.ts";
 
 /** A row of `storage.objects` as the API shows it. */
 export type ObjectRow = {

@@ -1,4 +1,4 @@
--- pg_cron 1.4 where the server has none: its tables and functions; local/scheduler.ts runs the jobs.
+-- pg_cron 1.4 where the server has none: its tables and functions; local/cron/scheduler.ts runs the jobs.
 
 create schema cron;
 

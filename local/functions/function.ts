@@ -1,5 +1,5 @@
 import { dirname } from "node:path";
-import { type Child, startChild } from "./child_process.ts";
+import { type Child, startChild } from "../child_process.ts";
 
 /** How to run the Edge Function. */
 export type FunctionOptions = {

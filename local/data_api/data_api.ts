@@ -2,17 +2,11 @@ import { createHash } from "node:crypto";
 import type { Context } from "hono";
 import { Hono } from "hono";
 import { z } from "zod";
-import type { Pool } from "./database.ts";
-import { type ApiRole, roleOfKey, type StackKeys } from "./keys.ts";
-import type { RequestCounter } from "./request_counts.ts";
-import {
-  functionAmbiguous,
-  functionNotFound,
-  invalidBody,
-  type RestError,
-  restErrorOf,
-} from "./rest_errors.ts";
-import { createRoutineCache, type Routine, type RoutineCache, takesWholeBody } from "./rest_routines.ts";
+import type { Pool } from "../postgres/database.ts";
+import { type ApiRole, roleOfKey, type StackKeys } from "../gateway/keys.ts";
+import type { RequestCounter } from "../gateway/request_counts.ts";
+import { functionAmbiguous, functionNotFound, invalidBody, type RestError, restErrorOf } from "./errors.ts";
+import { createRoutineCache, type Routine, type RoutineCache, takesWholeBody } from "./routines.ts";
 
 /** What the RPC endpoint needs. */
 export type RestOptions = {

@@ -1,11 +1,11 @@
 import { Hono } from "hono";
 import { z } from "zod";
-import type { FunctionProcess } from "./function.ts";
+import type { FunctionProcess } from "../functions/function.ts";
 import { roleOfKey, type StackKeys } from "./keys.ts";
-import type { PostgresServer } from "./postgres.ts";
+import type { PostgresServer } from "../postgres/server.ts";
 import type { RequestCounter } from "./request_counts.ts";
-import type { Scheduler } from "./scheduler.ts";
-import type { UrlSigner } from "./storage_signing.ts";
+import type { Scheduler } from "../cron/scheduler.ts";
+import type { UrlSigner } from "../storage/signing.ts";
 
 /** What the control endpoints act on. */
 export type ControlOptions = {

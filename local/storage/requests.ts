@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { storageFailures } from "./storage_errors.ts";
+import { storageFailures } from "./errors.ts";
 
 /** The service's limit on a JSON body, in bytes. */
 const maxBodyBytes = 1_048_576;

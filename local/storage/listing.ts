@@ -1,5 +1,5 @@
 import { Buffer } from "node:buffer";
-import type { Pool } from "./database.ts";
+import type { Pool } from "../postgres/database.ts";
 
 /** An entry of a listing: a file, or a folder, which has a name only. */
 export type ListEntry = {

@@ -1,6 +1,6 @@
 import { fileURLToPath } from "node:url";
 
-const supabaseCli = fileURLToPath(new URL("../node_modules/.bin/supabase", import.meta.url));
+const supabaseCli = fileURLToPath(new URL("../../node_modules/.bin/supabase", import.meta.url));
 
 /**
  * Applies the migrations of a project with the Supabase CLI, as an operator does against a hosted database.

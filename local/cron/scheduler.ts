@@ -1,6 +1,6 @@
 import { Cron } from "croner";
 import pg from "pg";
-import { databaseErrorOf, type Pool } from "./database.ts";
+import { databaseErrorOf, type Pool } from "../postgres/database.ts";
 
 /** The stand-in for pg_cron's background worker. */
 export type Scheduler = {

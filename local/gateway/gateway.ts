@@ -1,5 +1,5 @@
 import { Hono, type MiddlewareHandler } from "hono";
-import type { FunctionProcess } from "./function.ts";
+import type { FunctionProcess } from "../functions/function.ts";
 import type { RequestCounter } from "./request_counts.ts";
 
 /** What the gateway routes to. */

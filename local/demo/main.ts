@@ -4,15 +4,15 @@
  */
 import process from "node:process";
 import { Command, InvalidArgumentError } from "commander";
-import { type Client, createClient } from "../cli/client.ts";
-import { createProgress } from "../cli/progress.ts";
-import type { Report, Run } from "../supabase/functions/image-sync/contract.ts";
-import { renderReport, renderRun } from "../supabase/functions/image-sync/text.ts";
-import { watch } from "../cli/watch.ts";
-import { runNight } from "./demo/night.ts";
-import { seed } from "./demo/seed.ts";
-import { openSignedUrl } from "./demo/signed_url.ts";
-import { type Stack, type StackOptions, startStack } from "./stack.ts";
+import { type Client, createClient } from "../../cli/client.ts";
+import { createProgress } from "../../cli/progress.ts";
+import type { Report, Run } from "../../supabase/functions/image-sync/contract.ts";
+import { renderReport, renderRun } from "../../supabase/functions/image-sync/text.ts";
+import { watch } from "../../cli/watch.ts";
+import { runNight } from "./night.ts";
+import { seed } from "./seed.ts";
+import { openSignedUrl } from "./signed_url.ts";
+import { type Stack, type StackOptions, startStack } from "../stack.ts";
 
 type Flags = {
   readonly images: number;
