@@ -1,4 +1,4 @@
-import { commandOf } from "../supabase/functions/image-sync/commands.ts";
+import { commandOf } from "../supabase/functions/image-sync/text/commands.ts";
 import { startRequestSchema } from "../supabase/functions/image-sync/contract.ts";
 
 /** A refusal's way out, which the API gives as requests, in the words of the commands. */

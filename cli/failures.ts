@@ -1,6 +1,6 @@
 /** What can go wrong between a command and the function, as sentences with the way out. */
 import { problemSchema } from "../supabase/functions/image-sync/contract.ts";
-import { safeText } from "../supabase/functions/image-sync/safe_text.ts";
+import { safeText } from "../supabase/functions/image-sync/text/safe_text.ts";
 import { CommandError } from "./command_error.ts";
 
 /** No answer came, or not all of it. `timeout` is what was waited, in ms, where that was the reason. */

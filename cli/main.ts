@@ -1,6 +1,6 @@
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { z } from "zod";
-import { asNpmScripts, quoted } from "../supabase/functions/image-sync/commands.ts";
+import { asNpmScripts, quoted } from "../supabase/functions/image-sync/text/commands.ts";
 import { DEFAULT_BUCKET, modeSchema, stateSchema } from "../supabase/functions/image-sync/contract.ts";
 import { VERSION } from "../supabase/functions/image-sync/version.ts";
 import { CommandError, exitStatus } from "./command_error.ts";

@@ -1,6 +1,6 @@
-import { quoted } from "../../supabase/functions/image-sync/commands.ts";
-import { safeText } from "../../supabase/functions/image-sync/safe_text.ts";
-import { renderBuckets } from "../../supabase/functions/image-sync/text_lists.ts";
+import { quoted } from "../../supabase/functions/image-sync/text/commands.ts";
+import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
+import { renderBuckets } from "../../supabase/functions/image-sync/text/lists.ts";
 import { CommandError, exitStatus } from "../command_error.ts";
 import type { Context } from "./context.ts";
 

@@ -1,5 +1,5 @@
 import { DEFAULT_BUCKET, type Run } from "../../supabase/functions/image-sync/contract.ts";
-import { safeText } from "../../supabase/functions/image-sync/safe_text.ts";
+import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
 import { type Client, createClient } from "../client.ts";
 import { asCommands } from "../as_commands.ts";
 import { CommandError, exitStatus } from "../command_error.ts";

@@ -1,6 +1,6 @@
 import { actionText } from "../../supabase/functions/image-sync/text.ts";
 import type { Finding, Report } from "../../supabase/functions/image-sync/contract.ts";
-import { safeText } from "../../supabase/functions/image-sync/safe_text.ts";
+import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
 import { VERSION } from "../../supabase/functions/image-sync/version.ts";
 import { CommandError, exitStatus } from "../command_error.ts";
 import type { Context } from "./context.ts";

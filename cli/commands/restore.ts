@@ -1,5 +1,5 @@
 import type { Run } from "../../supabase/functions/image-sync/contract.ts";
-import { bucketFlag } from "../../supabase/functions/image-sync/commands.ts";
+import { bucketFlag } from "../../supabase/functions/image-sync/text/commands.ts";
 import { renderTime } from "../../supabase/functions/image-sync/text.ts";
 import { CommandError } from "../command_error.ts";
 import type { Context } from "./context.ts";

@@ -1,5 +1,5 @@
 import type { RunsQuery } from "../../supabase/functions/image-sync/contract.ts";
-import { renderRuns } from "../../supabase/functions/image-sync/text_lists.ts";
+import { renderRuns } from "../../supabase/functions/image-sync/text/lists.ts";
 import { exitStatus } from "../command_error.ts";
 import type { Context } from "./context.ts";
 

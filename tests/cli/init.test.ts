@@ -78,10 +78,10 @@ describe("into a repository", () => {
     expect(again.stdout).toContain("Nothing to do");
     expect(await read()).toEqual(before);
 
-    const edited = "supabase/functions/image-sync/text.ts";
+    const edited = "supabase/functions/image-sync/text/words.ts";
     await put({ [edited]: "// mine\n" });
     const kept = await init("--yes");
-    expect(kept.stdout).toContain("text.ts   (edited: --force overwrites it)");
+    expect(kept.stdout).toContain("words.ts   (edited: --force overwrites it)");
     expect((await read())[edited]).toBe("// mine\n");
     await init("--yes", "--force");
     expect(await read()).toEqual(before);
@@ -90,15 +90,15 @@ describe("into a repository", () => {
   test("a file of an older version that nobody edited is updated", async () => {
     await put(shop);
     await init("--yes");
-    const path = "supabase/functions/image-sync/text.ts";
+    const path = "supabase/functions/image-sync/text/words.ts";
     const manifestPath = "supabase/functions/image-sync/image-sync.json";
     const manifest = JSON.parse((await read())[manifestPath] ?? "");
     const { createHash } = await import("node:crypto");
-    manifest.files["functions/image-sync/text.ts"] = createHash("sha256").update("// of before\n").digest(
+    manifest.files["functions/image-sync/text/words.ts"] = createHash("sha256").update("// of before\n").digest(
       "hex",
     );
     await put({ [path]: "// of before\n", [manifestPath]: JSON.stringify(manifest) });
-    expect((await init("--yes")).stdout).toContain("update functions/image-sync/text.ts");
+    expect((await init("--yes")).stdout).toContain("update functions/image-sync/text/words.ts");
     expect((await read())[path]).not.toContain("of before");
   });
 

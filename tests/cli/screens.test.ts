@@ -1,7 +1,7 @@
 /** What a person sees on a terminal of a width: words whole, the verdict and the next command last, colour as an aid alone. */
 import { stripVTControlCharacters } from "node:util";
 import { describe, expect, test } from "vitest";
-import { asNpmScripts } from "../../supabase/functions/image-sync/commands.ts";
+import { asNpmScripts } from "../../supabase/functions/image-sync/text/commands.ts";
 import type { Finding } from "../../supabase/functions/image-sync/contract.ts";
 import { makeReport, makeRun } from "./support/documents.ts";
 import { serveFunction } from "./support/fake_function.ts";

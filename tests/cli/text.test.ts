@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { toJson } from "../../cli/output.ts";
-import { safeText } from "../../supabase/functions/image-sync/safe_text.ts";
+import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
 import { renderFile, renderReport, renderRun } from "../../supabase/functions/image-sync/text.ts";
 import { makeDryRun, makeReport, makeRun } from "./support/documents.ts";
 

@@ -20,7 +20,7 @@ import { log, messageOf } from "./log.ts";
 import { ProblemError, problemResponse, refuse } from "./problem.ts";
 import { parse, readJson, readWaitSeconds } from "./request.ts";
 import { renderFile, renderReport, renderRun } from "./text.ts";
-import { renderBuckets, renderRuns } from "./text_lists.ts";
+import { renderBuckets, renderRuns } from "./text.ts";
 
 /** What the API acts through; made for each request. */
 export type Services = {

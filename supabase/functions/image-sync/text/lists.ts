@@ -1,6 +1,7 @@
 /** Lists as a person reads them: buckets with their verdicts, the history of runs. */
-import type { BucketList, RunList } from "./contract.ts";
-import { count, percent, renderTime, summaryOf } from "./text.ts";
+import type { BucketList, RunList } from "../contract.ts";
+import { summaryOf } from "./run.ts";
+import { count, percent, renderTime } from "./words.ts";
 import { safeText } from "./safe_text.ts";
 
 /** A page of buckets, one a line, verdict first. Ends with a newline. */

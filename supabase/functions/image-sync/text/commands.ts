@@ -1,5 +1,5 @@
 /** Requests to the API as commands that can be typed as they stand. */
-import { DEFAULT_BUCKET, type StartRequest } from "./contract.ts";
+import { DEFAULT_BUCKET, type StartRequest } from "../contract.ts";
 import { safeText } from "./safe_text.ts";
 
 /** The command that sends this request. */

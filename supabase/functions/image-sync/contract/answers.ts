@@ -1,0 +1,33 @@
+/** What the database's functions answer with: a document, or a refusal. */
+import { z } from "zod";
+import { bucketChangeSchema, planSchema, runListSchema } from "./lists.ts";
+import { fileSchema, reportSchema } from "./report.ts";
+import { runSchema } from "./runs.ts";
+
+/** A refusal, RFC 9457 with a stable `code`; the numbers behind it stand beside as members of their own. */
+export const problemSchema = z.looseObject({
+  status: z.int().min(400).max(599),
+  code: z.string(),
+  title: z.string(),
+  detail: z.string(),
+});
+export type Problem = z.infer<typeof problemSchema>;
+
+/** An RPC that answers with something, or with a refusal. */
+const problemAnswerSchema = z.object({ problem: problemSchema });
+export const startAnswerSchema = z.union([
+  problemAnswerSchema,
+  z.object({ run: runSchema, created: z.boolean() }),
+]);
+export const runAnswerSchema = z.union([problemAnswerSchema, z.object({ run: runSchema })]);
+export const reportAnswerSchema = z.union([problemAnswerSchema, z.object({ report: reportSchema })]);
+export const fileAnswerSchema = z.union([problemAnswerSchema, z.object({ file: fileSchema })]);
+export const planAnswerSchema = z.union([problemAnswerSchema, z.object({ plan: planSchema })]);
+export const bucketChangeAnswerSchema = z.union([
+  problemAnswerSchema,
+  z.object({ bucket: bucketChangeSchema }),
+]);
+export const runListAnswerSchema = z.union([problemAnswerSchema, runListSchema]);
+export const endAttemptAnswerSchema = z.object({ ended: z.boolean() });
+export const announceAnswerSchema = z.object({ changed: z.boolean(), schema_version: z.string() });
+export const handOffAnswerSchema = z.object({ kicked: z.boolean() });
