@@ -186,9 +186,19 @@ begin
   -- for: a token leases once in its life, or a repeated close could meet a chunk that it does not mean.
   select c.*
   into v_chunk
-  from image_sync.chunks c
-  where c.run_id = p_run
-    and (c.lease_token = p_lease or p_lease = any (c.past_leases));
+  from (
+    select held.*
+    from image_sync.chunks held
+    where held.run_id is not distinct from p_run
+      and held.lease_token = p_lease
+    union all
+    select passed.*
+    from image_sync.chunks passed
+    where passed.run_id is not distinct from p_run
+      and passed.past_leases <> '{}'
+      and p_lease = any (passed.past_leases)
+  ) as c
+  limit 1;
   if found and (v_chunk.state <> 'leased' or v_chunk.lease_token <> p_lease) then
     return jsonb_build_object('closed', v_closed, 'next', 'again');
   elsif found and v_chunk.relist_size is not null then
@@ -307,7 +317,7 @@ begin
   select c.listed, p_took + c.listing_took
   into v_names, v_took
   from image_sync.chunks c
-  where c.run_id = p_run
+  where c.run_id is not distinct from p_run
     and c.lease_token = p_closing
     and c.state in ('done', 'dead');
   if p_closed is distinct from 'closed' or not found then
@@ -373,7 +383,7 @@ begin
   select c.*
   into v_chunk
   from image_sync.chunks c
-  where c.run_id = p_run
+  where c.run_id is not distinct from p_run
     and c.lease_token = coalesce(p_closing, p_lease)
     and c.state = 'leased'
   for update skip locked;
