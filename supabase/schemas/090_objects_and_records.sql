@@ -95,7 +95,12 @@ select
   nullif(p.signed_url, '') is not null and coalesce(p.signed_url_expires_at <= now(), true) as expired,
   case when nullif(p.signed_url, '') is not null and p.signed_url_expires_at > now() then p.signed_url_expires_at end as usable_until,
   p.object_id,
-  p.bucket_id || '/' || lower(regexp_replace(p.part_number, '( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$', '', 'i')) as look_up_key
+  p.bucket_id || '/' || lower(
+    case
+      when p.part_number ~ '[_)\s]' then regexp_replace(p.part_number, '( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$', '', 'i')
+      else p.part_number
+    end
+  ) as look_up_key
 from public.part_images p;
 
 comment on view image_sync.records is 'The rows of public.part_images with the state of their URLs. Walk it by (bucket_id, file_name collate "C"): part_images_bucket_id_file_name_key serves that.';
@@ -112,13 +117,22 @@ comment on column image_sync.records.object_id is 'The object that the record is
 -- a.b/12.x.jpg: 12.x. Of many names at once: a call for each costs more than what it does.
 create or replace function image_sync.part_numbers_of(p_names text[])
 returns text[]
-language sql
+language plpgsql
 immutable
 set search_path = ''
-return array(
-  select regexp_replace(split_part(n.name, '/', -1), '\.[^.]*$', '')
-  from unnest(p_names) as n (name)
-);
+as $$
+begin
+  return array(
+    select case when strpos(f.name, '.') = 0 then f.name else left(f.name, -1 - length(split_part(f.name, '.', -1))) end
+    from (
+      select split_part(n.name, '/', -1) as name
+      from unnest(p_names) as n (name)
+      -- The last part of the path is found out once.
+      offset 0
+    ) as f
+  );
+end;
+$$;
 
 comment on function image_sync.part_numbers_of(text[]) is 'The part numbers of files, in their order: each is the name without folders and extension.';
 

@@ -147,7 +147,7 @@ begin
       select p_around[1] || coalesce(s.path, s.name) || p_around[2] || s.token
       from unnest(p_names, p_paths, p_tokens) as s (name, path, token)
     );
-    v_closed := image_sync.close_chunk(v_run, v_settings, p_closing, p_names, v_urls, p_expires, p_failures, image_sync.clean_fault(p_error), p_storage_calls, p_retries);
+    v_closed := image_sync.close_chunk(v_run, v_settings, p_closing, p_names, v_urls, p_expires, p_failures, case when p_error is not null then image_sync.clean_fault(p_error) end, p_storage_calls, p_retries);
   end if;
 
   -- A close that took long has the statement's time to itself: what would be listed now could undo it.
@@ -215,7 +215,7 @@ begin
   elsif found then
     v_names := image_sync.names_to_work(v_run, v_settings, v_chunk);
   else
-    v_wait_ms := image_sync.pace_left(v_run);
+    v_wait_ms := case when v_run.mode = 'verify' then image_sync.pace_left(v_run) end;
     if v_wait_ms is not null then
       return jsonb_build_object('closed', v_closed, 'next', 'wait', 'wait_ms', v_wait_ms);
     end if;
