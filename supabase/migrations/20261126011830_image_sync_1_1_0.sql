@@ -38,21 +38,30 @@ create index chunks_closed_idx on image_sync.chunks (run_id, closed_at desc null
 
 -- part images, 1.1.0
 
--- Every insert writes both. A thousand random ids in a tree of a million cost three times what they cost in a hash; a part number is
--- matched with the pattern of copies only where it has a character that a copy's has: 1.0 ms of 19 for a thousand records.
-drop index public.part_images_object_id_idx;
-create index part_images_object_id_idx on public.part_images using hash (object_id);
-drop index public.part_images_look_up_key_idx;
-create index part_images_look_up_key_idx on public.part_images (
-  (
-    bucket_id || '/' || lower(
-      case
-        when part_number ~ '[_)\s]' then regexp_replace(part_number, '( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$', '', 'i')
-        else part_number
-      end
-    )
-  ) collate "C"
-) include (part_number, bucket_id);
+-- Every insert writes both indexes. A thousand random ids in a tree of a million cost three times what they cost in a hash; a part
+-- number is matched with the pattern of copies only where it has a character that a copy's has.
+do $$
+declare
+  v_index record;
+begin
+  for v_index in
+    select *
+    from (values
+      ('part_images_object_idx', 'CREATE INDEX part_images_object_idx ON public.part_images USING hash (object_id)'),
+      ('part_images_twins_idx', 'CREATE INDEX part_images_twins_idx ON public.part_images USING btree ((((bucket_id || ''/''::text) || lower( CASE WHEN (part_number ~ ''[_)\s]''::text) THEN regexp_replace(part_number, ''( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$''::text, ''''::text, ''i''::text) ELSE part_number END))) COLLATE "C") INCLUDE (part_number, bucket_id)')
+    ) as i (name, definition)
+  loop
+    if to_regclass('public.' || v_index.name) is null then
+      execute v_index.definition;
+    -- A table that was ours before has them; their definition is printed over several lines.
+    elsif regexp_replace(pg_get_indexdef(to_regclass('public.' || v_index.name)), '\s+', ' ', 'g') is distinct from v_index.definition then
+      raise exception 'Cannot index public.part_images: the name %, which one of its indexes needs, is taken by something else', v_index.name
+        using errcode = 'duplicate_object', hint = format('Run: alter table public.%I rename to %I;', v_index.name, v_index.name || '_old');
+    end if;
+  end loop;
+end;
+$$;
+drop index if exists public.part_images_object_id_idx, public.part_images_look_up_key_idx;
 
 -- redaction
 
@@ -299,7 +308,7 @@ comment on column image_sync.records.signed_url is 'The URL. Whether it is one o
 comment on column image_sync.records.signed is 'There is a URL, working or not.';
 comment on column image_sync.records.expired is 'There is a URL and it has expired, or its expiry is unknown.';
 comment on column image_sync.records.usable_until is 'Until when the URL works; null where it does not.';
-comment on column image_sync.records.look_up_key is 'The part number as a look-up in a spreadsheet takes it, and as copies of one file have it in common: without regard to case, spaces at the end, " (1)", " - Copy" and the like, "_JPG"; behind the bucket and a slash. The expression of part_images_look_up_key_idx.';
+comment on column image_sync.records.look_up_key is 'The part number as a look-up in a spreadsheet takes it, and as copies of one file have it in common: without regard to case, spaces at the end, " (1)", " - Copy" and the like, "_JPG"; behind the bucket and a slash. The expression of part_images_twins_idx.';
 comment on column image_sync.records.object_id is 'The object that the record is of, by its id; null where that is not known yet.';
 
 -- a.b/12.x.jpg: 12.x. Of many names at once: a call for each costs more than what it does.
@@ -1320,7 +1329,7 @@ to service_role;
 
 -- Part numbers that several images stand for, as whoever looks them up in a spreadsheet sees them: in other case, with a space at the
 -- end, as a copy that an upload or a file manager has made, or in another folder. The key by which they are compared stands in the
--- view image_sync.records, and part_images_look_up_key_idx has all of them in order: once a run has passed its bucket, the index is
+-- view image_sync.records, and part_images_twins_idx has all of them in order: once a run has passed its bucket, the index is
 -- walked from end to end, a page at a time. So twins are found wherever they lie, by the first sync already, and a chunk costs nothing.
 
 -- What the walk has found so far. The caller holds the run's row lock. Returns whether it is at its end; 250 ms keep a call short.
