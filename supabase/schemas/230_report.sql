@@ -4,83 +4,91 @@
 -- The last finished run in any of these modes, as a document.
 create or replace function image_sync.last_run(p_bucket_id text, p_modes text[])
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = ''
-return (
-  select image_sync.run_document(r.id) || jsonb_build_object('reached_end', r.exhausted)
-  from image_sync.runs r
-  where r.bucket_id = p_bucket_id
-    and r.mode = any (p_modes)
-    and r.finished_at is not null
-  order by r.finished_at desc
-  limit 1
-);
+as $$
+begin
+  return (
+    select image_sync.run_document(r.id) || jsonb_build_object('reached_end', r.exhausted)
+    from image_sync.runs r
+    where r.bucket_id = p_bucket_id
+      and r.mode = any (p_modes)
+      and r.finished_at is not null
+    order by r.finished_at desc
+    limit 1
+  );
+end;
+$$;
 
 comment on function image_sync.last_run(text, text[]) is 'The last finished run of a bucket in one of the modes; null where there is none.';
 
 -- What is true right now and cheap to ask.
 create or replace function image_sync.report_facts(p_settings image_sync.settings)
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = ''
-return (
-  select jsonb_build_object(
-    'bucket_id', p_settings.bucket_id,
-    'live', jsonb_build_object(
-      'extensions', to_jsonb(p_settings.extensions),
-      'nightly', p_settings.nightly,
-      'renew_before', p_settings.renew_before,
-      'standing_run', image_sync.standing_run(p_settings.bucket_id),
-      'last_success_at', (
-        select max(r.finished_at)
+as $$
+begin
+  return (
+    select jsonb_build_object(
+      'bucket_id', p_settings.bucket_id,
+      'live', jsonb_build_object(
+        'extensions', to_jsonb(p_settings.extensions),
+        'nightly', p_settings.nightly,
+        'renew_before', p_settings.renew_before,
+        'standing_run', image_sync.standing_run(p_settings.bucket_id),
+        'last_success_at', (
+          select max(r.finished_at)
+          from image_sync.runs r
+          where r.bucket_id = p_settings.bucket_id
+            and r.mode = 'sync'
+            -- What fails for single files has a finding of its own and must not hide, night after night, that the rest went well.
+            and (r.outcome = 'succeeded' or r.stop_reason in ('items_failed', 'row_locked', 'database_timeout', 'records_refused'))
+        )
+      ) || image_sync.bucket_facts(p_settings.bucket_id) || image_sync.table_facts(p_settings.bucket_id) || image_sync.stray_facts(p_settings.bucket_id),
+      'schedule', image_sync.schedule_facts(),
+      -- The newest measurement, with the probe of the newest sync: an analyze fetches nothing.
+      'measured', (
+        select r.report || jsonb_build_object('probe', (
+          select s.report -> 'probe'
+          from image_sync.runs s
+          where s.bucket_id = p_settings.bucket_id
+            and s.mode = 'sync'
+            and s.report is not null
+          order by s.finished_at desc
+          limit 1
+        ))
         from image_sync.runs r
         where r.bucket_id = p_settings.bucket_id
-          and r.mode = 'sync'
-          -- What fails for single files has a finding of its own and must not hide, night after night, that the rest went well.
-          and (r.outcome = 'succeeded' or r.stop_reason in ('items_failed', 'row_locked', 'database_timeout', 'records_refused'))
-      )
-    ) || image_sync.bucket_facts(p_settings.bucket_id) || image_sync.table_facts(p_settings.bucket_id) || image_sync.stray_facts(p_settings.bucket_id),
-    'schedule', image_sync.schedule_facts(),
-    -- The newest measurement, with the probe of the newest sync: an analyze fetches nothing.
-    'measured', (
-      select r.report || jsonb_build_object('probe', (
-        select s.report -> 'probe'
-        from image_sync.runs s
-        where s.bucket_id = p_settings.bucket_id
-          and s.mode = 'sync'
-          and s.report is not null
-        order by s.finished_at desc
+          and r.report is not null
+        order by r.finished_at desc
         limit 1
-      ))
-      from image_sync.runs r
-      where r.bucket_id = p_settings.bucket_id
-        and r.report is not null
-      order by r.finished_at desc
-      limit 1
-    ),
-    -- The newest look at every URL, and whether a sync came after it.
-    'verified', (
-      select r.report -> 'verified' || jsonb_build_object('is_older', exists (
-        select
-        from image_sync.runs s
-        where s.bucket_id = p_settings.bucket_id
-          and s.mode = 'sync'
-          and s.report is not null
-          and s.finished_at > r.finished_at
-      ))
-      from image_sync.runs r
-      where r.bucket_id = p_settings.bucket_id
-        and r.mode = 'verify'
-        and r.report is not null
-      order by r.finished_at desc
-      limit 1
-    ),
-    'last_sync', image_sync.last_run(p_settings.bucket_id, array['sync']),
-    'last_listing', image_sync.last_run(p_settings.bucket_id, array['sync', 'analyze', 'verify'])
-  )
-);
+      ),
+      -- The newest look at every URL, and whether a sync came after it.
+      'verified', (
+        select r.report -> 'verified' || jsonb_build_object('is_older', exists (
+          select
+          from image_sync.runs s
+          where s.bucket_id = p_settings.bucket_id
+            and s.mode = 'sync'
+            and s.report is not null
+            and s.finished_at > r.finished_at
+        ))
+        from image_sync.runs r
+        where r.bucket_id = p_settings.bucket_id
+          and r.mode = 'verify'
+          and r.report is not null
+        order by r.finished_at desc
+        limit 1
+      ),
+      'last_sync', image_sync.last_run(p_settings.bucket_id, array['sync']),
+      'last_listing', image_sync.last_run(p_settings.bucket_id, array['sync', 'analyze', 'verify'])
+    )
+  );
+end;
+$$;
 
 comment on function image_sync.report_facts(image_sync.settings) is 'What the report and its findings are made of: the last measurement, the last runs, the schedule, and what is cheap to ask now.';
 
