@@ -14,6 +14,7 @@ create table image_sync.settings (
   probe_size integer not null default 10,
   verify_rate integer not null default 200,
   nightly boolean not null default true,
+  register boolean not null default false,
   public_url text,
   keep_chunks interval not null default '14 days',
   keep_runs interval not null default '90 days',
@@ -59,6 +60,7 @@ comment on column image_sync.settings.max_delete_count is 'Cleanup refuses to re
 comment on column image_sync.settings.probe_size is 'How many random signed URLs every sync fetches to see that they work.';
 comment on column image_sync.settings.verify_rate is 'At most so many URLs a second are opened by a verify, by all of its workers together.';
 comment on column image_sync.settings.nightly is 'Whether the nightly job syncs this bucket.';
+comment on column image_sync.settings.register is 'Whether this bucket is the one of public.part_register. Where none says so, or several do, it is part-images, else the first by name.';
 comment on column image_sync.settings.public_url is 'Scheme and host under which readers reach the project, where that is not the SUPABASE_URL of the function (a custom domain, a local stack). Null: SUPABASE_URL.';
 comment on column image_sync.settings.keep_chunks is 'Chunks of finished runs are pruned after this time.';
 comment on column image_sync.settings.keep_runs is 'Finished runs are pruned after this time; the last run of each mode always stays.';
@@ -66,4 +68,4 @@ comment on column image_sync.settings.keep_runs is 'Finished runs are pruned aft
 alter table image_sync.settings enable row level security;
 grant select, insert, update, delete on image_sync.settings to service_role;
 
-insert into image_sync.settings (bucket_id) values ('part-images');
+insert into image_sync.settings (bucket_id, register) values ('part-images', true);

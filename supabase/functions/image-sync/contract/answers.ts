@@ -1,6 +1,7 @@
 /** What the database's functions answer with: a document, or a refusal. */
 import { z } from "zod";
 import { bucketChangeSchema, planSchema, runListSchema } from "./lists.ts";
+import { readerSchema, registerTagSchema } from "./register.ts";
 import { fileSchema, reportSchema } from "./report.ts";
 import { runSchema } from "./runs.ts";
 
@@ -28,6 +29,12 @@ export const bucketChangeAnswerSchema = z.union([
   z.object({ bucket: bucketChangeSchema }),
 ]);
 export const runListAnswerSchema = z.union([problemAnswerSchema, runListSchema]);
+export const readerAnswerSchema = z.union([problemAnswerSchema, z.object({ reader: readerSchema })]);
+export const readerRemovalAnswerSchema = z.union([
+  problemAnswerSchema,
+  z.object({ reader: readerSchema, revoked: z.boolean() }),
+]);
+export const registerTagAnswerSchema = z.union([problemAnswerSchema, registerTagSchema]);
 export const endAttemptAnswerSchema = z.object({ ended: z.boolean() });
 export const announceAnswerSchema = z.object({ changed: z.boolean(), schema_version: z.string() });
 export const handOffAnswerSchema = z.object({ kicked: z.boolean() });
