@@ -148,7 +148,9 @@ export type Database = {
   /** A page of the history of runs, newest first. */
   readRuns(query: RunsQuery): Promise<RunList>;
   /** What a page of the register holds, `limit` rows behind `after`; without a bucket it is that of `public.part_register`. */
-  readRegisterTag(request: { bucket: string | undefined; after: string; limit: number }): Promise<RegisterTag>;
+  readRegisterTag(
+    request: { bucket: string | undefined; after: string; limit: number },
+  ): Promise<RegisterTag>;
   /** Lines of the register behind `after` and not behind `until` (null: to the end), as many as fit a page. */
   readRegister(
     request: { bucket: string; after: string; until: string | null; raw: boolean },

@@ -19,7 +19,8 @@ export async function hashReaderKey(key: string): Promise<string> {
  * Undefined where it brings nothing that looks like one.
  */
 export function readReaderKey(request: Request): string | undefined {
-  const [, encoded] = /^basic +([A-Za-z0-9+/]+={0,2})$/i.exec(request.headers.get("Authorization") ?? "") ?? [];
+  const [, encoded] = /^basic +([A-Za-z0-9+/]+={0,2})$/i.exec(request.headers.get("Authorization") ?? "") ??
+    [];
   if (encoded === undefined || encoded.length > 512) return undefined;
   let credentials: string;
   try {

@@ -1,8 +1,8 @@
 /** What the database's functions answer with: a document, or a refusal. */
 import { z } from "zod";
 import { bucketChangeSchema, planSchema, runListSchema } from "./lists.ts";
-import { readerSchema, registerTagSchema } from "./register.ts";
 import { fileSchema, reportSchema } from "./report.ts";
+import { readerSchema, registerTagSchema } from "./register.ts";
 import { runSchema } from "./runs.ts";
 
 /** A refusal, RFC 9457 with a stable `code`; the numbers behind it stand beside as members of their own. */

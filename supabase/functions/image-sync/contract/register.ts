@@ -1,6 +1,13 @@
 /** The register for spreadsheets, and who may read it. */
 import { z } from "zod";
-import { bucketSchema, countSchema, DEFAULT_BUCKET, isStorable, timestampSchema, UNSTORABLE } from "./basics.ts";
+import {
+  bucketSchema,
+  countSchema,
+  DEFAULT_BUCKET,
+  isStorable,
+  timestampSchema,
+  UNSTORABLE,
+} from "./basics.ts";
 
 /** The most rows that one answer of the register holds. */
 export const MAX_REGISTER_ROWS = 100_000;
