@@ -6,7 +6,13 @@ import {
   bucketListSchema,
   fileSchema,
   type FileStatus,
+  type NewReader,
+  newReaderSchema,
   planSchema,
+  type ReaderList,
+  readerListSchema,
+  type ReaderRemoval,
+  readerRemovalSchema,
   type Report,
   reportSchema,
   type Run,
@@ -39,6 +45,11 @@ export type Client = {
   removeBucket(bucket: string): Promise<BucketChange>;
   /** A page of the history of runs, newest first. */
   runs(query: RunsQuery): Promise<RunList>;
+  /** Everybody who has a right to read the register and nothing else. */
+  readers(): Promise<ReaderList>;
+  /** Adds a reader by HTTPS, with a key that is shown this once. */
+  addReader(name: string, bucket: string): Promise<NewReader>;
+  removeReader(name: string): Promise<ReaderRemoval>;
 };
 
 /** Options of {@linkcode createClient}. */
@@ -52,7 +63,7 @@ export type ClientOptions = {
 type Request = {
   readonly method: "GET" | "POST" | "DELETE";
   /** Below the function's address. */
-  readonly path?: "/plan" | "/buckets" | "/runs";
+  readonly path?: "/plan" | "/buckets" | "/runs" | "/readers";
   readonly query?: Record<string, string>;
   readonly body?: unknown;
 };
@@ -102,6 +113,22 @@ export function createClient(connection: Connection, options: ClientOptions): Cl
       }
       return all;
     },
+    async readers() {
+      const all: ReaderList = { readers: [], next: null };
+      for (let after: string | null = ""; after !== null;) {
+        const page: ReaderList = await ask(readerListSchema, {
+          method: "GET",
+          path: "/readers",
+          query: { after },
+        });
+        all.readers.push(...page.readers);
+        after = page.next;
+      }
+      return all;
+    },
+    addReader: (name, bucket) =>
+      ask(newReaderSchema, { method: "POST", path: "/readers", body: { name, bucket } }),
+    removeReader: (name) => ask(readerRemovalSchema, { method: "DELETE", path: "/readers", query: { name } }),
     addBucket: (bucket) => ask(bucketChangeSchema, { method: "POST", path: "/buckets", body: { bucket } }),
     removeBucket: (bucket) =>
       ask(bucketChangeSchema, { method: "DELETE", path: "/buckets", query: { bucket } }),
