@@ -13,12 +13,14 @@ const answersSchema = z.array(z.union([
 export type OdbcAnswer = z.infer<typeof answersSchema>[number];
 
 const driver = "PostgreSQL Unicode";
+/** Debian's own, which has Debian's modules, whatever else is in the path. */
+const python3 = "/usr/bin/python3";
 
 /** Whether unixODBC, psqlODBC and pyodbc are there. */
 export async function hasOdbc(): Promise<boolean> {
   const run = promisify(execFile);
   try {
-    await run("python3", ["-c", "import pyodbc"]);
+    await run(python3, ["-c", "import pyodbc"]);
     return (await run("odbcinst", ["-q", "-d"])).stdout.includes(driver);
   } catch {
     return false;
@@ -62,7 +64,7 @@ export async function readCsv(bytes: Uint8Array): Promise<readonly (readonly str
 }
 
 async function python(script: string, input: string | Uint8Array): Promise<string> {
-  const child = spawn("python3", [fileURLToPath(new URL(script, import.meta.url))]);
+  const child = spawn(python3, [fileURLToPath(new URL(script, import.meta.url))]);
   const collect = async (stream: AsyncIterable<Buffer>) => {
     const parts: Buffer[] = [];
     for await (const part of stream) parts.push(part);
