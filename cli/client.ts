@@ -29,7 +29,7 @@ export type Client = {
   start(body: StartBody): Promise<{ readonly run: Run; readonly created: boolean }>;
   run(id: string): Promise<Run>;
   cancel(id: string): Promise<Run>;
-  report(bucket: string): Promise<Report>;
+  report(bucket: string, signal?: AbortSignal): Promise<Report>;
   file(bucket: string, name: string): Promise<FileStatus>;
   /** All names of a dry run's list, in byte order. */
   plan(run: string): Promise<string[]>;
@@ -39,6 +39,27 @@ export type Client = {
   removeBucket(bucket: string): Promise<BucketChange>;
   /** A page of the history of runs, newest first. */
   runs(query: RunsQuery): Promise<RunList>;
+  /** A page of the register. `signal` gives it up. */
+  register(query: RegisterQuery, signal: AbortSignal): Promise<RegisterPage>;
+};
+
+/** Which page of the register. */
+export type RegisterQuery = {
+  readonly bucket: string;
+  /** The {@linkcode RegisterPage}`.next` of the page before it. */
+  readonly after?: string;
+  /** So many rows. */
+  readonly limit: number;
+  /** Values as they are, also those that a spreadsheet would run as a formula. */
+  readonly raw: boolean;
+};
+
+/** A page of the register. */
+export type RegisterPage = {
+  /** CSV without header and byte order mark. */
+  readonly rows: string;
+  /** The `after` of the next page; `undefined` on the last one. */
+  readonly next: string | undefined;
 };
 
 /** Options of {@linkcode createClient}. */
@@ -52,9 +73,12 @@ export type ClientOptions = {
 type Request = {
   readonly method: "GET" | "POST" | "DELETE";
   /** Below the function's address. */
-  readonly path?: "/plan" | "/buckets" | "/runs";
+  readonly path?: "/plan" | "/buckets" | "/runs" | "/register.csv";
   readonly query?: Record<string, string>;
   readonly body?: unknown;
+  /** What is understood, where that is no JSON. */
+  readonly accept?: string;
+  readonly signal?: AbortSignal;
 };
 
 const startedSchema = runSchema.extend({ created: z.boolean() });
@@ -62,8 +86,8 @@ const startedSchema = runSchema.extend({ created: z.boolean() });
 /** Makes a client of the project's function `image-sync`. */
 export function createClient(connection: Connection, options: ClientOptions): Client {
   const ask = async <T>(schema: z.ZodType<T>, request: Request): Promise<T> => {
-    const answer = await send(connection, request, options);
-    const parsed = schema.safeParse(answer);
+    const { text } = await send(connection, request, options);
+    const parsed = schema.safeParse(parseJson(text));
     if (parsed.success) return parsed.data;
     throw noSense(connection.url, parsed.error);
   };
@@ -74,7 +98,8 @@ export function createClient(connection: Connection, options: ClientOptions): Cl
     },
     run: (id) => ask(runSchema, { method: "GET", query: { run: id } }),
     cancel: (id) => ask(runSchema, { method: "DELETE", query: { run: id } }),
-    report: (bucket) => ask(reportSchema, { method: "GET", query: { bucket } }),
+    report: (bucket, signal) =>
+      ask(reportSchema, { method: "GET", query: { bucket }, ...(signal === undefined ? {} : { signal }) }),
     file: (bucket, name) => ask(fileSchema, { method: "GET", query: { bucket, file: name } }),
     async plan(run) {
       const names: string[] = [];
@@ -115,12 +140,50 @@ export function createClient(connection: Connection, options: ClientOptions): Cl
           ) => [key, String(value)]),
         ),
       }),
+    async register({ bucket, after, limit, raw }, signal) {
+      const { text, headers } = await send(connection, {
+        method: "GET",
+        path: "/register.csv",
+        query: {
+          bucket,
+          limit: String(limit),
+          ...(after === undefined ? {} : { after }),
+          ...(raw ? { raw: "true" } : {}),
+        },
+        accept: "text/csv, application/problem+json",
+        signal,
+      }, options);
+      const rows = withoutHeader(text);
+      if (rows === undefined) throw noSense(connection.url, new Error("The header is another"));
+      const next = afterOfNext(headers.get("link"), connection.url);
+      // A register that ends in the middle, or never, is worse than none.
+      if (next === null || next === (after ?? null)) {
+        throw noSense(connection.url, new Error("The next page is none"));
+      }
+      return { rows, next };
+    },
   };
 }
 
-async function send(connection: Connection, request: Request, options: ClientOptions): Promise<unknown> {
+const REGISTER_HEADER = /^\ufeff?part_number,file_name,signed_url,signed_url_expires_at(\r?\n|$)/;
+
+function withoutHeader(csv: string): string | undefined {
+  const header = REGISTER_HEADER.exec(csv);
+  return header === null ? undefined : csv.slice(header[0].length);
+}
+
+// Of the next page's address only where that page begins, because the key is for this host alone; `null` where it does not say.
+function afterOfNext(link: string | null, url: string): string | null | undefined {
+  const target = /<([^>]*)>\s*;[^,]*\brel="?next"?/.exec(link ?? "")?.[1];
+  if (target === undefined) return undefined;
+  return URL.canParse(target, url) ? new URL(target, url).searchParams.get("after") : null;
+}
+
+type Answer = { readonly text: string; readonly headers: Headers };
+
+async function send(connection: Connection, request: Request, options: ClientOptions): Promise<Answer> {
   const timeout = AbortSignal.timeout(options.timeout);
-  const signal = options.signal === undefined ? timeout : AbortSignal.any([timeout, options.signal]);
+  const given = [options.signal, request.signal].filter((signal) => signal !== undefined);
   const url = `${connection.url}/functions/v1/image-sync${request.path ?? ""}?${new URLSearchParams(
     request.query,
   )}`;
@@ -129,18 +192,18 @@ async function send(connection: Connection, request: Request, options: ClientOpt
       method: request.method,
       headers: {
         apikey: connection.key,
-        accept: "application/json, application/problem+json",
+        accept: request.accept ?? "application/json, application/problem+json",
         ...(request.body === undefined ? {} : { "content-type": "application/json" }),
       },
       ...(request.body === undefined ? {} : { body: JSON.stringify(request.body) }),
       redirect: "manual", // the key is for this host alone
-      signal,
+      signal: AbortSignal.any([timeout, ...given]),
     });
     const text = await response.text();
     if (!response.ok) throw refusal(connection.url, response.status, text);
-    return parseJson(text);
+    return { text, headers: response.headers };
   } catch (error) {
-    if (error instanceof CommandError || options.signal?.aborted === true) throw error;
+    if (error instanceof CommandError || given.some(({ aborted }) => aborted)) throw error;
     throw noAnswer({ url: connection.url, error, timeout: timeout.aborted ? options.timeout : undefined });
   }
 }

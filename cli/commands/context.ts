@@ -24,6 +24,8 @@ export type Context = {
   readonly client: Client;
   readonly output: Output;
   readonly host: Host;
+  /** The project's URL. */
+  readonly project: string;
   readonly bucket: string;
   readonly json: boolean;
   /** Waits for a run, showing how far it is; see {@linkcode watch}. */
@@ -58,12 +60,13 @@ export async function withContext(
     key: connection.key,
     ...(words === undefined ? {} : { words }),
   });
-  const bucket = flags.bucket === DEFAULT_BUCKET ? "the default" : "--bucket";
+  const bucketSource = flags.bucket === DEFAULT_BUCKET ? "the default" : "--bucket";
   output.note(
-    `Project ${connection.url} (${connection.source}), bucket ${safeText(flags.bucket)} (${bucket})`,
+    `Project ${connection.url} (${connection.source}), bucket ${safeText(flags.bucket)} (${bucketSource})`,
   );
   try {
-    return await work({ client, output, host, bucket: flags.bucket, json: flags.json, finished });
+    const { bucket, json } = flags;
+    return await work({ client, output, host, project: connection.url, bucket, json, finished });
   } catch (error) {
     throw error instanceof CommandError ? error.reworded(asCommands(error.message, flags.bucket)) : error;
   }
