@@ -148,7 +148,7 @@ export function createClient(connection: Connection, options: ClientOptions): Cl
           bucket,
           limit: String(limit),
           ...(after === undefined ? {} : { after }),
-          ...(raw ? { raw: "true" } : {}),
+          text: raw ? "raw" : "escaped",
         },
         accept: "text/csv, application/problem+json",
         signal,

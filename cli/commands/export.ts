@@ -1,3 +1,4 @@
+import { setMaxListeners } from "node:events";
 import { stat } from "node:fs/promises";
 import { extname, resolve } from "node:path";
 import type { Writable } from "node:stream";
@@ -48,6 +49,7 @@ export async function exportRegister(context: Context, options: ExportOptions): 
   const path = resolve(host.directory, options.file);
   await refuseExisting({ path, force: options.force });
   const interrupt = new AbortController();
+  setMaxListeners(0, interrupt.signal); // as many as there are requests on their way
   const ignoreInterrupts = host.onInterrupt(() => interrupt.abort());
   const tally = createTally(host, "export");
   const startedAt = performance.now();

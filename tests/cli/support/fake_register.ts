@@ -85,7 +85,7 @@ function answerPage(
   response: ServerResponse,
 ): void {
   const after = url.searchParams.get("after");
-  const raw = url.searchParams.get("raw") === "true";
+  const raw = url.searchParams.get("text") === "raw";
   const attempt = pages.filter((page) => page.after === after).length + 1;
   const asked = { after, raw, attempt };
   pages.push(asked);
