@@ -1,0 +1,125 @@
+-- step 1.0.0
+-- Where the function lives. It says so itself, with its first authenticated request: so the database can tell URLs of this project
+-- from others, and knows after a restore into another project that nobody has spoken yet.
+create table image_sync.project (
+  singleton boolean not null default true,
+  url text not null,
+  function_version text not null,
+  announced_at timestamptz not null default now(),
+  constraint project_pkey primary key (singleton),
+  constraint project_singleton_check check (singleton),
+  constraint project_url_check check (url ~ '^https?://[^/?#]+$')
+);
+
+comment on table image_sync.project is 'The project that the function announced: one row, or none before its first authenticated request.';
+comment on column image_sync.project.singleton is 'There is one row at most.';
+comment on column image_sync.project.url is 'SUPABASE_URL of the function: scheme and host.';
+comment on column image_sync.project.function_version is 'The version of the function that announced itself last.';
+comment on column image_sync.project.announced_at is 'When the row was last written: when something in it changed.';
+
+alter table image_sync.project enable row level security;
+grant select, insert, update, delete on image_sync.project to service_role;
+
+-- set
+-- Which version of the schema this is, as semantic versioning counts: the function refuses to work beside one that it does not fit.
+create or replace function image_sync.schema_version()
+returns text
+language sql
+immutable
+set search_path = ''
+return '1.1.0';
+
+comment on function image_sync.schema_version() is 'The version of the schema.';
+
+-- A bucket's name as encodeURIComponent() writes it. Source: ECMA-262, 19.2.6.4.
+create or replace function image_sync.encode_uri_component(p_text text)
+returns text
+language sql
+immutable
+set search_path = ''
+return (
+  select string_agg(
+    case
+      when c.character ~ '[A-Za-z0-9_.!~*''()-]' then c.character
+      else upper(regexp_replace(encode(convert_to(c.character, 'UTF8'), 'hex'), '(..)', '%\1', 'g'))
+    end, '' order by c.place)
+  from regexp_split_to_table(p_text, '') with ordinality as c (character, place)
+);
+
+comment on function image_sync.encode_uri_component(text) is 'The text with everything percent-encoded that JavaScript''s encodeURIComponent() encodes.';
+
+-- What a signed URL of the bucket begins with: the address for readers, and the bucket's path.
+create or replace function image_sync.url_base(p_settings image_sync.settings)
+returns text
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return coalesce(
+    coalesce(
+      p_settings.public_url,
+      (
+        select p.url
+        from image_sync.project p
+      )
+    )
+    || '/storage/v1/object/sign/'
+    || case
+      when p_settings.bucket_id ~ '^[A-Za-z0-9_.-]+$' then p_settings.bucket_id
+      else image_sync.encode_uri_component(p_settings.bucket_id)
+    end
+    || '/', '');
+end;
+$$;
+
+comment on function image_sync.url_base(image_sync.settings) is
+  'What every signed URL of the bucket begins with; empty, so that every text begins with it, where no address is known.';
+
+-- Written only where it differs, so that a thousand isolates cost a look each.
+create or replace function public.image_sync_announce(p_url text, p_version text)
+returns jsonb
+language plpgsql
+set search_path = ''
+set lock_timeout = '1s'
+as $$
+declare
+  v_changed integer;
+begin
+  if p_url is null or p_url !~ '^https?://[^/?#]+$' then
+    raise exception 'Cannot announce %: it is not an address', p_url
+      using errcode = 'invalid_parameter_value', hint = 'Send scheme and host, as in https://ref.supabase.co.';
+  end if;
+  if exists (
+    select
+    from image_sync.project p
+    where p.url = p_url
+      and p.function_version = p_version
+  ) then
+    return jsonb_build_object('changed', false, 'schema_version', image_sync.schema_version());
+  end if;
+  insert into image_sync.project as p (url, function_version)
+  values (p_url, p_version)
+  on conflict (singleton) do update
+  set url = excluded.url, function_version = excluded.function_version, announced_at = now()
+  where (p.url, p.function_version) is distinct from (excluded.url, excluded.function_version);
+  get diagnostics v_changed = row_count;
+  return jsonb_build_object('changed', v_changed > 0, 'schema_version', image_sync.schema_version());
+end;
+$$;
+
+comment on function public.image_sync_announce(text, text) is
+  'The function says where it lives (scheme and host) and which version it is. Returns {"changed", "schema_version"}. Raises invalid_parameter_value for anything but an http address.';
+
+revoke all on function
+  image_sync.schema_version(),
+  image_sync.encode_uri_component(text),
+  image_sync.url_base(image_sync.settings)
+from public;
+revoke all on function public.image_sync_announce(text, text) from public, anon, authenticated;
+grant execute on function
+  image_sync.schema_version(),
+  image_sync.encode_uri_component(text),
+  image_sync.url_base(image_sync.settings),
+  public.image_sync_announce(text, text)
+to service_role;

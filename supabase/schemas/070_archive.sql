@@ -1,0 +1,60 @@
+-- step 1.0.0
+-- Records that were taken out of public.part_images, whole, with whatever columns their owner added.
+create table image_sync.archive (
+  id bigint generated always as identity,
+  bucket_id text not null,
+  file_name text not null,
+  record jsonb not null,
+  reason text not null,
+  run_id uuid,
+  archived_at timestamptz not null default now(),
+  restored_at timestamptz,
+  constraint archive_pkey primary key (id),
+  constraint archive_reason_check check (reason in ('orphaned', 'duplicate', 'unnamed'))
+);
+
+-- A restore walks the records of one cleanup run in key order.
+create index archive_run_id_file_name_idx on image_sync.archive (run_id, file_name collate "C");
+
+comment on table image_sync.archive is 'Records that were taken out of public.part_images, whole and restorable. Never pruned by image-sync.';
+comment on column image_sync.archive.id is 'The archived record.';
+comment on column image_sync.archive.bucket_id is 'The bucket that it belonged to.';
+comment on column image_sync.archive.file_name is 'The object that it was the record of.';
+comment on column image_sync.archive.record is 'The whole row as to_jsonb() gave it, columns of its owner included.';
+comment on column image_sync.archive.reason is 'orphaned: removed by a confirmed cleanup; duplicate: a second row of one file, found when the table was adopted; unnamed: a record without a file name, moved by hand.';
+comment on column image_sync.archive.run_id is 'The cleanup run that removed it, by which it is restored; null for duplicates found at adoption. No foreign key: what can be restored outlives the history of runs.';
+comment on column image_sync.archive.archived_at is 'When it was removed.';
+comment on column image_sync.archive.restored_at is 'When it was put back; null while it is only here.';
+
+alter table image_sync.archive enable row level security;
+grant select, insert, update, delete on image_sync.archive to service_role;
+
+-- What an installation of before 1.0.0 left behind comes home: the columns that both know.
+do $$
+declare
+  v_table text;
+  v_columns text;
+begin
+  if to_regnamespace('image_sync_before') is null then
+    return;
+  end if;
+  delete from image_sync.settings;
+  foreach v_table in array array['settings', 'archive']
+  loop
+    select string_agg(format('%I', now.attname), ', ')
+    into v_columns
+    from pg_catalog.pg_attribute now
+    join pg_catalog.pg_attribute before
+      on before.attrelid = to_regclass('image_sync_before.' || v_table)
+      and before.attname = now.attname
+      and before.attnum > 0
+      and not before.attisdropped
+    where now.attrelid = to_regclass('image_sync.' || v_table)
+      and now.attnum > 0;
+    execute format('insert into image_sync.%1$I (%2$s) overriding system value select %2$s from image_sync_before.%1$I', v_table, v_columns);
+  end loop;
+  perform setval(pg_get_serial_sequence('image_sync.archive', 'id'), coalesce(max(a.id), 0) + 1, false)
+  from image_sync.archive a;
+  drop schema image_sync_before cascade;
+end;
+$$;

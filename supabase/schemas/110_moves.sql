@@ -1,0 +1,516 @@
+-- step 1.0.0
+-- Files that were renamed or moved. Storage's own move and rename change the row of storage.objects in place: its id stays, which the
+-- record remembers as object_id. So a record follows its file: same id, same created_at, same columns of its owner's, new name.
+-- A copy and a delete give another id: one record too many and one too few, which nobody can tell from two files.
+
+create table image_sync.moves (
+  id bigint generated always as identity,
+  bucket_id text not null,
+  file_name text not null,
+  object_id uuid not null,
+  moved_at timestamptz not null default now(),
+  constraint moves_pkey primary key (id)
+);
+
+create index moves_bucket_id_file_name_idx on image_sync.moves (bucket_id, file_name collate "C");
+
+comment on table image_sync.moves is 'The names that records had before they followed their files. Pruned with the history of runs.';
+comment on column image_sync.moves.id is 'The move.';
+comment on column image_sync.moves.bucket_id is 'The bucket that the file was in.';
+comment on column image_sync.moves.file_name is 'The name that it had there.';
+comment on column image_sync.moves.object_id is 'The object: where it is now, storage.objects says.';
+comment on column image_sync.moves.moved_at is 'When the record followed.';
+
+alter table image_sync.moves enable row level security;
+grant select, insert on image_sync.moves to service_role;
+
+-- A record that follows its file from one place to another.
+create type image_sync.move as (from_bucket text, from_name text, to_bucket text, to_name text, object_id uuid);
+
+comment on type image_sync.move is 'A record''s old and new bucket and name, and the object that it follows.';
+
+-- set
+-- Where the file of a record lies, if a sync takes the record along: under another name or in another bucket that is kept in step, as an
+-- image, where no record is known to be of it. No row where it does not.
+create or replace function image_sync.destination_of(p_bucket_id text, p_file_name text, p_object_id uuid)
+returns table (bucket_id text, name text)
+language sql
+stable
+set search_path = ''
+begin atomic
+  select o.bucket_id, o.name
+  from image_sync.objects o
+  join image_sync.settings s
+    on s.bucket_id = o.bucket_id
+  where o.id = p_object_id
+    and (o.bucket_id <> p_bucket_id or o.name collate "C" <> p_file_name)
+    and o.extension = any (s.extensions)
+    and o.bytes is distinct from 0
+    and not (o.name like any (s.exclude))
+    -- The record of an object is the one at its name; of others that say they are, the first follows it.
+    and not exists (
+      select
+      from public.part_images p
+      where p.object_id = p_object_id
+        and (
+          p.bucket_id = o.bucket_id and p.file_name collate "C" = o.name
+          or (p.bucket_id, p.file_name collate "C") < (p_bucket_id, p_file_name)
+        )
+    );
+end;
+
+comment on function image_sync.destination_of(text, text, uuid) is 'The bucket and name to which a sync takes the record of this place along; no row where its file is at its place, gone, or left out.';
+
+-- What is moved at once: names that were all shifted by one make a single chain of moves, each of which waits for the next.
+create or replace function image_sync.max_moves()
+returns integer
+language sql
+immutable
+set search_path = ''
+return 10000;
+
+comment on function image_sync.max_moves() is 'How many records follow their files in one transaction at most; a longer chain of names that wait for each other stays where it is.';
+
+-- The records that follow their files, of those at the given places, with whoever stands in their way and follows its own file.
+--   p_bucket_ids, p_names  places of records, in parallel
+-- A record at the place that another one goes to makes room if its own file lies elsewhere; if that file is gone, it stays, gets
+-- the file that was moved onto its name, and nobody follows into its place. Every look is one by index, so that a chain of n records
+-- costs n looks, in whatever order the names are.
+create or replace function image_sync.find_moves(p_bucket_ids text[], p_names text[])
+returns image_sync.move[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_moves image_sync.move[];
+begin
+  with recursive follower as (
+    select p.bucket_id, p.file_name, p.object_id, d.bucket_id as to_bucket, d.name as to_name
+    from unnest(p_bucket_ids, p_names) as place (bucket_id, name)
+    cross join lateral (
+      select r.bucket_id, r.file_name, r.object_id
+      from public.part_images r
+      where r.bucket_id = place.bucket_id
+        and r.file_name collate "C" >= place.name
+        and r.file_name collate "C" <= place.name
+      order by r.file_name collate "C"
+      limit 1
+    ) as p
+    cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+    union
+    select p.bucket_id, p.file_name, p.object_id, d.bucket_id, d.name
+    from follower f
+    cross join lateral (
+      select r.bucket_id, r.file_name, r.object_id
+      from public.part_images r
+      where r.bucket_id = f.to_bucket
+        and r.file_name collate "C" >= f.to_name
+        and r.file_name collate "C" <= f.to_name
+      order by r.file_name collate "C"
+      limit 1
+    ) as p
+    left join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+      on true
+    where f.to_name is not null
+  ), found as materialized (
+    select f.*
+    from follower f
+    limit image_sync.max_moves() + 1
+  ), staying as (
+    select f.bucket_id, f.file_name
+    from found f
+    where f.to_name is null
+    union
+    -- Who wanted to go where one stays, stays.
+    select p.bucket_id, p.file_name
+    from staying s
+    join image_sync.objects o
+      on o.bucket_id = s.bucket_id
+      and o.name collate "C" = s.file_name
+    join public.part_images p
+      on p.object_id = o.id
+  )
+  select array_agg((f.bucket_id, f.file_name, f.to_bucket, f.to_name, f.object_id)::image_sync.move)
+  into v_moves
+  from found f
+  where not exists (
+    select
+    from staying s
+    where s.bucket_id = f.bucket_id
+      and s.file_name = f.file_name
+  );
+  return case when cardinality(v_moves) <= image_sync.max_moves() then v_moves else '{}' end;
+end;
+$$;
+
+comment on function image_sync.find_moves(text[], text[]) is
+  'The moves of the records at these places and of those that have to make room for them: all of them can be done together. Empty where there are none, or more than max_moves.';
+
+-- Where the records are whose files are these objects, and who has the names that they go to.
+create or replace function image_sync.find_followers(p_bucket_id text, p_names text[], p_ids uuid[], out moves image_sync.move[])
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_bucket_ids text[];
+  v_names text[];
+begin
+  select array_agg(p.bucket_id), array_agg(p.file_name)
+  into v_bucket_ids, v_names
+  from (
+    select p.bucket_id, p.file_name
+    from unnest(p_ids) as o (id)
+    cross join lateral (
+      select r.bucket_id, r.file_name
+      from public.part_images r
+      where r.object_id = o.id
+      -- One look-up by index for each, whatever the planner believes of the table.
+      offset 0
+    ) as p
+    union
+    -- The record at a name whose file is another one: its own may lie elsewhere.
+    select p.bucket_id, p.file_name
+    from unnest(p_names) as n (name)
+    cross join lateral (
+      -- A range and an order that only the index of the key gives: no other one reads the bucket for it.
+      select r.bucket_id, r.file_name, r.object_id
+      from public.part_images r
+      where r.bucket_id = p_bucket_id
+        and r.file_name collate "C" >= n.name
+        and r.file_name collate "C" <= n.name
+      order by r.file_name collate "C"
+      limit 1
+    ) as p
+    where p.object_id is not null
+  ) as p;
+  moves := case when v_names is null then '{}' else coalesce(image_sync.find_moves(v_bucket_ids, v_names), '{}') end;
+end;
+$$;
+
+comment on function image_sync.find_followers(text, text[], uuid[]) is
+  'The moves that bring the records of these objects to their names, and those that make room there. p_ids: objects whose record has another name, or none; p_names: those of their names that have a record.';
+
+-- Moves records, all or none. The old URL is of the old name and opens nothing any more: it is taken away here and made anew where the
+-- new name lies. A part number that its owner changed by hand stays as it is.
+create or replace function image_sync.move_together(p_moves image_sync.move[])
+returns image_sync.move[]
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+declare
+  v_names text[];
+  v_old_numbers text[];
+  v_new_numbers text[];
+  v_done image_sync.move[];
+begin
+  select
+    array_agg(m.from_name order by m.place),
+    image_sync.part_numbers_of(array_agg(m.from_name order by m.place)),
+    image_sync.part_numbers_of(array_agg(m.to_name order by m.place))
+  into v_names, v_old_numbers, v_new_numbers
+  from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place);
+
+  -- Records that change places step aside first: no two may have one name, not even for a moment.
+  with aside as (
+    update public.part_images p
+    set
+      file_name = '.moving/' || m.place || '/' || m.object_id,
+      part_number = case when p.part_number = v_old_numbers[m.place] and v_old_numbers[m.place] <> v_new_numbers[m.place] then '.moving/' || m.place || '/' || m.object_id else p.part_number end
+    from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place)
+    where p.bucket_id = m.from_bucket
+      and p.file_name collate "C" = m.from_name
+      and p.object_id = m.object_id
+      and exists (
+        select
+        from unnest(p_moves) as other
+        where other.to_bucket = m.from_bucket
+          and other.to_name = m.from_name
+      )
+    returning p.file_name, m.place
+  )
+  select array_agg(coalesce(aside.file_name, n.name) order by n.place)
+  into v_names
+  from unnest(v_names) with ordinality as n (name, place)
+  left join aside
+    on aside.place = n.place;
+
+  with moved as (
+    update public.part_images p
+    set
+      bucket_id = m.to_bucket,
+      file_name = m.to_name,
+      part_number = case when p.part_number in (v_old_numbers[m.place], '.moving/' || m.place || '/' || m.object_id) then v_new_numbers[m.place] else p.part_number end,
+      signed_url = null,
+      signed_url_expires_at = null
+    from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place)
+    where p.bucket_id = m.from_bucket
+      and p.file_name collate "C" = v_names[m.place]
+      and p.object_id = m.object_id
+    returning (m.from_bucket, m.from_name, m.to_bucket, m.to_name, m.object_id)::image_sync.move as move
+  ), noted as (
+    insert into image_sync.moves (bucket_id, file_name, object_id)
+    select (moved.move).from_bucket, (moved.move).from_name, (moved.move).object_id
+    from moved
+  )
+  select coalesce(array_agg(moved.move), '{}')
+  into v_done
+  from moved;
+  return v_done;
+end;
+$$;
+
+comment on function image_sync.move_together(image_sync.move[]) is
+  'Gives each record its new place, without a URL, and returns the moves that were done; a record that is not at its old place any more is passed over. Raises what the table raises, and has moved none then.';
+
+-- Moves records; what is held or refused costs itself alone, and those that wait for its place.
+create or replace function image_sync.move_records(p_moves image_sync.move[], out moved image_sync.move[], out problems jsonb)
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_since constant timestamptz := clock_timestamp();
+  v_left image_sync.move[] := p_moves;
+  v_move image_sync.move;
+  v_has_moved boolean := true;
+begin
+  problems := '[]';
+  begin
+    moved := image_sync.move_together(p_moves);
+    return;
+  exception
+    when others then
+      if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+        raise;
+      end if;
+  end;
+
+  moved := '{}';
+  while v_has_moved loop
+    v_has_moved := false;
+    foreach v_move in array v_left loop
+      continue when exists (
+        select
+        from public.part_images p
+        where p.bucket_id = v_move.to_bucket
+          and p.file_name collate "C" = v_move.to_name
+      );
+      v_left := array_remove(v_left, v_move);
+      perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
+      begin
+        moved := moved || image_sync.move_together(array[v_move]);
+        v_has_moved := true;
+      exception
+        when others then
+          if image_sync.is_held(sqlstate) then
+            problems := problems || image_sync.item_problem(v_move.to_name, 'not_moved', format('Its record is that of %s still: somebody else holds it. The next run settles it', v_move.from_name));
+          elsif image_sync.is_refusal(sqlstate) then
+            problems := problems || image_sync.item_problem(v_move.to_name, 'not_moved', format('Its record is that of %s still: the table refused to change it: %s', v_move.from_name, sqlerrm));
+          else
+            raise;
+          end if;
+      end;
+    end loop;
+  end loop;
+  foreach v_move in array v_left loop
+    problems := problems || image_sync.item_problem(v_move.to_name, 'not_moved', format('Its record is that of %s still: the place is taken by a record that could not be moved', v_move.from_name));
+  end loop;
+end;
+$$;
+
+comment on function image_sync.move_records(image_sync.move[]) is
+  'Moves records together, or where one is held or refused each by itself as its new place becomes free. Returns the moves that were done and a problem not_moved for each of the others.';
+
+-- Moves records to files of a chunk, and accounts for those that could not be moved.
+create or replace function image_sync.settle_moves(p_bucket_id text, p_chunk image_sync.chunks, p_moves image_sync.move[])
+returns image_sync.chunks
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks := p_chunk;
+  v_movement record;
+  v_kept integer;
+  v_unmoved text[];
+begin
+  select m.moved, m.problems
+  into v_movement
+  from image_sync.move_records(p_moves) as m;
+  v_chunk.moved_names := v_chunk.moved_names || array(
+    select m.to_name
+    from unnest(v_movement.moved) as m
+    where m.to_bucket = p_bucket_id
+      and m.to_name collate "C" > v_chunk.from_key
+      and m.to_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
+  );
+  v_chunk.moved_ahead := v_chunk.moved_ahead + (
+    select count(*)
+    from unnest(v_movement.moved) as m
+    where m.to_bucket = p_bucket_id
+      and m.to_name collate "C" > v_chunk.to_key
+  );
+  if cardinality(v_movement.moved) = cardinality(p_moves) then
+    return v_chunk;
+  end if;
+
+  -- Where the name has a record after all, that one keeps it; where it has none, no other is inserted beside the one that is to come.
+  v_unmoved := array(
+    select m.to_name
+    from unnest(p_moves) as m
+    where m.to_bucket = p_bucket_id
+      and m.to_name collate "C" > v_chunk.from_key
+      and m.to_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
+      and m <> all (v_movement.moved)
+  );
+  v_kept := image_sync.count_recorded(p_bucket_id, v_chunk, v_unmoved);
+  v_chunk.recorded := v_chunk.recorded + v_kept;
+  v_chunk.moved := v_chunk.moved - cardinality(v_unmoved);
+  v_chunk.unmoved := v_chunk.unmoved + cardinality(v_unmoved) - v_kept;
+  v_chunk.problems := v_chunk.problems || image_sync.first_items(v_movement.problems);
+  -- A record that was to make room and did not is there still: its file is no missing one.
+  select coalesce(array_agg(i.name order by i.place), '{}'), coalesce(array_agg(i.id order by i.place), '{}')
+  into v_chunk.to_insert, v_chunk.to_insert_ids
+  from unnest(v_chunk.to_insert, v_chunk.to_insert_ids) with ordinality as i (name, id, place)
+  where not exists (
+    select
+    from public.part_images p
+    where p.bucket_id = p_bucket_id
+      and p.file_name collate "C" = i.name
+  );
+  v_chunk.recorded := v_chunk.recorded + v_chunk.missing - cardinality(v_chunk.to_insert);
+  v_chunk.missing := cardinality(v_chunk.to_insert);
+  return v_chunk;
+end;
+$$;
+
+comment on function image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]) is
+  'Moves records and returns the chunk (not stored) with what came of it: moved_names, and what was counted as moved and was not.';
+
+-- How many of the names, as far as they lie in the chunk's range, have a record and an object.
+create or replace function image_sync.count_recorded(p_bucket_id text, p_chunk image_sync.chunks, p_names text[])
+returns integer
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select count(*)
+    from unnest(p_names) as i (name)
+    where i.name collate "C" > p_chunk.from_key
+      and i.name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
+      and exists (
+        select
+        from public.part_images p
+        where p.bucket_id = p_bucket_id
+          and p.file_name collate "C" = i.name
+      )
+      and exists (
+        select
+        from image_sync.objects o
+        where o.bucket_id = p_bucket_id
+          and o.name collate "C" = i.name
+      )
+  );
+end;
+$$;
+
+comment on function image_sync.count_recorded(text, image_sync.chunks, text[]) is 'How many of the names lie in the chunk''s range and have a record and an object.';
+
+-- Those of a range's records without an object at their name that will follow their files.
+create or replace function image_sync.departing_names(p_bucket_id text, p_names text[])
+returns text[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return array(
+    select m.from_name
+    from unnest(image_sync.find_moves(array_fill(p_bucket_id, array[cardinality(p_names)]), p_names)) as m
+    where m.from_bucket = p_bucket_id
+      and m.from_name = any (p_names)
+  );
+end;
+$$;
+
+comment on function image_sync.departing_names(text, text[]) is 'Those of the records that a sync takes along to where their files lie now.';
+
+-- Tells the records of a chunk which object they are of. It can wait: what is held or refused is left out.
+-- Nor is one that should follow its file and could not: what it knows of it is all that anybody knows.
+create or replace function image_sync.link_records(p_bucket_id text, p_chunk image_sync.chunks, p_moves image_sync.move[])
+returns integer
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+declare
+  v_last_key constant text := coalesce(p_chunk.to_key, image_sync.last_key());
+  v_linked integer;
+begin
+  with unlinked as materialized (
+    select p.file_name, o.id
+    from public.part_images p
+    join image_sync.objects o
+      on o.name collate "C" = p.file_name
+      and o.bucket_id = p_bucket_id
+      and o.name collate "C" > p_chunk.from_key
+      and o.name collate "C" <= v_last_key
+    where p.bucket_id = p_bucket_id
+      and p.file_name collate "C" > p_chunk.from_key
+      and p.file_name collate "C" <= v_last_key
+      and o.id is distinct from p.object_id
+      and not exists (
+        select
+        from unnest(p_moves) as m
+        where m.from_bucket = p_bucket_id
+          and m.from_name = p.file_name
+      )
+    for no key update of p skip locked
+  )
+  update public.part_images p
+  set object_id = u.id
+  from unlinked u
+  where p.bucket_id = p_bucket_id
+    and p.file_name collate "C" = u.file_name
+    and p.file_name collate "C" > p_chunk.from_key
+    and p.file_name collate "C" <= v_last_key;
+  get diagnostics v_linked = row_count;
+  return v_linked;
+exception
+  when others then
+    if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+      raise;
+    end if;
+    return 0;
+end;
+$$;
+
+comment on function image_sync.link_records(text, image_sync.chunks, image_sync.move[]) is 'Writes the id of its object into each record of the chunk''s range that has none or another one, and returns how many; records that somebody holds are left out, and all of them where the table refuses one.';
+
+revoke all on function
+  image_sync.destination_of(text, text, uuid),
+  image_sync.max_moves(),
+  image_sync.find_moves(text[], text[]),
+  image_sync.find_followers(text, text[], uuid[]),
+  image_sync.move_together(image_sync.move[]),
+  image_sync.move_records(image_sync.move[]),
+  image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
+  image_sync.count_recorded(text, image_sync.chunks, text[]),
+  image_sync.departing_names(text, text[]),
+  image_sync.link_records(text, image_sync.chunks, image_sync.move[])
+from public;
+grant execute on function
+  image_sync.destination_of(text, text, uuid),
+  image_sync.max_moves(),
+  image_sync.find_moves(text[], text[]),
+  image_sync.find_followers(text, text[], uuid[]),
+  image_sync.move_together(image_sync.move[]),
+  image_sync.move_records(image_sync.move[]),
+  image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
+  image_sync.count_recorded(text, image_sync.chunks, text[]),
+  image_sync.departing_names(text, text[]),
+  image_sync.link_records(text, image_sync.chunks, image_sync.move[])
+to service_role;

@@ -1,0 +1,232 @@
+-- set
+-- Verifying: every URL of a bucket is opened as a reader does. The bucket is walked and counted as in an analyze; a chunk that holds
+-- URLs is leased to a worker that opens them, no faster than settings.verify_rate over all workers of the run.
+
+-- The names in a chunk whose record has a URL that should work: with an object, of this project, not expired.
+create or replace function image_sync.names_to_open(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
+returns text[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_url_base constant text := image_sync.url_base(p_settings);
+begin
+  return (
+    with objects as (
+      select o.name
+      from image_sync.objects o
+      where o.bucket_id = p_run.bucket_id
+        and o.name collate "C" > p_chunk.from_key
+        and o.name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
+    ), records as (
+      select r.file_name
+      from image_sync.records r
+      where r.bucket_id = p_run.bucket_id
+        and r.file_name collate "C" > p_chunk.from_key
+        and r.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
+        and r.usable_until is not null
+        and starts_with(r.signed_url, v_url_base)
+    )
+    select coalesce(array_agg(records.file_name order by records.file_name collate "C"), '{}')
+    from records
+    join objects on objects.name = records.file_name
+  );
+end;
+$$;
+
+comment on function image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks) is
+  'Files of the chunk whose record has a URL of this project that has not expired.';
+
+-- What there is to do in a chunk that is leased: names to sign in a sync, names to open in a verify.
+create or replace function image_sync.names_to_work(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
+returns text[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  if p_run.mode = 'verify' then
+    return image_sync.names_to_open(p_run, p_settings, p_chunk);
+  end if;
+  return image_sync.names_to_sign(p_run, p_settings, p_chunk);
+end;
+$$;
+
+comment on function image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks) is
+  'The names of a leased chunk that need something: a URL in a sync, a look in a verify.';
+
+-- How long until a run may lease its next chunk to open. The caller holds the run's row lock.
+create or replace function image_sync.pace_left(p_run image_sync.runs)
+returns integer
+language sql
+stable
+set search_path = ''
+return case
+  when p_run.mode = 'verify' then nullif(greatest(ceil(1000 * extract(epoch from p_run.paced_until - clock_timestamp()))::integer, 0), 0)
+end;
+
+comment on function image_sync.pace_left(image_sync.runs) is 'Milliseconds until a verify may open more URLs; null where it may.';
+
+-- Takes the time that so many URLs cost at the setting's rate, and returns them with their names. The caller holds the run's row lock.
+create or replace function image_sync.lease_targets(p_run image_sync.runs, p_settings image_sync.settings, p_names text[])
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+begin
+  update image_sync.runs r
+  set paced_until = clock_timestamp() + make_interval(secs => cardinality(p_names)::double precision / p_settings.verify_rate)
+  where r.id = p_run.id;
+  return (
+    select coalesce(jsonb_agg(jsonb_build_object('name', p.file_name, 'url', p.signed_url)), '[]')
+    from public.part_images p
+    where p.bucket_id = p_run.bucket_id
+      and p.file_name collate "C" = any (p_names)
+  );
+end;
+$$;
+
+comment on function image_sync.lease_targets(image_sync.runs, image_sync.settings, text[]) is
+  'The URLs of these names as [{"name", "url"}], for the worker''s eyes alone; the run''s next chunk waits until they can have been opened at settings.verify_rate.';
+
+-- Closes a chunk of a verify.
+--   p_shown     the names whose URL showed an image
+--   p_failures  [{"name", "code", "error", "url"}], the URL only where it was rejected: such a record's expiry is forgotten, so that
+--               the next sync signs it anew, unless it has got another URL meanwhile
+create or replace function image_sync.close_verified(p_run image_sync.runs, p_token uuid, p_shown text[], p_failures jsonb, p_storage_calls integer, p_retries integer)
+returns text
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks := image_sync.lock_chunk(p_run.id, p_token);
+  v_failures jsonb;
+  v_counts jsonb;
+  v_forgotten integer;
+begin
+  if v_chunk.state is distinct from 'leased' then
+    return case when v_chunk.state = 'done' then 'already_closed' else 'stale' end;
+  end if;
+  -- The object tells whether a file that Storage does not find was deleted or lost; one that was deleted meanwhile shows nothing to
+  -- nobody, and is an orphan from now on.
+  with seen as (
+    select e.name, e.code, e.error, o.name is not null as has_object
+    from jsonb_to_recordset(p_failures) as e (name text, code text, error text)
+    left join image_sync.objects o
+      on o.bucket_id = p_run.bucket_id
+      and o.name collate "C" = e.name
+      and o.name collate "C" > v_chunk.from_key
+      and o.name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
+  ), told as (
+    select s.name, case when s.code = 'file_gone' and s.has_object then 'file_lost' when s.has_object then s.code else 'file_gone' end as code, s.error
+    from seen s
+  ), numbered as (
+    select t.*, row_number() over (partition by t.code order by t.name collate "C") as place
+    from told t
+  )
+  select
+    coalesce(jsonb_agg(image_sync.item_problem(n.name, n.code, n.error) order by n.code, n.place) filter (where n.place <= 20), '[]'),
+    coalesce(
+      (
+        select jsonb_object_agg(k.code, k.files)
+        from (
+          select told.code, count(*) as files
+          from told
+          group by told.code
+        ) as k
+      ), '{}')
+  into v_failures, v_counts
+  from numbered n;
+
+  with free as (
+    -- A row that somebody holds is not waited for.
+    select p.bucket_id, p.file_name
+    from jsonb_to_recordset(p_failures) as e (name text, code text, url text)
+    join public.part_images p
+      on p.bucket_id = p_run.bucket_id
+      and p.file_name collate "C" = e.name
+      and p.file_name collate "C" > v_chunk.from_key
+      and p.file_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
+      and p.signed_url = e.url
+    where e.code = 'url_rejected'
+    for update of p skip locked
+  ), forgotten as (
+    update public.part_images p
+    set signed_url_expires_at = null
+    from free f
+    where p.bucket_id = f.bucket_id
+      and p.file_name = f.file_name
+    returning 1
+  )
+  select count(*)
+  into v_forgotten
+  from forgotten;
+
+  update image_sync.chunks c
+  set
+    state = 'done',
+    to_open = cardinality(p_shown) + jsonb_array_length(p_failures),
+    shown = cardinality(p_shown),
+    broken = jsonb_array_length(p_failures),
+    updated = v_forgotten,
+    records_expired = c.records_expired + v_forgotten,
+    images_signed = greatest(c.images_signed - v_forgotten, 0),
+    facts = c.facts || jsonb_build_object('broken', v_counts),
+    problems = c.problems || v_failures,
+    storage_calls = c.storage_calls + p_storage_calls,
+    retries = c.retries + p_retries,
+    lease_expires_at = null,
+    error = null,
+    closed_at = clock_timestamp()
+  where c.run_id = v_chunk.run_id
+    and c.number = v_chunk.number;
+  return 'closed';
+end;
+$$;
+
+comment on function image_sync.close_verified(image_sync.runs, uuid, text[], jsonb, integer, integer) is
+  'Closes a chunk whose URLs were opened: counts what showed an image and what did not, by reason, and makes the next sync sign anew what Storage rejected. Returns closed, already_closed or stale.';
+
+-- A file that Storage does not find although its object is there is lost, not deleted.
+create or replace function image_sync.tell_lost(p_bucket_id text, p_probe jsonb)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return case
+  when jsonb_path_exists(p_probe, '$.failures[*] ? (@.code == "file_gone")') then p_probe || jsonb_build_object('failures', (
+    select jsonb_agg(
+      case
+        when p.failure ->> 'code' = 'file_gone' and exists (
+          select
+          from image_sync.objects o
+          where o.bucket_id = p_bucket_id
+            and o.name collate "C" = p.failure ->> 'name'
+        ) then p.failure || '{"code": "file_lost"}'
+        else p.failure
+      end
+    )
+    from jsonb_array_elements(p_probe -> 'failures') as p (failure)
+  ))
+  else p_probe
+end;
+
+comment on function image_sync.tell_lost(text, jsonb) is 'What a probe gave, with file_gone turned into file_lost where the object is there.';
+
+revoke all on function
+  image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
+  image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
+  image_sync.pace_left(image_sync.runs),
+  image_sync.lease_targets(image_sync.runs, image_sync.settings, text[]),
+  image_sync.close_verified(image_sync.runs, uuid, text[], jsonb, integer, integer),
+  image_sync.tell_lost(text, jsonb)
+from public;
+grant execute on function
+  image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
+  image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
+  image_sync.pace_left(image_sync.runs),
+  image_sync.lease_targets(image_sync.runs, image_sync.settings, text[]),
+  image_sync.close_verified(image_sync.runs, uuid, text[], jsonb, integer, integer),
+  image_sync.tell_lost(text, jsonb)
+to service_role;

@@ -1,0 +1,790 @@
+-- set
+-- The lease on a chunk: who may close it, and what becomes of it when its worker does not. docs/leases.md has the whole of it.
+
+-- The names in a leased chunk that need a URL now. A worker that takes a chunk over asks again instead of trusting what a dead
+-- one was told: objects may be gone and URLs may have been made since. What has no record yet comes from the chunk's own list, so
+-- that a file that was uploaded after the listing is left to the next run and the ledger balances.
+create or replace function image_sync.names_to_sign(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
+returns text[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_renews_all constant boolean := coalesce(p_run.options ->> 'renew' = 'all', false);
+  v_url_base constant text := image_sync.url_base(p_settings);
+begin
+  return (
+    with objects as (
+      select o.name
+      from image_sync.objects o
+      where o.bucket_id = p_run.bucket_id
+        and o.name collate "C" > p_chunk.from_key
+        and o.name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
+    ), records as (
+      select r.file_name, case when starts_with(r.signed_url, v_url_base) then r.usable_until end as usable_until
+      from image_sync.records r
+      where r.bucket_id = p_run.bucket_id
+        and r.file_name collate "C" > p_chunk.from_key
+        and r.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
+    )
+    select coalesce(array_agg(objects.name), '{}')
+    from objects
+    left join records on records.file_name = objects.name
+    where case
+      when records.file_name is null then objects.name = any (p_chunk.to_insert)
+      else v_renews_all or coalesce(records.usable_until < now() + p_settings.renew_before, true)
+    end
+  );
+end;
+$$;
+
+comment on function image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks) is
+  'Files of the chunk that need a URL: those whose record is to be inserted, and those whose record has none, one of another address, an expired one, one that expires within renew_before, or any after renew = all.';
+
+-- Ends an attempt that failed: the chunk waits for the next one, longer each time, or is dead. Its images get their records all the
+-- same, without a URL.
+create or replace function image_sync.end_attempt(
+  p_bucket_id text,
+  p_settings image_sync.settings,
+  p_chunk image_sync.chunks,
+  p_error jsonb,
+  p_storage_calls integer default 0,
+  p_retries integer default 0
+)
+returns image_sync.chunks
+language plpgsql
+set search_path = ''
+as $$
+declare
+  -- Attempts that the database ended say nothing of the chunk.
+  v_is_last constant boolean := p_chunk.attempts - p_chunk.interrupted + 1 >= p_settings.max_attempts;
+  v_insertion image_sync.insertion;
+  v_chunk image_sync.chunks;
+begin
+  v_insertion := image_sync.insert_missing(p_bucket_id, p_chunk);
+  v_chunk := v_insertion.chunk;
+
+  update image_sync.chunks c
+  set
+    state = case when v_is_last then 'dead' else 'pending' end,
+    attempts = c.attempts + 1,
+    inserted = v_chunk.inserted,
+    recorded = v_chunk.recorded,
+    collided = v_chunk.collided,
+    vanished = v_chunk.vanished,
+    missing = v_chunk.missing,
+    -- What somebody held is missing for good where no attempt is left.
+    to_insert = case when v_is_last then '{}' else v_chunk.to_insert end,
+    to_insert_ids = case when v_is_last then '{}' else v_chunk.to_insert_ids end,
+    inserted_names = case when v_is_last then '{}' else v_chunk.inserted_names || v_insertion.inserted end,
+    moved_names = case when v_is_last then '{}' else v_chunk.moved_names end,
+    records = v_chunk.records,
+    facts = v_chunk.facts,
+    problems = v_chunk.problems,
+    -- A chunk that failed costs its records their URLs, not their place in the ledger.
+    failed = case when v_is_last then c.to_sign else 0 end,
+    broken = case when v_is_last then c.to_open else 0 end,
+    not_before = clock_timestamp() + p_settings.retry_delay * power(2, least(c.attempts - c.interrupted, 10)),
+    lease_expires_at = null,
+    storage_calls = c.storage_calls + p_storage_calls,
+    retries = c.retries + p_retries,
+    error = p_error,
+    closed_at = case when v_is_last then clock_timestamp() end
+  where c.run_id = p_chunk.run_id
+    and c.number = p_chunk.number
+  returning c.*
+  into v_chunk;
+  return v_chunk;
+end;
+$$;
+
+comment on function image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer) is
+  'Counts a failed attempt at a leased chunk, which is pending again after retry_delay, doubled each time, or dead after max_attempts; inserts the records that it was to insert. Returns the chunk.';
+
+-- The chunk that a token holds or held last, its row locked. Null columns where there is none or where somebody else holds the row
+-- for more than 400 ms: another call with the same token would be over by then.
+create or replace function image_sync.lock_chunk(p_run uuid, p_token uuid)
+returns image_sync.chunks
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+declare
+  v_chunk image_sync.chunks;
+begin
+  select c.*
+  into v_chunk
+  from image_sync.chunks c
+  where c.run_id = p_run
+    and c.lease_token = p_token
+  for update;
+  return v_chunk;
+exception
+  when lock_not_available then
+    return null;
+end;
+$$;
+
+comment on function image_sync.lock_chunk(uuid, uuid) is 'Locks the row of the chunk that holds the token and returns it; null columns where there is none, or after 400 ms without the lock.';
+
+-- Closes the chunk that p_token holds with what signing gave: inserts the records that are missing and stores the URLs. p_names,
+-- p_urls and p_expires (seconds since 1970) are parallel.
+-- Returns closed; already_closed where this very call was made before (its answer got lost); stale where the token is not, or no
+-- longer, the chunk's: then nothing changes; held where somebody else holds the chunk's row.
+create or replace function image_sync.close_chunk(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_token uuid,
+  p_names text[],
+  p_urls text[],
+  p_expires bigint[],
+  p_failures jsonb,
+  p_error jsonb,
+  p_storage_calls integer,
+  p_retries integer
+)
+returns text
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks;
+  v_is_held boolean;
+  v_last_key text;
+  v_insertion image_sync.insertion;
+  v_update record;
+  v_stored integer;
+  v_refused integer := 0;
+  v_held text[];
+  v_withdrawn integer;
+  v_to_sign integer;
+  v_failures jsonb;
+  v_url_base constant text := image_sync.url_base(p_settings);
+begin
+  if p_run.mode = 'verify' then
+    return image_sync.close_verified(p_run, p_token, p_names, p_failures, p_storage_calls, p_retries);
+  end if;
+  select c.*
+  into v_chunk
+  from image_sync.chunks c
+  where c.run_id = p_run.id
+    and c.lease_token = p_token
+  for update skip locked;
+  if v_chunk.run_id is null then
+    v_chunk := image_sync.lock_chunk(p_run.id, p_token);
+  end if;
+  v_is_held := v_chunk.run_id is null;
+  if v_is_held then
+    -- Somebody else holds the chunk's row. What was signed is stored all the same, once the row, as it is, says that the token is
+    -- still the chunk's; whoever gets the row later finds nothing left to sign and closes it.
+    select c.*
+    into v_chunk
+    from image_sync.chunks c
+    where c.run_id = p_run.id
+      and c.lease_token = p_token;
+  end if;
+
+  if v_chunk.state is distinct from 'leased' then
+    return case
+      when v_chunk.state is null or v_chunk.error ->> 'code' = 'lease_expired' or v_chunk.interrupted > 0 and v_chunk.state <> 'done' then 'stale'
+      else 'already_closed'
+    end;
+  end if;
+
+  -- One update of the chunk and no more: a second one of a row that this transaction wrote would check its foreign key again
+  -- and share-lock the run's row, which two workers that go on to lock it for themselves turn into a deadlock.
+  if p_error is not null then
+    if not v_is_held then
+      perform image_sync.end_attempt(p_run.bucket_id, p_settings, v_chunk, p_error, p_storage_calls, p_retries);
+    end if;
+    return case when v_is_held then 'held' else 'closed' end;
+  end if;
+
+  v_last_key := coalesce(v_chunk.to_key, image_sync.last_key());
+  v_insertion := image_sync.insert_missing(p_run.bucket_id, v_chunk, p_names, p_urls, p_expires);
+  v_stored := v_insertion.signed;
+  v_held := v_insertion.held;
+  v_failures := '[]'::jsonb;
+  if v_insertion.signed < cardinality(p_names) then
+    select u.*
+    into v_update
+    from (
+      select array_agg(s.name) as names, array_agg(s.url) as urls, array_agg(s.expires) as expires
+      from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
+      where v_insertion.signed = 0
+        or s.name <> all (v_insertion.inserted)
+    ) as rest
+    cross join lateral image_sync.store_urls(p_run.bucket_id, v_chunk.from_key, v_last_key, rest.names, rest.urls, rest.expires) as u;
+    v_stored := v_stored + v_update.stored;
+    v_held := v_held || v_update.held;
+    v_failures := v_update.problems;
+    v_refused := jsonb_array_length(v_failures);
+  end if;
+  if v_is_held then
+    return 'held';
+  end if;
+  v_chunk := v_insertion.chunk;
+
+  -- A URL of a name that no URL can open is none.
+  if p_failures <> '[]' then
+    update public.part_images p
+    set signed_url = null, signed_url_expires_at = null
+    from jsonb_to_recordset(p_failures) as e (name text)
+    where p.bucket_id = p_run.bucket_id
+      and p.file_name collate "C" = e.name
+      and p.file_name collate "C" > v_chunk.from_key
+      and p.file_name collate "C" <= v_last_key
+      and p.signed_url is not null
+      and not image_sync.is_signable(e.name);
+  end if;
+
+  -- An object that went away since it was listed is no failure: its record is orphaned from now on.
+  select
+    count(*) filter (where not f.is_object),
+    v_failures || coalesce(jsonb_agg(image_sync.item_problem(f.name, case when image_sync.is_signable(f.name) then 'signing_failed' else 'unsignable_name' end, f.error)) filter (where f.is_object), '[]')
+  into v_withdrawn, v_failures
+  from (
+    select
+      e.name,
+      e.error,
+      exists (
+        select
+        from image_sync.objects o
+        where o.bucket_id = p_run.bucket_id
+          and o.name collate "C" = e.name
+          and o.name collate "C" > v_chunk.from_key
+          and o.name collate "C" <= v_last_key
+      ) as is_object
+    from jsonb_to_recordset(p_failures) as e (name text, error text)
+  ) as f;
+  v_held := array(
+    select h.name
+    from unnest(v_held) as h (name)
+    where h.name = any (p_names)
+  );
+  v_withdrawn := v_withdrawn + cardinality(p_names) - v_stored - cardinality(v_held) - v_refused;
+
+  -- A call that was repeated gave its worker the names of that moment, which need not be those that were counted first. What
+  -- counts is what the worker was given and what is owed still: a name that got lost on the way unbalances the ledger.
+  v_to_sign := v_stored + cardinality(v_held) + v_withdrawn + jsonb_array_length(v_failures);
+  if v_to_sign <> v_chunk.to_sign then
+    select v_to_sign + count(*)
+    into v_to_sign
+    from unnest(image_sync.names_to_sign(p_run, p_settings, v_chunk)) as owed (name)
+    where owed.name <> all (p_names)
+      and not exists (
+        select
+        from jsonb_to_recordset(p_failures) as e (name text)
+        where e.name = owed.name
+      );
+  end if;
+
+  with measured as (
+    select
+      count(*) as records,
+      count(*) filter (where r.signed) as records_signed,
+      count(*) filter (where r.expired) as records_expired,
+      count(r.usable_until) as usable,
+      min(r.usable_until) as soonest_expiry
+    from (
+      select
+        q.bucket_id,
+        q.file_name,
+        q.signed and starts_with(q.signed_url, v_url_base) as signed,
+        q.expired and starts_with(q.signed_url, v_url_base) as expired,
+        case when starts_with(q.signed_url, v_url_base) then q.usable_until end as usable_until
+      from image_sync.records q
+    ) as r
+    where r.bucket_id = p_run.bucket_id
+      and r.file_name collate "C" > v_chunk.from_key
+      and r.file_name collate "C" <= v_last_key
+      -- Counted where their files are.
+      and r.file_name <> all (v_chunk.departing)
+  )
+  update image_sync.chunks c
+  set
+    state = 'done',
+    inserted = v_chunk.inserted,
+    recorded = v_chunk.recorded,
+    collided = v_chunk.collided,
+    vanished = v_chunk.vanished,
+    missing = v_chunk.missing,
+    to_insert = '{}',
+    to_insert_ids = '{}',
+    inserted_names = '{}',
+    moved_names = '{}',
+    facts = v_chunk.facts,
+    to_sign = v_to_sign,
+    signed = v_stored,
+    updated = v_stored - v_insertion.signed,
+    withdrawn = v_withdrawn,
+    held = cardinality(v_held),
+    failed = jsonb_array_length(v_failures),
+    storage_calls = c.storage_calls + p_storage_calls,
+    retries = c.retries + p_retries,
+    problems = v_chunk.problems || v_failures || (
+      select coalesce(jsonb_agg(image_sync.item_problem(h.name, 'row_locked')), '[]')
+      from unnest(v_held[1:20]) as h (name)
+    ),
+    records = measured.records,
+    records_signed = measured.records_signed,
+    records_expired = measured.records_expired,
+    soonest_expiry = measured.soonest_expiry,
+    images_signed = measured.usable - case
+      -- Only where the range holds records of no image are those with a URL told apart.
+      when measured.records > v_chunk.recorded + v_chunk.inserted + v_chunk.moved then (
+        select count(*)
+        from image_sync.records r
+        left join image_sync.objects o
+          on o.bucket_id = r.bucket_id
+          and o.name collate "C" = r.file_name
+          and o.extension = any (p_settings.extensions)
+          and o.bytes is distinct from 0
+        where r.bucket_id = p_run.bucket_id
+          and r.file_name collate "C" > v_chunk.from_key
+          and r.file_name collate "C" <= v_last_key
+          and r.usable_until is not null
+          and starts_with(r.signed_url, v_url_base)
+          and r.file_name <> all (v_chunk.departing)
+          and o.name is null
+      )
+      else 0
+    end,
+    lease_expires_at = null,
+    error = null,
+    closed_at = clock_timestamp()
+  from measured
+  where c.run_id = v_chunk.run_id
+    and c.number = v_chunk.number;
+  return 'closed';
+end;
+$$;
+
+comment on function image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer) is
+  'Inserts the missing records of a leased chunk, stores its URLs and closes it, or counts its failed attempt (p_error). Returns closed, already_closed, stale (nothing changes) or held (somebody else holds the chunk''s row: the URLs are stored, the chunk stays open).';
+
+-- Leases a chunk that waits or whose lease ran out. The caller holds the run's row lock, which makes claiming one at a time;
+-- skip locked passes over a chunk that its late worker is closing at this moment.
+create or replace function image_sync.claim_chunk(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_worker uuid,
+  p_lease uuid
+)
+returns image_sync.chunk_to_sign
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks;
+  v_names text[];
+begin
+  loop
+    select c.*
+    into v_chunk
+    from image_sync.chunks c
+    where c.run_id = p_run.id
+      and (
+        c.state = 'pending' and coalesce(c.not_before <= clock_timestamp(), true)
+        or c.state = 'leased' and c.lease_expires_at <= clock_timestamp()
+      )
+    order by c.number
+    limit 1
+    for update skip locked;
+    if not found then
+      return null;
+    end if;
+
+    if v_chunk.state = 'leased' then
+      v_chunk := image_sync.end_attempt(
+        p_run.bucket_id, p_settings, v_chunk,
+        jsonb_build_object('code', 'lease_expired', 'title', 'A worker did not finish its chunk in time', 'detail', format('Worker %s leased chunk %s and was not heard of again.', v_chunk.worker_id, v_chunk.number))
+      );
+      continue when v_chunk.state = 'dead';
+    end if;
+
+    v_names := case when v_chunk.relist_size is null then image_sync.names_to_work(p_run, p_settings, v_chunk) else '{}' end;
+    update image_sync.chunks c
+    set
+      state = 'leased',
+      past_leases = array_remove(c.past_leases || c.lease_token, null),
+      lease_token = p_lease,
+      lease_expires_at = clock_timestamp() + p_settings.lease_duration,
+      not_before = null,
+      worker_id = p_worker,
+      to_sign = case when p_run.mode = 'sync' then cardinality(v_names) else 0 end,
+      to_open = case when p_run.mode = 'verify' then cardinality(v_names) else 0 end
+    where c.run_id = v_chunk.run_id
+      and c.number = v_chunk.number
+    returning c.*
+    into v_chunk;
+    return (v_chunk, v_names)::image_sync.chunk_to_sign;
+  end loop;
+end;
+$$;
+
+comment on function image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid) is
+  'Leases the first chunk that waits or whose lease expired, with the names in it that need a URL now (none yet where it has still to be listed); null where there is none. A lease that expired counts as a failed attempt.';
+
+-- Lists a chunk that p_token leased and that was never listed, or has to be listed again in smaller parts: relist_size names of it
+-- stay the chunk, what lies behind them becomes another one that waits. Takes a transaction of its own: should it take too long,
+-- the lease says which chunk that was.
+create or replace function image_sync.relist_chunk(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_chunk image_sync.chunks,
+  p_token uuid
+)
+returns image_sync.chunk_to_sign
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_since constant timestamptz := clock_timestamp();
+  v_listed image_sync.chunk_to_sign;
+  v_chunk image_sync.chunks;
+begin
+  v_listed := image_sync.settle_listing(
+    p_run, p_settings,
+    image_sync.compare(p_run, p_settings, p_chunk.from_key, p_chunk.to_key, p_chunk.relist_size, p_chunk),
+    p_token
+  );
+  v_chunk := v_listed.chunk;
+  if v_chunk.to_key is distinct from p_chunk.to_key then
+    perform image_sync.add_unlisted_chunk(p_run.id, v_chunk.to_key, p_chunk.to_key, p_chunk.relist_size, p_chunk.inserted_names, p_chunk.moved_names);
+  end if;
+  update image_sync.chunks c
+  set
+    to_key = v_chunk.to_key,
+    state = v_chunk.state,
+    relist_size = null,
+    lease_expires_at = v_chunk.lease_expires_at,
+    listed = v_chunk.listed,
+    bytes = v_chunk.bytes,
+    images = v_chunk.images,
+    not_images = v_chunk.not_images,
+    excluded = v_chunk.excluded,
+    empty_files = v_chunk.empty_files,
+    recorded = v_chunk.recorded,
+    inserted = v_chunk.inserted,
+    moved = v_chunk.moved,
+    unmoved = v_chunk.unmoved,
+    moved_ahead = v_chunk.moved_ahead,
+    collided = v_chunk.collided,
+    vanished = v_chunk.vanished,
+    missing = v_chunk.missing,
+    to_insert = v_chunk.to_insert,
+    to_insert_ids = v_chunk.to_insert_ids,
+    inserted_names = v_chunk.inserted_names,
+    moved_names = v_chunk.moved_names,
+    departing = v_chunk.departing,
+    linked = c.linked + v_chunk.linked,
+    images_signed = v_chunk.images_signed,
+    to_sign = v_chunk.to_sign,
+    to_open = v_chunk.to_open,
+    orphaned = v_chunk.orphaned,
+    records = v_chunk.records,
+    records_signed = v_chunk.records_signed,
+    records_expired = v_chunk.records_expired,
+    several_files = v_chunk.several_files,
+    orphans_unsigned = v_chunk.orphans_unsigned,
+    orphans_expired = v_chunk.orphans_expired,
+    soonest_expiry = v_chunk.soonest_expiry,
+    facts = v_chunk.facts,
+    problems = v_chunk.problems,
+    listing_took = clock_timestamp() - v_since,
+    error = v_chunk.error,
+    closed_at = v_chunk.closed_at
+  where c.run_id = p_chunk.run_id
+    and c.number = p_chunk.number;
+  return (v_chunk, v_listed.names)::image_sync.chunk_to_sign;
+end;
+$$;
+
+comment on function image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid) is
+  'Lists a leased chunk with relist_size: leased still where files of it need a URL (their names are returned), else done. What does not fit becomes a chunk that waits. The caller holds the run''s row lock.';
+
+-- A range of keys that has still to be listed, for whoever comes.
+create or replace function image_sync.add_unlisted_chunk(p_run uuid, p_from_key text, p_to_key text, p_size integer, p_inserted_names text[], p_moved_names text[])
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  insert into image_sync.chunks (run_id, number, from_key, to_key, state, relist_size, inserted_names, moved_names)
+  values (p_run, image_sync.next_number(p_run), p_from_key, p_to_key, 'pending', p_size, p_inserted_names, p_moved_names);
+end;
+$$;
+
+comment on function image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]) is
+  'Stores a chunk of a range of keys that has still to be listed, p_size names at once. The caller holds the run''s row lock.';
+
+-- Takes a chunk back to where it is listed again, in parts of half its size: what is listed again is counted again.
+create or replace function image_sync.halve_chunk(p_chunk image_sync.chunks, p_size integer, p_error jsonb)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  update image_sync.chunks c
+  set
+    state = 'pending',
+    attempts = c.attempts + 1,
+    interrupted = c.interrupted + 1,
+    relist_size = p_size,
+    not_before = null,
+    lease_expires_at = null,
+    listed = 0,
+    bytes = 0,
+    images = 0,
+    not_images = 0,
+    excluded = 0,
+    empty_files = 0,
+    recorded = 0,
+    inserted = 0,
+    moved = 0,
+    unmoved = 0,
+    collided = 0,
+    vanished = 0,
+    missing = 0,
+    to_insert = '{}',
+    to_insert_ids = '{}',
+    departing = '{}',
+    images_signed = 0,
+    to_sign = 0,
+    to_open = 0,
+    orphaned = 0,
+    records = 0,
+    records_signed = 0,
+    records_expired = 0,
+    several_files = 0,
+    orphans_unsigned = 0,
+    orphans_expired = 0,
+    soonest_expiry = null,
+    facts = '{}',
+    problems = '[]',
+    error = p_error
+  where c.run_id = p_chunk.run_id
+    and c.number = p_chunk.number;
+end;
+$$;
+
+comment on function image_sync.halve_chunk(image_sync.chunks, integer, jsonb) is
+  'Makes a chunk that took too long wait to be listed again, p_size names at once.';
+
+-- Gives up the one name that the database cannot do in time, and names it. What lies behind it was not the cause: it is tried in full
+-- size again.
+create or replace function image_sync.give_up_name(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_chunk image_sync.chunks,
+  p_error jsonb
+)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_listed image_sync.comparison := image_sync.compare(p_run, p_settings, p_chunk.from_key, p_chunk.to_key, 1, p_chunk);
+  v_chunk image_sync.chunks := v_listed.chunk;
+  v_name text := coalesce(v_chunk.to_insert[1], v_listed.names[1], v_chunk.to_key);
+  -- Its record was to come along, and does not.
+  v_unmoved constant integer := v_chunk.moved - image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.moved_names);
+  v_to_sign integer := case when p_run.mode = 'sync' then cardinality(v_listed.names) + cardinality(v_chunk.to_insert) else 0 end;
+begin
+  if v_chunk.to_key is distinct from p_chunk.to_key then
+    perform image_sync.add_unlisted_chunk(p_run.id, v_chunk.to_key, p_chunk.to_key, p_settings.chunk_size, p_chunk.inserted_names, p_chunk.moved_names);
+  end if;
+  update image_sync.chunks c
+  set
+    to_key = v_chunk.to_key,
+    state = 'dead',
+    attempts = c.attempts + 1,
+    interrupted = c.interrupted + 1,
+    relist_size = null,
+    lease_expires_at = null,
+    listed = v_chunk.listed,
+    bytes = v_chunk.bytes,
+    images = v_chunk.images,
+    not_images = v_chunk.not_images,
+    excluded = v_chunk.excluded,
+    empty_files = v_chunk.empty_files,
+    recorded = v_chunk.recorded,
+    inserted = v_chunk.inserted,
+    moved = v_chunk.moved - v_unmoved,
+    unmoved = v_unmoved,
+    missing = v_chunk.missing,
+    to_insert = '{}',
+    to_insert_ids = '{}',
+    inserted_names = '{}',
+    moved_names = '{}',
+    departing = v_chunk.departing,
+    images_signed = v_chunk.images_signed,
+    to_sign = v_to_sign,
+    to_open = 0,
+    failed = v_to_sign,
+    orphaned = v_chunk.orphaned,
+    records = v_chunk.records,
+    records_signed = v_chunk.records_signed,
+    records_expired = v_chunk.records_expired,
+    several_files = v_chunk.several_files,
+    orphans_unsigned = v_chunk.orphans_unsigned,
+    orphans_expired = v_chunk.orphans_expired,
+    soonest_expiry = v_chunk.soonest_expiry,
+    facts = v_chunk.facts,
+    problems = jsonb_build_array(image_sync.item_problem(v_name, p_error ->> 'code', p_error ->> 'detail')),
+    error = p_error,
+    closed_at = clock_timestamp()
+  where c.run_id = p_chunk.run_id
+    and c.number = p_chunk.number;
+end;
+$$;
+
+comment on function image_sync.give_up_name(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb) is
+  'Closes a chunk of one name as dead, without writing the record, and names it with the database''s error. The caller holds the run''s row lock.';
+
+-- Ends an attempt at a chunk that the database ended: its transaction is gone, so nothing of it is known but the error. What took too
+-- long is halved until it fits, at one name given up; what somebody held waits for them, however often. Returns the size that is left.
+-- The caller holds the run's row lock.
+create or replace function image_sync.interrupt_chunk(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_chunk image_sync.chunks,
+  p_error jsonb
+)
+returns integer
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_size constant integer := coalesce(p_chunk.relist_size, greatest(p_chunk.listed, p_chunk.records, 1));
+begin
+  if p_error ->> 'code' <> 'database_timeout' then
+    update image_sync.chunks c
+    set
+      state = 'pending',
+      attempts = c.attempts + 1,
+      interrupted = c.interrupted + 1,
+      not_before = clock_timestamp() + least(p_settings.retry_delay, interval '10 seconds'),
+      lease_expires_at = null,
+      error = p_error
+    where c.run_id = p_chunk.run_id
+      and c.number = p_chunk.number;
+    return null;
+  end if;
+  if v_size = 1 then
+    perform image_sync.give_up_name(p_run, p_settings, p_chunk, p_error);
+    return p_settings.chunk_size;
+  end if;
+  perform image_sync.halve_chunk(p_chunk, (v_size + 1) / 2, p_error);
+  return (v_size + 1) / 2;
+end;
+$$;
+
+comment on function image_sync.interrupt_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb) is
+  'Counts an attempt that the database ended: halves the chunk after a timeout, gives it up at one name, or lets it wait for a lock. Returns how many names the next chunks may have, null: as before.';
+
+-- The walk took too long to make its next chunk: the range is stored as a chunk that has still to be listed, half at once, so that it
+-- has a lease of its own when it is. Returns that half. The caller holds the run's row lock.
+create or replace function image_sync.interrupt_walk(p_run image_sync.runs, p_settings image_sync.settings)
+returns integer
+language plpgsql
+set search_path = ''
+-- As image_sync_advance reads a range, and for the same reason.
+set enable_seqscan = 'off'
+set enable_bitmapscan = 'off'
+set enable_sort = 'off'
+as $$
+declare
+  v_size constant integer := image_sync.chunk_size(p_run, p_settings);
+  v_to_key text;
+begin
+  select least(
+    (
+      select o.name collate "C"
+      from image_sync.objects o
+      where o.bucket_id = p_run.bucket_id
+        and o.name collate "C" > p_run.cursor
+      order by o.name collate "C"
+      offset v_size - 1
+      limit 1
+    ),
+    (
+      select r.file_name collate "C"
+      from image_sync.records r
+      where r.bucket_id = p_run.bucket_id
+        and r.file_name collate "C" > p_run.cursor
+      order by r.file_name collate "C"
+      offset v_size - 1
+      limit 1
+    )
+  )
+  into v_to_key;
+  perform image_sync.add_unlisted_chunk(p_run.id, p_run.cursor, v_to_key, (v_size + 1) / 2, '{}', '{}');
+  update image_sync.runs r
+  set cursor = coalesce(v_to_key, r.cursor), exhausted = v_to_key is null
+  where r.id = p_run.id;
+  return (v_size + 1) / 2;
+end;
+$$;
+
+comment on function image_sync.interrupt_walk(image_sync.runs, image_sync.settings) is
+  'Stores the range that the walk could not do in time as a chunk to be listed in halves, and moves the cursor behind it. Returns how many names the next chunks may have.';
+
+-- Gives back what a worker holds and will not do any more: no attempt is counted.
+create or replace function image_sync.release_chunks(p_run uuid, p_leases uuid[])
+returns integer
+language sql
+set search_path = ''
+begin atomic
+  with free as materialized (
+    -- A row that somebody else holds is not waited for: its lease runs out.
+    select c.number
+    from image_sync.chunks c
+    where c.run_id = p_run
+      and c.state = 'leased'
+      and (p_leases is null or c.lease_token = any (p_leases))
+    for update skip locked
+  ), released as (
+    update image_sync.chunks c
+    set state = 'pending', past_leases = c.past_leases || c.lease_token, lease_token = null, lease_expires_at = null, not_before = null
+    from free
+    where c.run_id = p_run
+      and c.number = free.number
+    returning 1
+  )
+  select count(*)::integer
+  from released;
+end;
+
+comment on function image_sync.release_chunks(uuid, uuid[]) is 'Makes the chunks that hold these leases (null: all leases of the run) pending again and returns how many there were.';
+
+revoke all on function
+  image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks),
+  image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer),
+  image_sync.lock_chunk(uuid, uuid),
+  image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
+  image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid),
+  image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid),
+  image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]),
+  image_sync.halve_chunk(image_sync.chunks, integer, jsonb),
+  image_sync.give_up_name(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
+  image_sync.interrupt_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
+  image_sync.interrupt_walk(image_sync.runs, image_sync.settings),
+  image_sync.release_chunks(uuid, uuid[])
+from public;
+grant execute on function
+  image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks),
+  image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer),
+  image_sync.lock_chunk(uuid, uuid),
+  image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
+  image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid),
+  image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid),
+  image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]),
+  image_sync.halve_chunk(image_sync.chunks, integer, jsonb),
+  image_sync.give_up_name(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
+  image_sync.interrupt_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
+  image_sync.interrupt_walk(image_sync.runs, image_sync.settings),
+  image_sync.release_chunks(uuid, uuid[])
+to service_role;

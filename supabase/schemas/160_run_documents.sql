@@ -1,0 +1,255 @@
+-- set
+-- A run as the world sees it: what its chunks add up to, how far it is, and how it ends.
+
+-- The first 20 names that a run's chunks kept under a key of their facts.
+create or replace function image_sync.samples(p_run uuid, p_key text)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  -- A name may have 1,024 characters and more: a sample is for the eye.
+  select coalesce(jsonb_agg(case when length(s.name) > 300 then left(s.name, 299) || '…' else s.name end), '[]')
+  from (
+    select name #>> '{}' as name
+    from image_sync.chunks c
+    cross join lateral jsonb_array_elements(c.facts -> p_key) as name
+    where c.run_id = p_run
+      and c.facts ? p_key
+    order by c.number
+    limit 20
+  ) as s
+);
+
+comment on function image_sync.samples(uuid, text) is 'Up to 20 sample names of a kind, of 300 characters at most, from the chunks of a run in key order.';
+
+-- The same of the items that failed with a code.
+create or replace function image_sync.problem_samples(p_run uuid, p_code text)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  select coalesce(jsonb_agg(case when length(s.name) > 300 then left(s.name, 299) || '…' else s.name end), '[]')
+  from (
+    select problem ->> 'name' as name
+    from image_sync.chunks c
+    cross join lateral jsonb_array_elements(c.problems) as problem
+    where c.run_id = p_run
+      and c.problems <> '[]'
+      and problem ->> 'code' = p_code
+    order by c.number
+    limit 20
+  ) as s
+);
+
+comment on function image_sync.problem_samples(uuid, text) is 'Up to 20 names of items that failed with this code, of 300 characters at most, from the chunks of a run in key order.';
+
+-- The totals of a run, from its chunks. Kept in runs.summary when it finishes, because chunks are pruned.
+create or replace function image_sync.summarize(p_run uuid)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  select jsonb_build_object(
+    'chunks', count(*),
+    'dead_chunks', count(*) filter (where c.state = 'dead'),
+    'invocations', count(distinct c.worker_id),
+    'done', coalesce(sum(greatest(c.listed, c.removed + c.restored + c.skipped)) filter (where c.state in ('done', 'dead')), 0),
+    'balanced', coalesce(bool_and(
+      c.listed = c.images + c.not_images
+      and c.images = c.recorded + c.inserted + c.moved + c.unmoved + c.collided + c.vanished + c.missing
+      and (c.state not in ('done', 'dead') or c.to_sign = c.signed + c.withdrawn + c.failed + c.held and c.to_open = c.shown + c.broken)
+    ), true),
+    'totals', jsonb_build_object(
+      'listed', coalesce(sum(c.listed), 0),
+      'images', coalesce(sum(c.images), 0),
+      'not_images', coalesce(sum(c.not_images), 0),
+      'recorded', coalesce(sum(c.recorded - c.moved_ahead), 0),
+      'inserted', coalesce(sum(c.inserted), 0),
+      'moved', coalesce(sum(c.moved + c.moved_ahead), 0),
+      'unmoved', coalesce(sum(c.unmoved), 0),
+      'collided', coalesce(sum(c.collided), 0),
+      'vanished', coalesce(sum(c.vanished), 0),
+      'missing', coalesce(sum(c.missing), 0),
+      'to_sign', coalesce(sum(c.to_sign), 0),
+      'signed', coalesce(sum(c.signed), 0),
+      'withdrawn', coalesce(sum(c.withdrawn), 0),
+      'failed', coalesce(sum(c.failed), 0),
+      'held', coalesce(sum(c.held), 0),
+      'opened', coalesce(sum(c.shown + c.broken), 0),
+      'shown', coalesce(sum(c.shown), 0),
+      'orphaned', coalesce(sum(c.orphaned), 0),
+      'records', coalesce(sum(c.records), 0),
+      'removed', coalesce(sum(c.removed), 0),
+      'restored', coalesce(sum(c.restored), 0),
+      'skipped', coalesce(sum(c.skipped), 0),
+      'rows_written', coalesce(sum(c.inserted + c.updated + c.linked + c.removed + c.restored), 0) + case
+        when (
+          select r.mode = 'sync'
+          from image_sync.runs r
+          where r.id = p_run
+        ) then coalesce(sum(c.moved + c.moved_ahead), 0)
+        else 0
+      end,
+      'storage_calls', coalesce(sum(c.storage_calls), 0),
+      'retries', coalesce(sum(c.retries), 0)
+    ),
+    'orphaned_samples', image_sync.samples(p_run, 'orphaned'),
+    'problems', (
+      select coalesce(jsonb_agg(p.problem), '[]')
+      from (
+        select problem
+        from image_sync.chunks d
+        cross join lateral jsonb_array_elements(
+          d.problems || case when d.state = 'dead' then jsonb_build_object('name', format('chunk %s', d.number)) || d.error else '[]' end
+        ) as problem
+        where d.run_id = p_run
+          and (d.problems <> '[]' or d.state = 'dead')
+        order by d.number
+        limit 20
+      ) as p
+    )
+  )
+  from image_sync.chunks c
+  where c.run_id = p_run
+);
+
+comment on function image_sync.summarize(uuid) is
+  'What a run''s chunks add up to: chunks, invocations, whether the ledger balances in every chunk, totals, and up to 20 named problems.';
+
+-- The run as GET answers it. Never a URL, a key or a lease.
+create or replace function image_sync.run_document(p_run uuid)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+  v_summary jsonb;
+  v_seconds numeric;
+  v_done bigint;
+  v_total bigint;
+  v_rate numeric;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run;
+  if not found then
+    return null;
+  end if;
+
+  v_summary := coalesce(v_run.summary, image_sync.summarize(p_run));
+  v_seconds := extract(epoch from coalesce(v_run.finished_at, now()) - v_run.started_at);
+  v_done := (v_summary ->> 'done')::bigint;
+  v_total := case when v_run.exhausted and v_run.finished_at is not null then v_done else greatest(v_run.total_estimate, v_done) end;
+  v_rate := round(v_done / greatest(v_seconds, 0.001), 1);
+
+  return jsonb_build_object(
+    'id', v_run.id,
+    'bucket_id', v_run.bucket_id,
+    'mode', v_run.mode,
+    'trigger', v_run.trigger,
+    'options', v_run.options,
+    'plan_id', v_run.plan_id,
+    'state', coalesce(v_run.outcome, 'open'),
+    'stop_reason', v_run.stop_reason,
+    'started_at', v_run.started_at,
+    'finished_at', v_run.finished_at,
+    'duration_seconds', round(v_seconds, 3),
+    'progress', jsonb_build_object(
+      'done', v_done,
+      'total_estimate', v_total,
+      'percent', case
+        when v_run.finished_at is not null and v_run.exhausted then 100
+        when v_total > 0 then least(99, floor(100.0 * v_done / v_total))
+        else 0
+      end,
+      'rate_per_second', v_rate,
+      'eta_seconds', case
+        when v_run.finished_at is not null then 0
+        when v_rate > 0 then ceil((v_total - v_done) / v_rate)
+      end
+    ),
+    'totals', v_summary -> 'totals',
+    'chunks', v_summary -> 'chunks',
+    'invocations', v_summary -> 'invocations',
+    'balanced', v_summary -> 'balanced',
+    'error', v_run.error,
+    'problems', v_summary -> 'problems'
+  ) || case
+    -- What a dry run would remove: the list itself stays in its chunks.
+    when v_run.mode = 'cleanup' and v_run.plan_id is null then jsonb_build_object('plan', jsonb_build_object(
+      'count', v_summary #> '{totals,orphaned}', 'samples', v_summary -> 'orphaned_samples'
+    ))
+    else '{}'
+  end;
+end;
+$$;
+
+comment on function image_sync.run_document(uuid) is 'One run as JSON: identity, state, progress, totals, ledger, error and problems; null for an unknown id.';
+
+-- How many objects the run can expect: what the last run of the bucket counted, else a count that gives up at 100,000 and then
+-- trusts the statistics of the table.
+create or replace function image_sync.estimate_total(p_bucket_id text)
+returns bigint
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_total bigint;
+begin
+  select (r.summary #>> '{totals,listed}')::bigint
+  into v_total
+  from image_sync.runs r
+  where r.bucket_id = p_bucket_id
+    and r.mode in ('sync', 'analyze', 'verify')
+    and r.outcome in ('succeeded', 'partial')
+  order by r.started_at desc
+  limit 1;
+  if v_total > 0 then
+    return v_total;
+  end if;
+
+  select count(*)
+  into v_total
+  from (
+    select
+    from storage.objects o
+    where o.bucket_id = p_bucket_id
+    limit 100000
+  ) as counted;
+  if v_total < 100000 then
+    return v_total;
+  end if;
+  return greatest(
+    v_total,
+    (
+      select c.reltuples::bigint
+      from pg_catalog.pg_class c
+      where c.oid = 'storage.objects'::regclass
+    )
+  );
+end;
+$$;
+
+comment on function image_sync.estimate_total(text) is 'About how many objects the bucket holds, in a few milliseconds at any size; for progress alone.';
+
+revoke all on function
+  image_sync.samples(uuid, text),
+  image_sync.problem_samples(uuid, text),
+  image_sync.summarize(uuid),
+  image_sync.run_document(uuid),
+  image_sync.estimate_total(text)
+from public;
+grant execute on function
+  image_sync.samples(uuid, text),
+  image_sync.problem_samples(uuid, text),
+  image_sync.summarize(uuid),
+  image_sync.run_document(uuid),
+  image_sync.estimate_total(text)
+to service_role;

@@ -1,0 +1,385 @@
+-- set
+-- What the report asks at the moment of reading, because it is cheap: the schedule and the bucket itself.
+
+-- The values of one field of a cron expression: *, lists, ranges and steps.
+create or replace function image_sync.cron_field(p_field text, p_low integer, p_high integer)
+returns integer[]
+language sql
+immutable
+set search_path = ''
+return (
+  select array_agg(distinct v.value)
+  from regexp_split_to_table(p_field, ',') as part
+  cross join lateral regexp_matches(part, '^(?:(\*)|(\d{1,2})(?:-(\d{1,2}))?)(?:/(\d{1,2}))?$') as m
+  cross join lateral generate_series(
+    coalesce(m[2]::integer, p_low),
+    case when m[1] = '*' or (m[3] is null and m[4] is not null) then p_high else coalesce(m[3], m[2])::integer end,
+    greatest(coalesce(m[4]::integer, 1), 1)
+  ) as v (value)
+  where v.value between p_low and p_high
+);
+
+comment on function image_sync.cron_field(text, integer, integer) is 'The values that a field of a cron expression stands for; null where it is none of *, a, a-b, */n, a-b/n or a list of those.';
+
+-- Names of months or days as numbers: FRI is 5.
+create or replace function image_sync.number_names(p_field text, p_names text[], p_first integer)
+returns text
+language sql
+immutable
+set search_path = ''
+return (
+  select string_agg(coalesce((array_position(p_names, part.word) + p_first - 1)::text, part.word), '' order by part.place)
+  from regexp_matches(p_field, '[a-z]+|[^a-z]+', 'g') with ordinality as m (words, place)
+  cross join lateral (select m.words[1] as word, m.place) as part
+);
+
+comment on function image_sync.number_names(text, text[], integer) is 'A field of a cron expression with its names (lower case) replaced by their numbers, the first of which is p_first.';
+
+-- When a schedule of pg_cron is due next, in GMT as pg_cron has it: five fields with lists, ranges, steps, names of months and days and
+-- $ for the last day of a month; @daily and its like; or a number of seconds. Source: pg_cron's documentation.
+create or replace function image_sync.next_time(p_schedule text, p_after timestamptz)
+returns timestamptz
+language sql
+immutable
+set search_path = ''
+return (
+  with spelled as (
+    select
+      case lower(trim(p_schedule))
+        when '@yearly' then '0 0 1 1 *'
+        when '@annually' then '0 0 1 1 *'
+        when '@monthly' then '0 0 1 * *'
+        when '@weekly' then '0 0 * * 0'
+        when '@daily' then '0 0 * * *'
+        when '@midnight' then '0 0 * * *'
+        when '@hourly' then '0 * * * *'
+        else lower(trim(p_schedule))
+      end as schedule
+  ), fields as (
+    select regexp_split_to_array(spelled.schedule, '\s+') as f
+    from spelled
+  ), sets as (
+    select
+      image_sync.cron_field(f[1], 0, 59) as minutes,
+      image_sync.cron_field(f[2], 0, 23) as hours,
+      image_sync.cron_field(nullif(array_to_string(array_remove(string_to_array(f[3], ','), '$'), ','), ''), 1, 31) as month_days,
+      '$' = any (string_to_array(f[3], ',')) as last_day,
+      image_sync.cron_field(image_sync.number_names(f[4], '{jan,feb,mar,apr,may,jun,jul,aug,sep,oct,nov,dec}', 1), 1, 12) as months,
+      -- Both 0 and 7 are Sunday.
+      image_sync.cron_field(image_sync.number_names(f[5], '{sun,mon,tue,wed,thu,fri,sat}', 0), 0, 7) as week_days,
+      f[3] like '*%' or f[5] like '*%' as any_day,
+      -- Every month has such a day, or every week: two months tell. Else February 29th may be eight years away.
+      case when f[4] = '*' and (f[3] = '*' or f[5] = '*') then 62 else 2922 end as days_ahead
+    from fields
+    where cardinality(f) = 5
+  ), days as (
+    -- Two days are enough: today's times may be over, those of the next day that matches are not.
+    select d.day
+    from sets
+    cross join generate_series(0, sets.days_ahead) as n (days)
+    cross join lateral (select date_trunc('day', p_after at time zone 'UTC') + make_interval(days => n.days) as day) as d
+    cross join lateral (
+      select
+        coalesce(extract(day from d.day)::integer = any (sets.month_days), false)
+          or (sets.last_day and extract(month from d.day + interval '1 day') <> extract(month from d.day)) as fits_month,
+        extract(dow from d.day)::integer = any (sets.week_days) or extract(isodow from d.day)::integer = any (sets.week_days) as fits_week
+    ) as fits
+    where extract(month from d.day)::integer = any (sets.months)
+      -- Where both kinds of day are restricted, either will do: cron's old rule.
+      and case when sets.any_day then fits.fits_month and fits.fits_week else fits.fits_month or fits.fits_week end
+    order by n.days
+    limit 2
+  )
+  select coalesce(
+    (
+      select p_after + make_interval(secs => (regexp_match(spelled.schedule, '^(\d+) seconds?$'))[1]::integer)
+      from spelled
+    ),
+    (
+      select min(t.time)
+      from days d
+      cross join sets
+      cross join lateral unnest(sets.hours) as h (hour)
+      cross join lateral unnest(sets.minutes) as m (minute)
+      cross join lateral (select (d.day + make_interval(hours => h.hour, mins => m.minute)) at time zone 'UTC' as time) as t
+      where t.time > p_after
+    )
+  )
+);
+
+comment on function image_sync.next_time(text, timestamptz) is 'The next time that a schedule of pg_cron is due after a moment; null for what is none.';
+
+-- The jobs that the schedule consists of, by what they do and whose they are: the name is the operator's.
+create or replace function image_sync.scheduled_jobs()
+returns table (name text, line text, jobid bigint, schedule text)
+language plpgsql
+stable
+security definer
+set search_path = ''
+as $$
+begin
+  return query
+  select w.name, format('select cron.schedule(%L, %L, %L);', w.name, w.schedule, w.command), j.jobid, j.schedule
+  from (values
+    ('image-sync-nightly', '0 2 * * *', 'select image_sync.run_nightly()', 'run_nightly'),
+    ('image-sync-watchdog', '* * * * *', 'select image_sync.watchdog()', 'watchdog'),
+    ('image-sync-housekeeping', '30 3 * * *', 'select image_sync.prune_history()', 'prune_history')
+  ) as w (name, schedule, command, calls)
+  left join cron.job j
+    on j.active
+    and j.database = current_database()
+    and j.username = (
+      select pg_get_userbyid(n.nspowner)
+      from pg_catalog.pg_namespace n
+      where n.nspname = 'image_sync'
+    )
+    and j.command ~* format('\m(select|perform|call)\s+image_sync\.%s\s*\(\s*\)', w.calls);
+end;
+$$;
+
+comment on function image_sync.scheduled_jobs() is
+  'The jobs that the schedule needs, the line that makes each, and what there is in cron.job that does it: null where nothing does.';
+
+-- What service_role cannot see: whether jobs exist, how they went, and how the calls of the function went. Takes
+-- nothing, returns facts.
+create or replace function image_sync.schedule_facts()
+returns jsonb
+language plpgsql
+stable
+security definer
+set search_path = ''
+as $$
+declare
+  v_facts jsonb := '{}'::jsonb;
+begin
+  if to_regclass('cron.job') is not null then
+    select jsonb_build_object(
+      'missing_jobs', coalesce(jsonb_agg(distinct s.name) filter (where s.jobid is null), '[]'),
+      'missing_lines', string_agg(distinct s.line, ' ') filter (where s.jobid is null),
+      'next_run_at', min(image_sync.next_time(s.schedule, now())) filter (where s.name = 'image-sync-nightly'),
+      'schedules', coalesce(jsonb_agg(s.schedule) filter (where s.name = 'image-sync-nightly' and s.schedule is not null), '[]'),
+      'failed_jobs', coalesce(jsonb_agg(jsonb_build_object('name', s.name, 'message', image_sync.redact(d.return_message), 'at', d.start_time)) filter (where d.status = 'failed'), '[]')
+    )
+    into v_facts
+    from image_sync.scheduled_jobs() s
+    -- The last time only: pg_cron keeps a row for each, and other people's beside ours. What runs now has not failed.
+    left join lateral (
+      select r.status, r.return_message, r.start_time
+      from cron.job_run_details r
+      where r.jobid = s.jobid
+        and r.status in ('succeeded', 'failed')
+      order by r.runid desc
+      limit 1
+    ) as d on true;
+  end if;
+  v_facts := v_facts || jsonb_build_object('function_url', (
+    select a.url
+    from image_sync.project a
+  ));
+  if to_regclass('net._http_response') is not null then
+    v_facts := v_facts || jsonb_build_object('calls', (
+      -- The newest call of each bucket's open run, else of its last one; what succeeded needs no call.
+      select coalesce(jsonb_object_agg(r.bucket_id, jsonb_build_object(
+        'run_id', r.id,
+        'kicked_at', r.kicked_at,
+        'moved_at', r.moved_at,
+        'is_open', r.finished_at is null,
+        'answered', h.id is not null,
+        'status', h.status_code,
+        'error', left(coalesce(h.error_msg, case when h.timed_out then 'timed out' end), 200)
+      )), '{}')
+      from (
+        select distinct on (q.bucket_id) q.*
+        from image_sync.runs q
+        where q.mode = 'sync'
+        order by q.bucket_id, (q.finished_at is null) desc, q.started_at desc
+      ) as r
+      left join net._http_response h on h.id = r.kick_id
+      where r.kick_id is not null
+        and r.outcome is distinct from 'succeeded'
+    ));
+  end if;
+  return v_facts;
+end;
+$$;
+
+comment on function image_sync.schedule_facts() is
+  'Which of our cron jobs are missing (by name), where the function lives, which jobs failed the last time, when the nightly job is due next, and by bucket what the newest call of a run that has not succeeded was answered.';
+
+-- The bucket at this moment. A permission that was lost is something to report, not the end of the report.
+create or replace function image_sync.bucket_facts(p_bucket_id text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select jsonb_build_object(
+      'bucket_exists', b.id is not null,
+      'bucket_public', b.public,
+      'has_objects', exists (
+        select
+        from image_sync.objects o
+        where o.bucket_id = p_bucket_id
+      )
+    )
+    from (select) as always
+    left join storage.buckets b on b.id = p_bucket_id
+  );
+exception
+  when insufficient_privilege then
+    return jsonb_build_object('listing_refused', true);
+end;
+$$;
+
+comment on function image_sync.bucket_facts(text) is
+  'Whether the bucket exists, is public and holds a file; or that storage.objects or storage.buckets may not be read.';
+
+-- The table at this moment. An adopted one may lack the grant for service_role, and somebody may hold it.
+create or replace function image_sync.table_facts(p_bucket_id text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+as $$
+begin
+  return jsonb_build_object(
+    'has_records', exists (
+      select
+      from public.part_images p
+      where p.bucket_id = p_bucket_id
+    ),
+    'table_refused', not (
+      select bool_and(has_table_privilege('public.part_images', needed.privilege))
+      from unnest('{select,insert,update,delete}'::text[]) as needed (privilege)
+    ),
+    -- A right to the one column that matters is enough to read the URLs.
+    'table_public', (
+      select (has_table_privilege('anon', c.oid, 'select') or has_column_privilege('anon', c.oid, 'signed_url', 'select'))
+        and (not c.relrowsecurity or exists (
+          select
+          from pg_catalog.pg_policies y
+          where y.schemaname = 'public'
+            and y.tablename = 'part_images'
+            and y.cmd in ('SELECT', 'ALL')
+            and y.roles && array['anon', 'public']::name[]
+        ))
+      from pg_catalog.pg_class c
+      where c.oid = 'public.part_images'::regclass
+    )
+  );
+exception
+  when insufficient_privilege then
+    return jsonb_build_object('table_refused', true);
+  when lock_not_available then
+    return jsonb_build_object('table_locked', true);
+end;
+$$;
+
+comment on function image_sync.table_facts(text) is
+  'Whether part_images holds records of the bucket, may be used by who asks, and is open to anon; or that it may not be read, or that somebody holds it locked.';
+
+-- Records that no run looks at: of buckets without settings, or that do not exist. From one bucket to the next by the index, each
+-- counted up to 10,000: reading them costs the same however many records there are.
+create or replace function image_sync.stray_facts(p_bucket_id text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+as $$
+begin
+  return (
+    with recursive labels as (
+      select min(p.bucket_id) as bucket_id, 1 as place
+      from public.part_images p
+      union all
+      select
+        (
+          select min(p.bucket_id)
+          from public.part_images p
+          where p.bucket_id > l.bucket_id
+        ),
+        l.place + 1
+      from labels l
+      where l.bucket_id is not null
+        and l.place < 1000
+    ), strays as (
+      select l.bucket_id, b.id is not null as bucket_exists, counted.records
+      from labels l
+      left join storage.buckets b on b.id = l.bucket_id
+      left join image_sync.settings s on s.bucket_id = l.bucket_id
+      cross join lateral (
+        select count(*) as records
+        from (
+          select
+          from public.part_images p
+          where p.bucket_id = l.bucket_id
+          limit 10000
+        ) as few
+      ) as counted
+      where l.bucket_id is not null
+        and (b.id is null or s.bucket_id is null)
+        -- Its own report says so as bucket_missing.
+        and l.bucket_id <> p_bucket_id
+      order by l.bucket_id
+      limit 20
+    )
+    select jsonb_build_object('strays', coalesce(jsonb_agg(jsonb_build_object('bucket_id', t.bucket_id, 'bucket_exists', t.bucket_exists, 'records', t.records)), '[]'))
+    from strays t
+  );
+exception
+  when insufficient_privilege or lock_not_available then
+    return jsonb_build_object('strays', jsonb_build_array());
+end;
+$$;
+
+comment on function image_sync.stray_facts(text) is
+  'The buckets, up to 20 and other than this one, whose records no run looks at because they have no settings or do not exist: bucket_id, bucket_exists, records (at most 10,000 are counted).';
+
+-- An open run that has not moved for two minutes: by then a worker that died was replaced.
+create or replace function image_sync.standing_run(p_bucket_id text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select jsonb_build_object('id', r.id, 'mode', r.mode, 'plan_id', r.plan_id, 'bucket_is_gone', case when r.plan_id is null then r.options -> 'bucket_is_gone' end, 'since', r.moved_at, 'reason', image_sync.standstill_reason(r))
+    from image_sync.runs r
+    where r.bucket_id = p_bucket_id
+      and r.finished_at is null
+      and r.moved_at < now() - interval '2 minutes'
+    order by r.moved_at
+    limit 1
+  );
+end;
+$$;
+
+comment on function image_sync.standing_run(text) is 'The open run of the bucket that stands still, since when and why; null where none does.';
+
+revoke all on function
+  image_sync.cron_field(text, integer, integer),
+  image_sync.number_names(text, text[], integer),
+  image_sync.next_time(text, timestamptz),
+  image_sync.scheduled_jobs(),
+  image_sync.schedule_facts(),
+  image_sync.bucket_facts(text),
+  image_sync.table_facts(text),
+  image_sync.stray_facts(text),
+  image_sync.standing_run(text)
+from public;
+grant execute on function
+  image_sync.cron_field(text, integer, integer),
+  image_sync.number_names(text, text[], integer),
+  image_sync.next_time(text, timestamptz),
+  image_sync.scheduled_jobs(),
+  image_sync.schedule_facts(),
+  image_sync.bucket_facts(text),
+  image_sync.table_facts(text),
+  image_sync.stray_facts(text),
+  image_sync.standing_run(text)
+to service_role;

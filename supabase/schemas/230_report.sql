@@ -1,0 +1,201 @@
+-- set
+-- The status report: what the last run measured, the last run of each mode, and the findings.
+
+-- The last finished run in any of these modes, as a document.
+create or replace function image_sync.last_run(p_bucket_id text, p_modes text[])
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  select image_sync.run_document(r.id) || jsonb_build_object('reached_end', r.exhausted)
+  from image_sync.runs r
+  where r.bucket_id = p_bucket_id
+    and r.mode = any (p_modes)
+    and r.finished_at is not null
+  order by r.finished_at desc
+  limit 1
+);
+
+comment on function image_sync.last_run(text, text[]) is 'The last finished run of a bucket in one of the modes; null where there is none.';
+
+-- What is true right now and cheap to ask.
+create or replace function image_sync.report_facts(p_settings image_sync.settings)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  select jsonb_build_object(
+    'bucket_id', p_settings.bucket_id,
+    'live', jsonb_build_object(
+      'extensions', to_jsonb(p_settings.extensions),
+      'nightly', p_settings.nightly,
+      'renew_before', p_settings.renew_before,
+      'standing_run', image_sync.standing_run(p_settings.bucket_id),
+      'last_success_at', (
+        select max(r.finished_at)
+        from image_sync.runs r
+        where r.bucket_id = p_settings.bucket_id
+          and r.mode = 'sync'
+          -- What fails for single files has a finding of its own and must not hide, night after night, that the rest went well.
+          and (r.outcome = 'succeeded' or r.stop_reason in ('items_failed', 'row_locked', 'database_timeout', 'records_refused'))
+      )
+    ) || image_sync.bucket_facts(p_settings.bucket_id) || image_sync.table_facts(p_settings.bucket_id) || image_sync.stray_facts(p_settings.bucket_id),
+    'schedule', image_sync.schedule_facts(),
+    -- The newest measurement, with the probe of the newest sync: an analyze fetches nothing.
+    'measured', (
+      select r.report || jsonb_build_object('probe', (
+        select s.report -> 'probe'
+        from image_sync.runs s
+        where s.bucket_id = p_settings.bucket_id
+          and s.mode = 'sync'
+          and s.report is not null
+        order by s.finished_at desc
+        limit 1
+      ))
+      from image_sync.runs r
+      where r.bucket_id = p_settings.bucket_id
+        and r.report is not null
+      order by r.finished_at desc
+      limit 1
+    ),
+    -- The newest look at every URL, and whether a sync came after it.
+    'verified', (
+      select r.report -> 'verified' || jsonb_build_object('is_older', exists (
+        select
+        from image_sync.runs s
+        where s.bucket_id = p_settings.bucket_id
+          and s.mode = 'sync'
+          and s.report is not null
+          and s.finished_at > r.finished_at
+      ))
+      from image_sync.runs r
+      where r.bucket_id = p_settings.bucket_id
+        and r.mode = 'verify'
+        and r.report is not null
+      order by r.finished_at desc
+      limit 1
+    ),
+    'last_sync', image_sync.last_run(p_settings.bucket_id, array['sync']),
+    'last_listing', image_sync.last_run(p_settings.bucket_id, array['sync', 'analyze', 'verify'])
+  )
+);
+
+comment on function image_sync.report_facts(image_sync.settings) is 'What the report and its findings are made of: the last measurement, the last runs, the schedule, and what is cheap to ask now.';
+
+-- Nothing is healthy while more than one image in a hundred has no working URL, or more than one record in a hundred shows nothing.
+create or replace function image_sync.shows_enough(p_measured jsonb)
+returns boolean
+language sql
+immutable
+set search_path = ''
+return coalesce((p_measured #>> '{coverage,signed}')::numeric, 1) >= 0.99
+  and 100 * (
+    coalesce((p_measured #>> '{difference,orphaned,count}')::bigint, 0)
+    + coalesce((p_measured ->> 'unsigned_with_object')::bigint, 0)
+    + coalesce((p_measured ->> 'expired_with_object')::bigint, 0)
+  ) <= coalesce((p_measured #>> '{records,total}')::bigint, 0);
+
+comment on function image_sync.shows_enough(jsonb) is
+  'Whether, by a measurement, at least 99 % of the images have a working URL and at most 1 % of the records show nothing.';
+
+-- A URL that works for the database and shows nothing to a reader counts as well: by a verify, not by the few of a probe.
+create or replace function image_sync.shows_what_it_says(p_facts jsonb)
+returns boolean
+language sql
+stable
+set search_path = ''
+return coalesce(
+  (
+    select 100 * sum(u.files) <= (p_facts #>> '{verified,checked}')::bigint
+    from image_sync.unseen(p_facts) u
+  ), true);
+
+comment on function image_sync.shows_what_it_says(jsonb) is
+  'Whether, by the newest verify and what came after it, at most 1 % of the URLs show no image; true where there was none.';
+
+-- The status report.
+create or replace function public.image_sync_report(p_bucket text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+-- Whatever somebody holds: the report says what it can see.
+set lock_timeout = '1s'
+as $$
+declare
+  v_settings image_sync.settings;
+  v_facts jsonb;
+  v_measured jsonb;
+  v_findings jsonb;
+begin
+  select s.*
+  into v_settings
+  from image_sync.settings s
+  where s.bucket_id = p_bucket;
+  if v_settings.bucket_id is null then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot report on bucket %s: image_sync.settings has no row for it.', p_bucket)
+    );
+  end if;
+
+  v_facts := image_sync.report_facts(v_settings);
+  v_measured := coalesce(v_facts -> 'measured', '{}');
+  select coalesce(jsonb_agg(to_jsonb(f)), '[]')
+  into v_findings
+  from image_sync.findings(v_facts) as f;
+
+  return jsonb_build_object('report', jsonb_build_object(
+    'generated_at', now(),
+    'versions', jsonb_build_object('schema', image_sync.schema_version(), 'function', (
+      select p.function_version
+      from image_sync.project p
+    )),
+    'measured_at', v_measured -> 'measured_at',
+    'healthy', not jsonb_path_exists(v_findings, '$[*] ? (@.level == "error")') and image_sync.shows_enough(v_measured) and image_sync.shows_what_it_says(v_facts),
+    'bucket', jsonb_build_object('id', p_bucket) || coalesce(v_measured -> 'bucket', '{"objects": null, "images": null, "bytes": null, "by_extension": {}}'),
+    'records', coalesce(v_measured -> 'records', '{"total": null, "signed": null, "unsigned": null, "expired": null, "soonest_expiry": null}'),
+    'difference', coalesce(v_measured -> 'difference', '{"missing": {"count": null, "samples": []}, "orphaned": {"count": null, "samples": []}, "collided": {"count": null, "samples": []}, "moved": {"count": null, "samples": []}}'),
+    'coverage', coalesce(v_measured -> 'coverage', '{"recorded": null, "signed": null}'),
+    'probe', coalesce(nullif(v_measured -> 'probe', 'null'), '{"checked": 0, "ok": 0, "failures": []}'),
+    'verified', nullif(v_facts -> 'verified', 'null') - 'is_older',
+    'open_run', (
+      select image_sync.run_document(r.id)
+      from image_sync.runs r
+      where r.bucket_id = p_bucket
+        and r.finished_at is null
+      order by r.started_at desc
+      limit 1
+    ),
+    'next_run_at', case when v_settings.nightly then v_facts #> '{schedule,next_run_at}' end,
+    'last_runs', jsonb_build_object(
+      'sync', v_facts -> 'last_sync',
+      'analyze', image_sync.last_run(p_bucket, array['analyze']),
+      'verify', image_sync.last_run(p_bucket, array['verify']),
+      'cleanup', image_sync.last_run(p_bucket, array['cleanup']),
+      'restore', image_sync.last_run(p_bucket, array['restore'])
+    ),
+    'findings', v_findings
+  ));
+end;
+$$;
+
+comment on function public.image_sync_report(text) is
+  'The status report of a bucket: what the last run measured, the last run of each mode, the open run, the next one, and the findings. Problem: unknown_bucket (404). Never contains a signed URL or a key.';
+
+revoke all on function
+  image_sync.report_facts(image_sync.settings),
+  image_sync.shows_enough(jsonb),
+  image_sync.shows_what_it_says(jsonb),
+  image_sync.last_run(text, text[])
+from public;
+revoke all on function public.image_sync_report(text) from public, anon, authenticated;
+grant execute on function
+  image_sync.report_facts(image_sync.settings),
+  image_sync.last_run(text, text[]),
+  image_sync.shows_enough(jsonb),
+  image_sync.shows_what_it_says(jsonb),
+  public.image_sync_report(text)
+to service_role;

@@ -1,0 +1,135 @@
+-- set
+create or replace function image_sync.place_in_words(p_bucket_id text, p_other_bucket_id text, p_name text)
+returns text
+language sql
+immutable
+set search_path = ''
+return p_name || case when p_other_bucket_id <> p_bucket_id then format(' (bucket %s)', p_other_bucket_id) else '' end;
+
+comment on function image_sync.place_in_words(text, text, text) is 'A name, with its bucket where that is another one.';
+
+revoke all on function image_sync.place_in_words(text, text, text) from public;
+grant execute on function image_sync.place_in_words(text, text, text) to service_role;
+
+-- Why this file is, or is not, in sync.
+create or replace function public.image_sync_file(p_bucket text, p_file text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+as $$
+declare
+  v_settings image_sync.settings;
+  v_object record;
+  v_record record;
+  v_is_taken boolean;
+  v_is_excluded boolean;
+  v_is_wanted boolean;
+  -- Where the file of this name went, or came from, as "name" or "name (bucket x)".
+  v_moves_to text;
+  v_lies_at text;
+  v_comes_from text;
+  v_went_to text;
+  v_reasons jsonb := '[]'::jsonb;
+begin
+  select s.*
+  into v_settings
+  from image_sync.settings s
+  where s.bucket_id = p_bucket;
+  if v_settings.bucket_id is null then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot look up a file of bucket %s: image_sync.settings has no row for it.', p_bucket)
+    );
+  end if;
+
+  select o.name, o.extension, o.bytes, o.id
+  into v_object
+  from image_sync.objects o
+  where o.bucket_id = p_bucket
+    and o.name collate "C" = p_file;
+  select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id
+  into v_record
+  from image_sync.records r
+  where r.bucket_id = p_bucket
+    and r.file_name collate "C" = p_file;
+
+  if v_record.file_name is not null and v_object.id is distinct from v_record.object_id then
+    select image_sync.place_in_words(p_bucket, d.bucket_id, d.name)
+    into v_moves_to
+    from image_sync.destination_of(p_bucket, p_file, v_record.object_id) as d;
+    if v_moves_to is null then
+      select image_sync.place_in_words(p_bucket, o.bucket_id, o.name)
+      into v_lies_at
+      from image_sync.objects o
+      where o.id = v_record.object_id;
+    end if;
+  end if;
+  if v_object.id is not null and v_record.file_name is null then
+    select image_sync.place_in_words(p_bucket, p.bucket_id, p.file_name)
+    into v_comes_from
+    from public.part_images p
+    cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+    where p.object_id = v_object.id
+    limit 1;
+  end if;
+  if v_object.id is null and v_record.file_name is null then
+    select image_sync.place_in_words(p_bucket, o.bucket_id, o.name)
+    into v_went_to
+    from (
+      select m.object_id
+      from image_sync.moves m
+      where m.bucket_id = p_bucket
+        and m.file_name collate "C" = p_file
+      order by m.moved_at desc, m.id desc
+      limit 1
+    ) as newest
+    join image_sync.objects o
+      on o.id = newest.object_id;
+  end if;
+
+  v_is_excluded := v_object.name is not null and v_record.file_name is null and v_object.name like any (v_settings.exclude);
+  v_is_wanted := v_object.name is not null and v_record.file_name is null and v_object.extension = any (v_settings.extensions) and not v_is_excluded and v_object.bytes is distinct from 0;
+  v_is_taken := v_object.name is not null and image_sync.part_number_is_unique() and exists (
+    select
+    from public.part_images p
+    where p.part_number = any (image_sync.part_numbers_of(array[v_object.name]))
+  );
+
+  select coalesce(jsonb_agg(jsonb_build_object('code', c.code, 'detail', c.detail)), '[]')
+  into v_reasons
+  from (values
+    ('unknown_file', 'Neither the bucket nor the table knows this name. Names are case-sensitive and include their folders', v_object.name is null and v_record.file_name is null and v_went_to is null),
+    ('moved', format('The file has another name now, and its record went along: %s', v_went_to), v_went_to is not null),
+    ('moved', format('The file is %s now: the next sync takes the record along', v_moves_to), v_moves_to is not null),
+    ('moved', format('The file was %s: the next sync brings its record along', v_comes_from), v_comes_from is not null and v_is_wanted),
+    ('orphaned', 'There is a record, but no file of this name in the bucket' || coalesce(format(': its file is %s now, which is left out or has a record of its own', v_lies_at), ''), v_object.name is null and v_record.file_name is not null and v_moves_to is null),
+    ('excluded_extension', format('Its extension is not among those that make an image (%s)', array_to_string(v_settings.extensions, ', ')), v_object.name is not null and v_record.file_name is null and v_object.extension <> all (v_settings.extensions) and not v_is_excluded),
+    ('excluded', 'Its name matches a pattern of the setting exclude: hidden and system files are left out', v_is_excluded),
+    ('empty', 'The file is empty (0 bytes) and shows nothing: upload it again', v_object.bytes = 0 and v_object.extension = any (v_settings.extensions) and not v_is_excluded),
+    ('missing', 'The file has no record yet: the next sync inserts it', v_is_wanted and not v_is_taken and v_comes_from is null),
+    ('collided', 'Another record has its part number, which has to be unique: rename one of the files', v_is_wanted and v_is_taken and v_comes_from is null),
+    ('unsignable', 'Storage opens no URL of this name (non-ASCII characters, # % ~ ^ | [ ] { } < > quotes, tabs, a path segment . or ..): rename the file', v_object.name is not null and not image_sync.is_signable(v_object.name)),
+    ('unsigned', 'The record has no URL yet: the next sync signs it', v_object.name is not null and v_record.file_name is not null and not v_record.signed and image_sync.is_signable(v_object.name)),
+    ('expired', 'The URL has expired, or its expiry is unknown: the next sync signs it again', v_object.name is not null and v_record.expired),
+    ('expiring', 'The URL works and is due for renewal: the next sync signs it again', v_object.name is not null and v_record.usable_until < now() + v_settings.renew_before)
+  ) as c (code, detail, applies)
+  where c.applies;
+
+  return jsonb_build_object('file', jsonb_build_object(
+    'bucket_id', p_bucket,
+    'file_name', p_file,
+    'in_sync', coalesce(v_object.name is not null and v_record.usable_until is not null and v_object.bytes is distinct from 0 and image_sync.is_signable(v_object.name), false),
+    'object', case when v_object.name is not null then jsonb_build_object('extension', v_object.extension, 'bytes', v_object.bytes) end,
+    'record', case when v_record.file_name is not null then jsonb_build_object('part_number', v_record.part_number, 'signed', v_record.signed, 'usable_until', v_record.usable_until) end,
+    'reasons', v_reasons
+  ));
+end;
+$$;
+
+comment on function public.image_sync_file(text, text) is
+  'Whether a file has a record with a URL that works, and if not, every reason: unknown_file, moved, orphaned, excluded_extension, excluded, empty, missing, collided, unsignable, unsigned, expired, expiring. Problem: unknown_bucket (404).';
+
+revoke all on function public.image_sync_file(text, text) from public, anon, authenticated;
+grant execute on function public.image_sync_file(text, text) to service_role;
