@@ -6,7 +6,13 @@ import {
   bucketListSchema,
   fileSchema,
   type FileStatus,
+  type NewReader,
+  newReaderSchema,
   planSchema,
+  type ReaderList,
+  readerListSchema,
+  type ReaderRemoval,
+  readerRemovalSchema,
   type Report,
   reportSchema,
   type Run,
@@ -18,6 +24,7 @@ import {
 } from "../supabase/functions/image-sync/contract.ts";
 import { CommandError } from "./command_error.ts";
 import type { Connection } from "./connection.ts";
+import { type Page, type PageQuery, parsePage } from "./export/page.ts";
 import { noAnswer, noSense, refusal } from "./failures.ts";
 
 /** The body of a start, with what has a default left out at will. */
@@ -39,27 +46,13 @@ export type Client = {
   removeBucket(bucket: string): Promise<BucketChange>;
   /** A page of the history of runs, newest first. */
   runs(query: RunsQuery): Promise<RunList>;
+  /** Everybody who has a right to read the register and nothing else. */
+  readers(): Promise<ReaderList>;
+  /** Adds a reader by HTTPS, with a key that is shown this once. */
+  addReader(name: string, bucket: string): Promise<NewReader>;
+  removeReader(name: string): Promise<ReaderRemoval>;
   /** A page of the register. `signal` gives it up. */
-  register(query: RegisterQuery, signal: AbortSignal): Promise<RegisterPage>;
-};
-
-/** Which page of the register. */
-export type RegisterQuery = {
-  readonly bucket: string;
-  /** The {@linkcode RegisterPage}`.next` of the page before it. */
-  readonly after?: string;
-  /** So many rows. */
-  readonly limit: number;
-  /** Values as they are, also those that a spreadsheet would run as a formula. */
-  readonly raw: boolean;
-};
-
-/** A page of the register. */
-export type RegisterPage = {
-  /** CSV without header and byte order mark. */
-  readonly rows: string;
-  /** The `after` of the next page; `undefined` on the last one. */
-  readonly next: string | undefined;
+  register(query: PageQuery, signal: AbortSignal): Promise<Page>;
 };
 
 /** Options of {@linkcode createClient}. */
@@ -73,7 +66,7 @@ export type ClientOptions = {
 type Request = {
   readonly method: "GET" | "POST" | "DELETE";
   /** Below the function's address. */
-  readonly path?: "/plan" | "/buckets" | "/runs" | "/register.csv";
+  readonly path?: "/plan" | "/buckets" | "/runs" | "/readers" | "/register.csv";
   readonly query?: Record<string, string>;
   readonly body?: unknown;
   /** What is understood, where that is no JSON. */
@@ -127,6 +120,22 @@ export function createClient(connection: Connection, options: ClientOptions): Cl
       }
       return all;
     },
+    async readers() {
+      const all: ReaderList = { readers: [], next: null };
+      for (let after: string | null = ""; after !== null;) {
+        const page: ReaderList = await ask(readerListSchema, {
+          method: "GET",
+          path: "/readers",
+          query: { after },
+        });
+        all.readers.push(...page.readers);
+        after = page.next;
+      }
+      return all;
+    },
+    addReader: (name, bucket) =>
+      ask(newReaderSchema, { method: "POST", path: "/readers", body: { name, bucket } }),
+    removeReader: (name) => ask(readerRemovalSchema, { method: "DELETE", path: "/readers", query: { name } }),
     addBucket: (bucket) => ask(bucketChangeSchema, { method: "POST", path: "/buckets", body: { bucket } }),
     removeBucket: (bucket) =>
       ask(bucketChangeSchema, { method: "DELETE", path: "/buckets", query: { bucket } }),
@@ -153,30 +162,9 @@ export function createClient(connection: Connection, options: ClientOptions): Cl
         accept: "text/csv, application/problem+json",
         signal,
       }, options);
-      const rows = withoutHeader(text);
-      if (rows === undefined) throw noSense(connection.url, new Error("The header is another"));
-      const next = afterOfNext(headers.get("link"), connection.url);
-      // A register that ends in the middle, or never, is worse than none.
-      if (next === null || next === (after ?? null)) {
-        throw noSense(connection.url, new Error("The next page is none"));
-      }
-      return { rows, next };
+      return parsePage({ csv: text, link: headers.get("link"), after, url: connection.url });
     },
   };
-}
-
-const REGISTER_HEADER = /^\ufeff?part_number,file_name,signed_url,signed_url_expires_at(\r?\n|$)/;
-
-function withoutHeader(csv: string): string | undefined {
-  const header = REGISTER_HEADER.exec(csv);
-  return header === null ? undefined : csv.slice(header[0].length);
-}
-
-// Of the next page's address only where that page begins, because the key is for this host alone; `null` where it does not say.
-function afterOfNext(link: string | null, url: string): string | null | undefined {
-  const target = /<([^>]*)>\s*;[^,]*\brel="?next"?/.exec(link ?? "")?.[1];
-  if (target === undefined) return undefined;
-  return URL.canParse(target, url) ? new URL(target, url).searchParams.get("after") : null;
 }
 
 type Answer = { readonly text: string; readonly headers: Headers };

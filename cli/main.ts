@@ -13,6 +13,7 @@ import { deploy } from "./commands/deploy.ts";
 import { doctor } from "./commands/doctor.ts";
 import { exportRegister } from "./commands/export.ts";
 import { init, type InitOptions, uninstall, upgrade } from "./commands/init.ts";
+import { reader } from "./commands/reader.ts";
 import { restore } from "./commands/restore.ts";
 import { runs, type RunsOptions } from "./commands/runs.ts";
 import { status } from "./commands/status.ts";
@@ -39,6 +40,8 @@ type Flags = CommonFlags & RunsOptions & Pick<InitOptions, "yes" | "force"> & {
   readonly file?: string;
   readonly thumbnails: boolean;
   readonly size?: number;
+  readonly odbc: boolean;
+  readonly https: boolean;
 };
 type Work = (context: Context, flags: Flags, ...given: (string | undefined)[]) => Promise<number>;
 
@@ -193,6 +196,23 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
     .argument("[action]", "list, add or remove", "list")
     .argument("[name]", "the bucket to add or remove")
     .action(perform((context, _flags, action, name) => buckets(context, { action, name })));
+  common(
+    add(
+      "reader",
+      "give somebody the right to read the register of a bucket and nothing else, list who has it, or take it away",
+    ),
+    "Exit status: 0 it is done, 1 it is left for you to do with the SQL that is printed, 2 it could not be done.",
+  )
+    .argument("[action]", "list, add or revoke", "list")
+    .argument("[name]", "the reader to add or revoke: a-z, 0-9, _ and -")
+    .addOption(
+      new Option("--https", "with add: a key for register.csv, as Power Query reads it").default(false)
+        .conflicts("odbc"),
+    )
+    .option("--odbc", "with add: print the SQL of a login role", false)
+    .action(
+      perform((context, { odbc, https }, action, name) => reader(context, { action, name, odbc, https })),
+    );
   common(
     add("doctor", "look at every link of the chain, outside in, and say of each what mends it"),
     "Exit status: 0 every link holds, 1 one does not, 2 it could not be told.",

@@ -24,9 +24,9 @@ export type Context = {
   readonly client: Client;
   readonly output: Output;
   readonly host: Host;
-  /** The project's URL. */
-  readonly project: string;
   readonly bucket: string;
+  /** The project's URL, without a slash at its end. */
+  readonly url: string;
   readonly json: boolean;
   /** Waits for a run, showing how far it is; see {@linkcode watch}. */
   readonly finished: (run: Run) => Promise<Run>;
@@ -60,13 +60,20 @@ export async function withContext(
     key: connection.key,
     ...(words === undefined ? {} : { words }),
   });
-  const bucketSource = flags.bucket === DEFAULT_BUCKET ? "the default" : "--bucket";
+  const bucket = flags.bucket === DEFAULT_BUCKET ? "the default" : "--bucket";
   output.note(
-    `Project ${connection.url} (${connection.source}), bucket ${safeText(flags.bucket)} (${bucketSource})`,
+    `Project ${connection.url} (${connection.source}), bucket ${safeText(flags.bucket)} (${bucket})`,
   );
   try {
-    const { bucket, json } = flags;
-    return await work({ client, output, host, project: connection.url, bucket, json, finished });
+    return await work({
+      client,
+      output,
+      host,
+      bucket: flags.bucket,
+      url: connection.url,
+      json: flags.json,
+      finished,
+    });
   } catch (error) {
     throw error instanceof CommandError ? error.reworded(asCommands(error.message, flags.bucket)) : error;
   }

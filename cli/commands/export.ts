@@ -68,7 +68,7 @@ export async function exportRegister(context: Context, options: ExportOptions): 
     const result: ExportResult = {
       file: options.file,
       format,
-      project: context.project,
+      project: context.url,
       bucket,
       ...written,
       bytes: (await stat(path)).size,
@@ -130,7 +130,7 @@ async function exportCsv(stream: Writable, { context, signal, tally, total }: Jo
 
 async function exportWorkbook(stream: Writable, job: Job): Promise<Written> {
   const { context, options, signal } = job;
-  const { client, bucket, project } = context;
+  const { client, bucket, url: project } = context;
   const tooLong: LeftOutFile[] = [];
   const lifetime = createLifetime();
   const madeAt = new Date();
@@ -221,7 +221,7 @@ async function* withPictures(
   const expected = await total;
   refuseTooMany(expected ?? 0);
   let done = 0;
-  for await (const thumbnail of makeThumbnails(lots, { project: context.project, size, signal })) {
+  for await (const thumbnail of makeThumbnails(lots, { project: context.url, size, signal })) {
     const { row, picture, reason } = thumbnail;
     if (reason === undefined) onPicture();
     else onLeftOut({ file_name: row.fileName, reason });

@@ -1,8 +1,9 @@
 /** The register as the function hands it out: CSV, page by page, each page whole before it is used. */
 import pRetry from "p-retry";
 import { z } from "zod";
-import type { Client, RegisterPage } from "../client.ts";
+import type { Client } from "../client.ts";
 import { CommandError } from "../command_error.ts";
+import type { Page } from "./page.ts";
 
 /** The register's columns, in their order. */
 export const COLUMNS = ["part_number", "file_name", "signed_url", "signed_url_expires_at"] as const;
@@ -53,9 +54,9 @@ export async function* readPages({ client, bucket, raw, signal }: ReadOptions): 
     page.catch(() => {}); // whoever waits for it hears of it; nobody does once they have left
     return page;
   };
-  let next: Promise<RegisterPage> | undefined = ask(undefined);
+  let next: Promise<Page> | undefined = ask(undefined);
   while (next !== undefined) {
-    const page: RegisterPage = await next;
+    const page: Page = await next;
     next = page.next === undefined ? undefined : ask(page.next);
     yield page.rows;
   }
