@@ -211,34 +211,39 @@ async function* tallied(
 
 async function* withPictures(
   lots: AsyncIterable<readonly Row[]>,
-  { context, signal, tally, total }: Job,
+  { context, signal, tally }: Job,
   { size, onPicture, onLeftOut }: {
     readonly size: number;
     readonly onPicture: () => void;
     readonly onLeftOut: (file: LeftOutFile) => void;
   },
 ) {
-  const expected = await total;
-  refuseTooMany(expected ?? 0);
+  const rows = await collect(lots);
   let done = 0;
-  for await (const thumbnail of makeThumbnails(lots, { project: context.url, size, signal })) {
+  for await (const thumbnail of makeThumbnails(rows, { project: context.url, size, signal })) {
     const { row, picture, reason } = thumbnail;
     if (reason === undefined) onPicture();
     else onLeftOut({ file_name: row.fileName, reason });
-    tally.update(++done, expected);
-    refuseTooMany(done);
+    tally.update(++done, rows.length);
     yield { row, picture };
   }
-  tally.finish();
+  if (done > 0) tally.finish();
 }
 
-function refuseTooMany(pictures: number): void {
-  if (pictures <= THUMBNAIL_LIMITS.pictures) return;
-  throw new CommandError(
-    "too_many_pictures",
-    `Cannot put more than ${THUMBNAIL_LIMITS.pictures} pictures into a workbook, and there are ${pictures} or more: export without ` +
-      "--thumbnails, or a bucket with fewer images",
-  );
+// All of them before the first picture is fetched, so that nobody waits for a workbook that there will not be.
+async function collect(lots: AsyncIterable<readonly Row[]>): Promise<Row[]> {
+  const rows: Row[] = [];
+  for await (const lot of lots) {
+    rows.push(...lot);
+    if (rows.length > THUMBNAIL_LIMITS.pictures) {
+      throw new CommandError(
+        "too_many_pictures",
+        `Cannot put more than ${THUMBNAIL_LIMITS.pictures} pictures into a workbook: export without --thumbnails, or a bucket with ` +
+          "fewer images",
+      );
+    }
+  }
+  return rows;
 }
 
 // What a promise has come to by now.

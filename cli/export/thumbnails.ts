@@ -59,7 +59,7 @@ class LeftOut extends Error {
  * @throws {CommandError} `storage_unavailable` when Storage answers no more, `missing_package` without the image library.
  */
 export async function* makeThumbnails(
-  rows: AsyncIterable<readonly Row[]>,
+  rows: Iterable<Row>,
   options: ThumbnailOptions,
 ): AsyncGenerator<Thumbnail> {
   const scale = await createScaler(options.size);
@@ -73,13 +73,11 @@ export async function* makeThumbnails(
     return thumbnail;
   };
   try {
-    for await (const lot of rows) {
-      for (const row of lot) {
-        const thumbnail = limit(() => makeThumbnail(row, options, scale));
-        thumbnail.catch(() => {}); // heard of when its turn comes, if that comes
-        waiting.push(thumbnail);
-        if (waiting.length >= AHEAD) yield await next();
-      }
+    for (const row of rows) {
+      const thumbnail = limit(() => makeThumbnail(row, options, scale));
+      thumbnail.catch(() => {}); // heard of when its turn comes, if that comes
+      waiting.push(thumbnail);
+      if (waiting.length >= AHEAD) yield await next();
     }
     while (waiting.length > 0) yield await next();
   } finally {
