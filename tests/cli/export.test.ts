@@ -1,8 +1,13 @@
 /** `image-sync export`: what it writes, what it refuses, and what it leaves behind when it does not get to the end. */
 import { chmod, mkdir, readdir, readFile, stat, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { spawn } from "node:child_process";
+import process from "node:process";
 import { describe, expect, test } from "vitest";
 import { addressAt } from "../../cli/export/thumbnails.ts";
+import { optionalPackage } from "../../cli/export/optional_package.ts";
+import { projectDirectory } from "../support/stack.ts";
+import { KEY } from "./support/fake_function.ts";
 import { countRows } from "../../cli/export/register.ts";
 import { exportTo, makeFolder } from "./support/export.ts";
 import { plainRow, rowOf, serveRegister } from "./support/fake_register.ts";
@@ -214,6 +219,36 @@ describe("Ctrl-C", () => {
     expect(result.status).toBe(130);
     expect(result.stderr).toContain(`Stopped; ${file} was not written`);
     expect(await readdir(folder)).toEqual([]);
+  });
+
+  test("reaches the command through its launcher", async () => {
+    const folder = await makeFolder();
+    let stop = () => {};
+    const { url } = await serveRegister({
+      count: 100,
+      pageRows: 10,
+      row: plainRow,
+      onPage: ({ after }) => {
+        if (after === "50") stop();
+        return undefined;
+      },
+    });
+    const launcher = join(projectDirectory, "cli/image-sync.mjs");
+    const child = spawn(process.execPath, [launcher, "export", "parts.xlsx"], {
+      cwd: folder,
+      env: { ...process.env, SUPABASE_URL: url, SUPABASE_SECRET_KEY: KEY },
+    });
+    stop = () => child.kill("SIGINT");
+    const code = await new Promise((resolve) => child.on("close", resolve));
+    expect([code, await readdir(folder)]).toEqual([130, []]);
+  });
+});
+
+test("a package that an installation has left out is named, with how to get it", async () => {
+  const load = optionalPackage("no-such-package", () => import("no-such-package" as string));
+  await expect(load).rejects.toMatchObject({
+    code: "missing_package",
+    message: expect.stringContaining("npm install no-such-package"),
   });
 });
 
