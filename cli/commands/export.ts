@@ -1,46 +1,15 @@
 import { setMaxListeners } from "node:events";
 import { stat } from "node:fs/promises";
 import { extname, resolve } from "node:path";
-import type { Writable } from "node:stream";
-import { DEFAULT_BUCKET } from "../../supabase/functions/image-sync/contract.ts";
 import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
 import { CommandError, exitStatus } from "../command_error.ts";
-import { aboutLines, commandOfExport, type LeftOutFile } from "../export/about.ts";
-import { writeCsv } from "../export/csv.ts";
+import { exportCsv } from "../export/csv.ts";
 import { refuseExisting, writeWhole } from "../export/file.ts";
-import { createLifetime } from "../export/lifetime.ts";
-import { countRows, readPages, readRows, type Row } from "../export/register.ts";
+import type { ExportOptions, Job } from "../export/job.ts";
 import { type ExportResult, needsAttention, renderExport } from "../export/result.ts";
-import { makeThumbnails, THUMBNAIL_LIMITS } from "../export/thumbnails.ts";
-import { writeWorkbook } from "../export/xlsx/workbook.ts";
-import { LONGEST_TEXT } from "../export/xlsx/xml.ts";
-import { createTally, type Tally } from "../progress.ts";
+import { exportWorkbook } from "../export/workbook.ts";
+import { createTally } from "../progress.ts";
 import type { Context } from "./context.ts";
-
-/** Pixels, unless `--size` says something else. */
-const DEFAULT_SIZE = 96;
-
-/** Options of {@linkcode exportRegister}. */
-export type ExportOptions = {
-  /** What to write; its extension says in which format. */
-  readonly file: string;
-  /** Pictures in the cells. */
-  readonly thumbnails: boolean;
-  /** Edge of the square that each fits into, in pixels. */
-  readonly size?: number;
-  /** Take the place of a file that is there. */
-  readonly force: boolean;
-};
-
-/** What the work needs. */
-type Job = {
-  readonly context: Context;
-  readonly options: ExportOptions;
-  readonly signal: AbortSignal;
-  readonly tally: Tally;
-  /** How many rows there should be, once the function has said so. */
-  readonly total: Promise<number | undefined>;
-};
 
 /** Writes the register as CSV or as a workbook, for somebody without a connection to the project. */
 export async function exportRegister(context: Context, options: ExportOptions): Promise<number> {
@@ -81,6 +50,7 @@ export async function exportRegister(context: Context, options: ExportOptions): 
   } finally {
     tally.stop();
     ignoreInterrupts();
+    interrupt.abort(); // what is still on its way is of no use any more
   }
 }
 
@@ -109,146 +79,4 @@ function interrupted(file: string, cause: unknown): CommandError {
     cause,
     status: exitStatus.interrupted,
   });
-}
-
-type Written = Pick<ExportResult, "rows" | "workbook" | "thumbnails">;
-
-async function exportCsv(stream: Writable, { context, signal, tally, total }: Job): Promise<Written> {
-  const { client, bucket } = context;
-  const expected = settled(total);
-  let rows = 0;
-  async function* counted() {
-    for await (const page of readPages({ client, bucket, raw: false, signal })) {
-      yield page;
-      tally.update(rows += countRows(page), expected());
-    }
-    tally.finish();
-  }
-  await writeCsv(stream, { pages: counted(), signal });
-  return { rows };
-}
-
-async function exportWorkbook(stream: Writable, job: Job): Promise<Written> {
-  const { context, options, signal } = job;
-  const { client, bucket, url: project } = context;
-  const tooLong: LeftOutFile[] = [];
-  const lifetime = createLifetime();
-  const madeAt = new Date();
-  const pictures = options.thumbnails
-    ? { size: options.size ?? DEFAULT_SIZE, leftOut: [] as LeftOutFile[] }
-    : undefined;
-  async function* lots() {
-    for await (const lot of readRows(readPages({ client, bucket, raw: true, signal }))) {
-      const rows = lot.filter((row) => fitsCells(row, tooLong));
-      lifetime.see(rows);
-      yield rows;
-    }
-  }
-  let placed = 0;
-  const { rows, sheets } = await writeWorkbook(stream, {
-    title: `Register of ${bucket}`,
-    madeAt,
-    signal,
-    content: pictures === undefined ? { lots: tallied(lots(), job) } : {
-      size: pictures.size,
-      rows: withPictures(lots(), job, {
-        size: pictures.size,
-        onPicture: () => placed++,
-        onLeftOut: (file) => pictures.leftOut.push(file),
-      }),
-    },
-    about: (rows) =>
-      aboutLines({
-        project,
-        bucket,
-        madeAt,
-        rows,
-        lifetime: lifetime.current(),
-        command: commandOfExport({
-          file: options.file,
-          bucket,
-          isDefault: bucket === DEFAULT_BUCKET,
-          thumbnails: pictures?.size,
-        }),
-        leftOut: pictures?.leftOut,
-      }),
-  });
-  const { earliest, latest } = lifetime.current();
-  return {
-    rows,
-    workbook: {
-      sheets,
-      soonest_expiry: earliest?.toISOString() ?? null,
-      latest_expiry: latest?.toISOString() ?? null,
-      rows_left_out: tooLong,
-    },
-    ...(pictures === undefined ? {} : { thumbnails: { placed, left_out: pictures.leftOut } }),
-  };
-}
-
-// Excel would cut the value, or repair the workbook by leaving the sheet out.
-function fitsCells({ partNumber, fileName, signedUrl }: Row, tooLong: LeftOutFile[]): boolean {
-  if ([partNumber, fileName, signedUrl].every(({ length }) => length <= LONGEST_TEXT)) return true;
-  tooLong.push({
-    file_name: fileName,
-    reason: `a value has more than the ${LONGEST_TEXT} characters of a cell`,
-  });
-  return false;
-}
-
-async function* tallied(
-  lots: AsyncIterable<readonly Row[]>,
-  { tally, total }: Job,
-): AsyncGenerator<readonly Row[]> {
-  const expected = settled(total);
-  let rows = 0;
-  for await (const lot of lots) {
-    yield lot;
-    tally.update(rows += lot.length, expected());
-  }
-  tally.finish();
-}
-
-async function* withPictures(
-  lots: AsyncIterable<readonly Row[]>,
-  { context, signal, tally }: Job,
-  { size, onPicture, onLeftOut }: {
-    readonly size: number;
-    readonly onPicture: () => void;
-    readonly onLeftOut: (file: LeftOutFile) => void;
-  },
-) {
-  const rows = await collect(lots);
-  let done = 0;
-  for await (const thumbnail of makeThumbnails(rows, { project: context.url, size, signal })) {
-    const { row, picture, reason } = thumbnail;
-    if (reason === undefined) onPicture();
-    else onLeftOut({ file_name: row.fileName, reason });
-    tally.update(++done, rows.length);
-    yield { row, picture };
-  }
-  if (done > 0) tally.finish();
-}
-
-// All of them before the first picture is fetched, so that nobody waits for a workbook that there will not be.
-async function collect(lots: AsyncIterable<readonly Row[]>): Promise<Row[]> {
-  const rows: Row[] = [];
-  for await (const lot of lots) {
-    rows.push(...lot);
-    if (rows.length > THUMBNAIL_LIMITS.pictures) {
-      throw new CommandError(
-        "too_many_pictures",
-        `Cannot put more than ${THUMBNAIL_LIMITS.pictures} pictures into a workbook: export without --thumbnails, or a bucket with ` +
-          "fewer images",
-      );
-    }
-  }
-  return rows;
-}
-
-// What a promise has come to by now.
-function settled<T>(promise: Promise<T>): () => T | undefined {
-  let value: T | undefined;
-  promise.then((result) => value = result, () => {});
-  return () => value;
 }

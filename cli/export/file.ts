@@ -1,5 +1,6 @@
 /** A file that is there whole, or not at all. */
 import { randomBytes } from "node:crypto";
+import { once } from "node:events";
 import { createWriteStream } from "node:fs";
 import { lstat, open, realpath, rename, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
@@ -29,8 +30,12 @@ export async function writeWhole<T>(
   await refuseExisting({ path, force });
   const target = await realpath(path).catch(() => path); // a link stays a link
   const temporary = join(dirname(target), `.image-sync-${randomBytes(6).toString("hex")}.part`);
+  const stream = createWriteStream(temporary, { flags: "wx" });
+  const closed = new Promise<void>((resolve) => stream.once("close", resolve));
   try {
-    const result = await write(createWriteStream(temporary, { flags: "wx" }));
+    await once(stream, "open");
+    const result = await write(stream);
+    await closed;
     await toDisk(temporary);
     await refuseExisting({ path, force });
     await rename(temporary, target);
@@ -38,6 +43,8 @@ export async function writeWhole<T>(
   } catch (error) {
     throw asRefusal(error, path);
   } finally {
+    stream.destroy();
+    await closed;
     await rm(temporary, { force: true });
   }
 }

@@ -46,7 +46,7 @@ export async function writePackage<T>(
     return result;
   } catch (error) {
     stream.destroy();
-    await written.catch(() => {}); // the file is closed before somebody removes it
+    await written.catch(() => {});
     throw error;
   }
 }
