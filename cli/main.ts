@@ -11,6 +11,7 @@ import { cleanup } from "./commands/cleanup.ts";
 import { type CommonFlags, type Context, withContext } from "./commands/context.ts";
 import { deploy } from "./commands/deploy.ts";
 import { doctor } from "./commands/doctor.ts";
+import { exportRegister } from "./commands/export.ts";
 import { init, type InitOptions, uninstall, upgrade } from "./commands/init.ts";
 import { reader } from "./commands/reader.ts";
 import { restore } from "./commands/restore.ts";
@@ -37,6 +38,8 @@ type Flags = CommonFlags & RunsOptions & Pick<InitOptions, "yes" | "force"> & {
   readonly bucketIsGone: boolean;
   readonly run?: string;
   readonly file?: string;
+  readonly thumbnails: boolean;
+  readonly size?: number;
   readonly odbc: boolean;
   readonly https: boolean;
 };
@@ -216,6 +219,15 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
   )
     .action(perform((context) => doctor(context)));
   common(
+    add("export", "write the register to a file for a spreadsheet: .csv, or .xlsx with the pictures"),
+    "Exit status: 0 it is written, 1 it is and something was left out or nothing was there, 2 it is not written.",
+  )
+    .argument("<file>", "what to write, ending in .csv or .xlsx")
+    .option("--thumbnails", "small pictures in the cells of a workbook, which need no network", false)
+    .option("--size <pixels>", "of the pictures' longer side, 16 to 512 (default: 96)", toSize)
+    .option("--force", "replace the file if it exists", false)
+    .action(perform((context, flags, file) => exportRegister(context, { ...flags, file: file ?? "" })));
+  common(
     add("runs", "show the history of runs, newest first"),
     "Exit status: 0, or 2 if it could not be told.",
   )
@@ -322,6 +334,12 @@ function toCount(text: string): number {
 function toPage(text: string): number {
   if (/^([1-9]\d?|100)$/.test(text)) return Number(text);
   throw new InvalidArgumentError("It must be a whole number from 1 to 100.");
+}
+
+function toSize(text: string): number {
+  const size = Number(text);
+  if (/^\d{1,3}$/.test(text) && size >= 16 && size <= 512) return size;
+  throw new InvalidArgumentError("It must be a whole number from 16 to 512.");
 }
 
 function toFraction(text: string): number {
