@@ -2,6 +2,7 @@ import { configDefaults, defineConfig } from "vitest/config";
 
 // What they measure in seconds is about one machine's work: they run one at a time, after all others.
 const timed = [
+  "tests/register/limits.test.ts",
   "tests/report/large.test.ts",
   "tests/security/limits.test.ts",
   "tests/sync/verify.test.ts",
