@@ -5,6 +5,7 @@ import { parseEnv } from "node:util";
 import { z } from "zod";
 import { CommandError } from "./command_error.ts";
 import type { Host } from "./host.ts";
+import { isClone } from "./package_root.ts";
 
 /** Which project to talk to, and as whom. */
 export type Connection = {
@@ -47,7 +48,7 @@ export async function findConnection(flags: Found, host: Source): Promise<Connec
   throw new CommandError(
     "not_configured",
     "Cannot tell which project to talk to: set SUPABASE_URL and SUPABASE_SECRET_KEY, in the environment or in a file " +
-      ".env here, or pass --url and --key, or start the embedded stack with npm start",
+      `.env here, or pass --url and --key${isClone ? ", or start the embedded stack with npm start" : ""}`,
   );
 }
 

@@ -3,6 +3,7 @@ import { z } from "zod";
 import { asNpmScripts, quoted } from "../supabase/functions/image-sync/text/commands.ts";
 import { DEFAULT_BUCKET, modeSchema, stateSchema } from "../supabase/functions/image-sync/contract.ts";
 import { VERSION } from "../supabase/functions/image-sync/version.ts";
+import { DEFAULT_PROGRAM } from "./called_as.ts";
 import { CommandError, exitStatus } from "./command_error.ts";
 import { analyze } from "./commands/analyze.ts";
 import { buckets } from "./commands/buckets.ts";
@@ -225,9 +226,13 @@ function refuseSwallowedFlags(command: Command, { env }: Host): void {
   );
 }
 
-/** Commands are named the way that this one was called: through its npm script, or as `npx image-sync`. */
-function wordsOf({ env }: Host, command: string | undefined): (text: string) => string {
-  return env["npm_lifecycle_event"] === command ? asNpmScripts : (text) => text;
+/** Commands are named the way that this one was called: through its npm script, through npx, or as a program. */
+function wordsOf(
+  { env, program = DEFAULT_PROGRAM }: Host,
+  command: string | undefined,
+): (text: string) => string {
+  if (env["npm_lifecycle_event"] === command) return asNpmScripts;
+  return (text) => text.replaceAll(DEFAULT_PROGRAM, program);
 }
 
 function waiting(command: Command): Command {

@@ -2,12 +2,12 @@
 import { createHash } from "node:crypto";
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { z } from "zod";
 import { VERSION } from "../../supabase/functions/image-sync/version.ts";
+import { packageRoot } from "../package_root.ts";
 
 /** Where this package keeps what it installs. */
-const source = fileURLToPath(new URL("../../supabase", import.meta.url));
+const source = join(packageRoot, "supabase");
 
 /** Below `supabase/` of a project: the function, and the list of what is ours in it. */
 export const FUNCTION_DIRECTORY = "functions/image-sync";
