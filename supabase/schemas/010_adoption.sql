@@ -1,3 +1,4 @@
+-- step 1.0.0
 -- The private home of image-sync, and the question whether the project's own public.part_images can be adopted. It is asked in the
 -- first file, because each file is a transaction of its own: a refusal further down would leave half of the schema behind. What
 -- cannot be asked beforehand (a trigger, a constraint, a view that says no) is tried: the whole adoption is rehearsed and undone.
@@ -40,7 +41,7 @@ comment on schema image_sync is
 revoke all on schema image_sync from public;
 grant usage on schema image_sync to service_role;
 
--- The functions below are for adoption alone: 20261124000600_part_images.sql calls them once more and drops them.
+-- The functions below are for adoption alone: 080_part_images.sql calls them once more and drops them.
 
 -- What the table calls one of its columns is known only when it is looked at: null where it has none of that name.
 create function image_sync.column_type(p_column text)
@@ -271,7 +272,7 @@ begin
       a.attnotnull
         and not a.atthasdef
         and a.attidentity = ''
-        -- What 20261124000600_part_images.sql gives a default.
+        -- What 080_part_images.sql gives a default.
         and not (a.attname = 'id' and a.atttypid = 'uuid'::regtype)
         and not (a.attname = 'created_at' and a.atttypid in ('timestamp'::regtype, 'timestamptz'::regtype))
         and not exists (

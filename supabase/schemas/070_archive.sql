@@ -1,3 +1,4 @@
+-- step 1.0.0
 -- Records that were taken out of public.part_images, whole, with whatever columns their owner added.
 create table image_sync.archive (
   id bigint generated always as identity,
