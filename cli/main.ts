@@ -37,6 +37,8 @@ type Flags = CommonFlags & RunsOptions & Pick<InitOptions, "yes" | "force"> & {
   readonly bucketIsGone: boolean;
   readonly run?: string;
   readonly file?: string;
+  readonly dbUrl?: string;
+  readonly sql?: string;
 };
 type Work = (context: Context, flags: Flags, ...given: (string | undefined)[]) => Promise<number>;
 
@@ -195,7 +197,9 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
     add("doctor", "look at every link of the chain, outside in, and say of each what mends it"),
     "Exit status: 0 every link holds, 1 one does not, 2 it could not be told.",
   )
-    .action(perform((context) => doctor(context)));
+    .option("--db-url <url>", "the database's URL, to look at more (default: SUPABASE_DB_URL beside the key)")
+    .option("--sql <file>", "write the SQL that mends what differs in the database to a file")
+    .action(perform((context, { dbUrl, sql }) => doctor(context, { dbUrl, sql })));
   common(
     add("runs", "show the history of runs, newest first"),
     "Exit status: 0, or 2 if it could not be told.",

@@ -14,8 +14,8 @@ import { makeReady } from "../local/ready.mjs";
  * @param {readonly string[]} args what it is given
  */
 export function runWithDeno(entry, args) {
-  makeReady();
-  const denoDirectory = dirname(createRequire(import.meta.url).resolve("deno/package.json"));
+  const denoDirectory = findDeno() ?? (makeReady(), findDeno());
+  if (denoDirectory === undefined) throw new Error("Cannot find Deno: run npm ci again");
   const executable = join(denoDirectory, process.platform === "win32" ? "deno.exe" : "deno");
   const [command, ...wrapper] = existsSync(executable)
     ? [executable]
@@ -34,4 +34,12 @@ export function runWithDeno(entry, args) {
     process.removeAllListeners(signal);
     process.kill(process.pid, signal); // as the child died, so that a shell sees the same
   });
+}
+
+function findDeno() {
+  try {
+    return dirname(createRequire(import.meta.url).resolve("deno/package.json"));
+  } catch {
+    return undefined;
+  }
 }

@@ -3,7 +3,7 @@
 --
 -- kind, name   what it is
 -- definition   what has to be the same; empty where it is enough that the object is there
--- is_printed   the definition is as this major version of Postgres prints it
+-- is_printed   the definition is as this major version of Postgres prints it; that of all others is the same from 15 to 17
 -- creation     the statements that make it where it is missing; null where the schema's repeatable set makes it
 -- correction   the statements that make it what it should be where it differs; null as above
 --
@@ -73,20 +73,27 @@ union all
 select
   'column',
   format('%s.%I', c.table_name, c.attname),
-  c.type || case when c.attnotnull then ' not null' else '' end || c.value,
-  true,
+  c.type || case when c.is_made then c.value else '' end,
+  false,
   format('alter table %s add column %I %s%s%s;', c.table_name, c.attname, c.type, c.value, case when c.attnotnull then ' not null' else '' end),
-  case
-    when not c.is_made then format(
-      'alter table %1$s alter column %2$I drop default, alter column %2$I type %3$s using %2$I::%3$s, alter column %2$I %4$s not null%5$s;',
+  format('alter table %1$s alter column %2$I type %3$s using %2$I::%3$s;', c.table_name, c.attname, c.type)
+from columns c
+union all
+select 'default', v.name, v.definition, false, v.statement, v.statement
+from columns c
+cross join lateral (
+  select
+    format('%s.%I', c.table_name, c.attname) as name,
+    concat(case when c.attnotnull then 'not null' end, c.value) as definition,
+    format(
+      'alter table %1$s alter column %2$I %3$s not null, alter column %2$I %4$s;',
       c.table_name,
       c.attname,
-      c.type,
       case when c.attnotnull then 'set' else 'drop' end,
-      case when c.value <> '' then format(', alter column %I set%s', c.attname, c.value) else '' end
-    )
-  end
-from columns c
+      case when c.value <> '' then 'set' || c.value else 'drop default' end
+    ) as statement
+) as v
+where not c.is_made
 union all
 -- What a run reads and writes of the register.
 select
@@ -124,7 +131,7 @@ select
   'constraint',
   format('%s.%I', t.name, o.conname),
   pg_get_constraintdef(o.oid),
-  true,
+  false,
   format('alter table %s add constraint %I %s;', t.name, o.conname, pg_get_constraintdef(o.oid)),
   format('alter table %1$s drop constraint %2$I, add constraint %2$I %3$s;', t.name, o.conname, pg_get_constraintdef(o.oid))
 from tables t
@@ -136,7 +143,7 @@ select
   'index',
   i.indexrelid::regclass::text,
   pg_get_indexdef(i.indexrelid) || case when i.indisvalid then '' else ' (invalid)' end,
-  true,
+  false,
   pg_get_indexdef(i.indexrelid) || ';',
   format('drop index %s; %s;', i.indexrelid::regclass, pg_get_indexdef(i.indexrelid))
 from pg_catalog.pg_index i
@@ -161,7 +168,7 @@ select
   'trigger',
   format('%s.%I', t.name, g.tgname),
   pg_get_triggerdef(g.oid) || case when g.tgenabled = 'O' then '' else ' (disabled)' end,
-  true,
+  false,
   pg_get_triggerdef(g.oid) || ';',
   format('drop trigger %I on %s; %s;', g.tgname, t.name, pg_get_triggerdef(g.oid))
 from tables t
@@ -173,7 +180,7 @@ select
   'policy',
   format('%s.%I', t.name, p.polname),
   concat_ws(' ', p.polcmd, p.polpermissive, pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid)),
-  true,
+  false,
   null,
   null
 from tables t
@@ -216,7 +223,7 @@ join pg_catalog.pg_language l
   on l.oid = f.prolang
 union all
 -- Of those that are written in standard SQL the database keeps the parsed body alone.
-select 'body', f.name, md5(pg_get_function_sqlbody(f.oid)), true, null, null
+select 'body', f.name, md5(pg_get_function_sqlbody(f.oid)), false, null, null
 from functions f
 where f.prosqlbody is not null
 union all
