@@ -1,6 +1,6 @@
 /** `doctor` with a database URL: whatever differs from what was installed is named, object by object, and the SQL that it writes mends it. */
 import { execFile } from "node:child_process";
-import { access, mkdtemp, readFile, rm } from "node:fs/promises";
+import { access, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
