@@ -130,7 +130,14 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
   )
     .argument("[dir]", "the repository", ".")
     .option("--bucket <name>", "the bucket to report on", DEFAULT_BUCKET)
-    .action(performHere((context, flags, directory) => deploy(context, { ...flags, directory })));
+    .option("--url <url>", "the project's URL, where it has an address of its own")
+    .option("--key <key>", "a secret key of the project (default: SUPABASE_SECRET_KEY, .env)")
+    .option("--db-url <url>", "push to this database (its pooler, from a network without IPv6)")
+    .action(
+      performHere((context, { dryRun, yes, bucket, url, key, dbUrl }, directory) =>
+        deploy(context, { dryRun, yes, bucket, url, key, dbUrl, directory })
+      ),
+    );
   local(
     add("upgrade", "go on to this version: one migration more, and the new function"),
     "Exit status: 0 it is this version, 1 it was not agreed to, 2 it could not be done.",

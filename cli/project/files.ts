@@ -33,7 +33,7 @@ export type Manifest = z.infer<typeof manifestSchema>;
 /** The function's files by their path below `supabase/`. */
 export async function readFunctionFiles(): Promise<ReadonlyMap<string, string>> {
   const names = (await readdir(join(source, FUNCTION_DIRECTORY), { recursive: true })).filter((name) =>
-    /\.ts$|^deno\.json$/.test(name)
+    /\.ts$|^deno\.(json|lock)$/.test(name)
   );
   const files = names.sort().map(async (name) => {
     const path = `${FUNCTION_DIRECTORY}/${name}`;
