@@ -5,7 +5,6 @@ import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import process from "node:process";
-import { makeReady } from "../local/ready.mjs";
 
 /**
  * Ends this process as the program ends.
@@ -14,8 +13,11 @@ import { makeReady } from "../local/ready.mjs";
  * @param {readonly string[]} args what it is given
  */
 export function runWithDeno(entry, args) {
-  const denoDirectory = findDeno() ?? (makeReady(), findDeno());
-  if (denoDirectory === undefined) throw new Error("Cannot find Deno: run npm ci again");
+  const denoDirectory = findDeno();
+  if (denoDirectory === undefined) {
+    console.error("Cannot run the commands of a clone without what they need: npm ci brings it");
+    process.exit(2);
+  }
   const executable = join(denoDirectory, process.platform === "win32" ? "deno.exe" : "deno");
   const [command, ...wrapper] = existsSync(executable)
     ? [executable]
