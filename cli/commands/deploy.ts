@@ -1,4 +1,4 @@
-import { dirname, resolve } from "node:path";
+import { dirname } from "node:path";
 import { renderReport } from "../../supabase/functions/image-sync/text.ts";
 import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
 import { hostOf } from "../catalogue/database.ts";
@@ -8,6 +8,7 @@ import { CommandError, exitStatus } from "../command_error.ts";
 import { findConnection } from "../connection.ts";
 import type { Host } from "../host.ts";
 import type { Output } from "../output.ts";
+import { directoryOf } from "./init.ts";
 import { findInstallation } from "../project/install.ts";
 import { describeProject, findSupabaseCli, readLink, type SupabaseCli } from "../project/supabase_cli.ts";
 
@@ -48,8 +49,8 @@ export async function deploy(
   { host, output }: { readonly host: Host; readonly output: Output },
   options: DeployOptions,
 ): Promise<number> {
-  const { directory = ".", dryRun, yes } = options;
-  const supabase = await findInstallation(resolve(host.directory, directory));
+  const { directory, dryRun, yes } = options;
+  const supabase = await findInstallation(await directoryOf(host, directory));
   const root = dirname(supabase);
   const link = await readLink(supabase);
   refuseOtherProject(link.ref, host);

@@ -2,7 +2,7 @@
 import { dirname } from "node:path";
 import { CommandError } from "../command_error.ts";
 import type { Host } from "../host.ts";
-import { findInstallation } from "../project/install.ts";
+import { findInstallation, findRepository } from "../project/install.ts";
 import { findSupabaseCli, readLink } from "../project/supabase_cli.ts";
 import type { Link } from "./link.ts";
 
@@ -10,7 +10,7 @@ const OLDEST_CLI = 3;
 
 /** Nothing where the command is called outside of a repository that image-sync is in. */
 export async function repositoryLinks(host: Host, projectUrl: string): Promise<Link[]> {
-  const supabase = await findInstallation(host.directory).catch(() => undefined);
+  const supabase = await findRepository(host.directory).then(findInstallation).catch(() => undefined);
   if (supabase === undefined) return [];
   return [await cliLink(dirname(supabase), host), await projectLink(supabase, projectUrl)];
 }
