@@ -102,7 +102,7 @@ async function runStep(cli: SupabaseCli, { args, shown }: Step): Promise<void> {
   if (code === 0) return;
   const refused = args[0] === "db"
     ? "; where it says that the remote has migrations that are not here, fetch them into the repository (npx supabase migration " +
-      "fetch): never repair your own history away. Where it asks for --include-all, push that way by hand. Where it cannot " +
+      "fetch --remote): never repair your own history away. Where it asks for --include-all, push that way by hand. Where it cannot " +
       "reach the database, pass the pooler's URL (dashboard, Connect) with --db-url"
     : "";
   throw new CommandError("step_failed", `${shown} ended with status ${code}${refused}`);

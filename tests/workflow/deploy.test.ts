@@ -69,7 +69,10 @@ describe("in this order", () => {
 
   test("link, by the project's own CLI", async () => {
     const cli = join(shop, "node_modules/.bin/supabase");
-    await run(cli, ["link", api.ref, "--yes"], { cwd: shop, env: { ...process.env, ...environment() } });
+    await run(cli, ["link", "--project-ref", api.ref, "--workdir", shop, "--yes"], {
+      cwd: base,
+      env: { ...process.env, ...environment() },
+    });
     expect(await readFile(join(shop, "supabase/.temp/project-ref"), "utf8")).toBe(api.ref);
   }, 60_000);
 
