@@ -74,7 +74,7 @@ describe("in this order", () => {
       env: { ...process.env, ...environment() },
     });
     expect(await readFile(join(shop, "supabase/.temp/project-ref"), "utf8")).toBe(api.ref);
-  }, 60_000);
+  }, 120_000);
 
   test("a dry run names the project and every command, without the database's password", async () => {
     const { status, stdout, stderr } = await deploy(["--dry-run", ...here()]);
@@ -84,7 +84,7 @@ describe("in this order", () => {
     expect(stderr).toContain("npx supabase functions deploy image-sync --use-api --yes");
     expect(stderr).not.toContain("postgres:postgres");
     expect((await api.asked()).filter((line) => line.startsWith("POST"))).toEqual([]);
-  });
+  }, 120_000);
 
   test("a token that is not the account's, and a variable that names another project, stop it first", async () => {
     const token = `sbp_${"f".repeat(40)}`;
@@ -98,7 +98,7 @@ describe("in this order", () => {
       stderr: expect.stringContaining(other),
     });
     expect((await api.asked()).filter((line) => line.startsWith("POST"))).toEqual([]);
-  });
+  }, 120_000);
 
   test("deploy pushes the schema and the function, whose first call is the report", async () => {
     // The platform bundles what arrives; the lock says that nothing else is meant.
@@ -116,7 +116,7 @@ describe("in this order", () => {
     const sql = postgres(stack.dbUrl, { max: 1 });
     expect(await sql`select p.url from image_sync.project p`).toEqual([{ url: stack.url }]);
     await sql.end();
-  }, 180_000);
+  }, 300_000);
 
   test("doctor finds that all of the chain holds, but for the bucket", async () => {
     const { stdout } = await runCommand(["doctor"], {
@@ -140,7 +140,7 @@ describe("in this order", () => {
     }
     expect(stdout).toMatch(/✔ catalogue: \d+ objects are as they were installed/);
     expect(stdout).toContain("✖ bucket");
-  }, 60_000);
+  }, 120_000);
 });
 
 test(

@@ -33,7 +33,7 @@ beforeAll(async () => {
   // It has everything in it: the registry is not asked.
   await run("npm", ["install", "--save-dev", "--offline", tarball], { cwd: join(directory, "shop") });
   stack = await startLocalStack();
-}, 120_000);
+}, 240_000);
 afterAll(async () => {
   await stack?.stop();
   if (directory !== undefined) await rm(directory, { recursive: true });
