@@ -5,6 +5,7 @@ const timed = [
   "tests/report/large.test.ts",
   "tests/security/limits.test.ts",
   "tests/sync/verify.test.ts",
+  "tests/workflow/export.test.ts",
 ];
 
 export default defineConfig({

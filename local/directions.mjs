@@ -7,9 +7,20 @@ const FUNCTION = "supabase/functions/image-sync/";
 /** The function's modules, lowest first: index → api → worker → pipeline → (database, signer) → what imports none of ours but shapes. */
 const FLOORS = [
   ["contract"],
-  ["background", "budget", "database.types", "log", "problem", "request", "safe_text", "text", "version"],
+  [
+    "background",
+    "budget",
+    "database.types",
+    "log",
+    "problem",
+    "reader_key",
+    "request",
+    "safe_text",
+    "text",
+    "version",
+  ],
   ["database", "outbound", "reader", "signer"],
-  ["faults", "pipeline"],
+  ["faults", "pipeline", "register"],
   ["worker"],
   ["api"],
   ["index"],

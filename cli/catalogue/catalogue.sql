@@ -10,9 +10,9 @@
 -- public.part_images may be somebody's own table: of it only what a run needs is looked at, never its owner's columns, constraints,
 -- grants and policies.
 with tables as (
-  select c.oid, c.relname, c.relkind, c.relacl, c.relrowsecurity, format('image_sync.%I', c.relname) as name
+  select c.oid, c.relname, c.relkind, c.relacl, c.relrowsecurity, c.reloptions, c.oid::regclass::text as name
   from pg_catalog.pg_class c
-  where c.relnamespace = to_regnamespace('image_sync')
+  where (c.relnamespace = to_regnamespace('image_sync') or c.oid = to_regclass('public.part_register'))
     and c.relkind in ('r', 'v')
 ),
 functions as (
@@ -187,16 +187,29 @@ from tables t
 join pg_catalog.pg_policy p
   on p.polrelid = t.oid
 union all
--- The view of Storage's objects is made anew when Storage gains columns: what it is made of is not the same everywhere.
 select
   'view',
   t.name,
-  case when t.relname <> 'objects' then md5(pg_get_viewdef(t.oid)) else '' end,
-  true,
+  concat_ws(
+    ' ',
+    array_to_string(t.reloptions, ', '),
+    (
+      select string_agg(a.attname, ', ' order by a.attnum)
+      from pg_catalog.pg_attribute a
+      where a.attrelid = t.oid
+        and a.attnum > 0
+    )
+  ),
+  false,
   null,
   null
 from tables t
 where t.relkind = 'v'
+union all
+-- The others are made by functions, anew when Storage gains columns: what they are made of is not the same everywhere.
+select 'body', t.name, md5(pg_get_viewdef(t.oid)), true, null, null
+from tables t
+where t.name = 'image_sync.records'
 union all
 -- Line ends are the client's that sent it.
 select

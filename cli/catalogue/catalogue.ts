@@ -111,15 +111,17 @@ export function compareCatalogues(expected: Catalogue, found: Catalogue): Drift[
     },
   );
   const all = [...drifts, ...unexpected];
-  // What is gone, or has to go, is said once: not again for its body, default and grants.
+  // What is gone, or has to go, is said once: not again for its body, default and grants, which come with it.
   const whole = new Set(
-    all.filter(({ kind, state }) => (kind === "function" || kind === "column") && state !== "changed").map(
+    all.filter(({ kind, state }) => ["function", "view", "column"].includes(kind) && state !== "changed").map(
       keyOf,
     ),
   );
   const isSaid = ({ kind, name }: Drift) =>
     kind === "body" || kind === "grant"
-      ? whole.has(`function ${/ on function (.*) to /.exec(name)?.[1] ?? name}`)
+      ? ["function", "view"].some((of) =>
+        whole.has(`${of} ${/ on (?:function|table) (.*) to /.exec(name)?.[1] ?? name}`)
+      )
       : kind === "default" && whole.has(`column ${name}`);
   return all
     .filter((drift) => !isSaid(drift))

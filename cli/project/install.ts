@@ -304,7 +304,9 @@ async function planMigration(
     : manifest.version;
   const name = from === null ? "image_sync" : `image_sync_${VERSION.replaceAll(".", "_")}`;
   const after = await readMigration(from);
-  const written = manifest === undefined ? await findWritten(supabase, names, `_${name}.sql`, after) : undefined;
+  const written = manifest === undefined
+    ? await findWritten(supabase, names, `_${name}.sql`, after)
+    : undefined;
   if (written !== undefined) return { path: written, kind: "same", before: after, after };
   return { path: `migrations/${stamp}_${name}.sql`, kind: "create", before: undefined, after };
 }

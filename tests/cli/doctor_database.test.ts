@@ -170,7 +170,6 @@ const faults: readonly (readonly [what: string, fault: string, names: readonly s
   ],
   ["a view that is gone", "drop view image_sync.records cascade", [
     "view image_sync.records missing",
-    "grant select on table image_sync.records to service_role missing",
   ]],
   ["a job that is gone", "select cron.unschedule('image-sync-watchdog')", [
     "job select image_sync.watchdog() missing",

@@ -86,19 +86,23 @@ describe("in this order", () => {
     expect((await api.asked()).filter((line) => line.startsWith("POST"))).toEqual([]);
   }, 120_000);
 
-  test("a token that is not the account's, and a variable that names another project, stop it first", async () => {
-    const token = `sbp_${"f".repeat(40)}`;
-    expect(await deploy(["--yes", ...here()], { SUPABASE_ACCESS_TOKEN: token })).toMatchObject({
-      status: 2,
-      stderr: expect.stringContaining("not signed in"),
-    });
-    const other = "zyxwvutsrqponmlkjihg";
-    expect(await deploy(["--yes", ...here()], { SUPABASE_PROJECT_ID: other })).toMatchObject({
-      status: 2,
-      stderr: expect.stringContaining(other),
-    });
-    expect((await api.asked()).filter((line) => line.startsWith("POST"))).toEqual([]);
-  }, 120_000);
+  test(
+    "a token that is not the account's, and a variable that names another project, stop it first",
+    async () => {
+      const token = `sbp_${"f".repeat(40)}`;
+      expect(await deploy(["--yes", ...here()], { SUPABASE_ACCESS_TOKEN: token })).toMatchObject({
+        status: 2,
+        stderr: expect.stringContaining("not signed in"),
+      });
+      const other = "zyxwvutsrqponmlkjihg";
+      expect(await deploy(["--yes", ...here()], { SUPABASE_PROJECT_ID: other })).toMatchObject({
+        status: 2,
+        stderr: expect.stringContaining(other),
+      });
+      expect((await api.asked()).filter((line) => line.startsWith("POST"))).toEqual([]);
+    },
+    120_000,
+  );
 
   test("deploy pushes the schema and the function, whose first call is the report", async () => {
     // The platform bundles what arrives; the lock says that nothing else is meant.

@@ -133,6 +133,14 @@ describe("under plain Node", () => {
     expect(links).toContainEqual(expect.objectContaining({ looked_at: "versions", state: "fine" }));
   });
 
+  test("export writes a workbook; what it leaves out of the package it asks for by name", async () => {
+    const written = await type(["export", "register.xlsx", "--json"], project());
+    expect(JSON.parse(written.stdout)).toMatchObject({ file: "register.xlsx", format: "xlsx" });
+    expect((await readFile(join(directory, "shop/register.xlsx"))).subarray(0, 2).toString()).toBe("PK");
+    const built = await readFile(join(installed, "dist/image-sync.mjs"), "utf8");
+    expect(built).toContain('import("sharp")');
+  });
+
   test("nothing that is said names what only a clone has", async () => {
     const { status, stderr } = await type(["status"]);
     expect(status).toBe(2);

@@ -2,6 +2,7 @@
 import { z } from "zod";
 import { bucketChangeSchema, planSchema, runListSchema } from "./lists.ts";
 import { fileSchema, reportSchema } from "./report.ts";
+import { readerSchema, registerTagSchema } from "./register.ts";
 import { runSchema } from "./runs.ts";
 
 /** A refusal, RFC 9457 with a stable `code`; the numbers behind it stand beside as members of their own. */
@@ -28,6 +29,12 @@ export const bucketChangeAnswerSchema = z.union([
   z.object({ bucket: bucketChangeSchema }),
 ]);
 export const runListAnswerSchema = z.union([problemAnswerSchema, runListSchema]);
+export const readerAnswerSchema = z.union([problemAnswerSchema, z.object({ reader: readerSchema })]);
+export const readerRemovalAnswerSchema = z.union([
+  problemAnswerSchema,
+  z.object({ reader: readerSchema, revoked: z.boolean() }),
+]);
+export const registerTagAnswerSchema = z.union([problemAnswerSchema, registerTagSchema]);
 export const endAttemptAnswerSchema = z.object({ ended: z.boolean() });
 export const announceAnswerSchema = z.object({ changed: z.boolean(), schema_version: z.string() });
 export const handOffAnswerSchema = z.object({ kicked: z.boolean() });
