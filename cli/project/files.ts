@@ -74,7 +74,7 @@ end;
 $$;
 
 ${functions.join("\n")}
-drop index if exists public.part_images_look_up_key_idx, public.part_images_object_id_idx;
+drop index if exists public.part_images_twins_idx, public.part_images_object_idx;
 drop schema image_sync cascade;
 `;
 }

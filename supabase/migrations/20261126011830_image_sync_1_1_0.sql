@@ -25,6 +25,54 @@ update image_sync.settings s
 set register = true
 where s.bucket_id = 'part-images';
 
+-- chunks, 1.1.0
+
+-- Each look of a working run is one at a few rows, however many thousand chunks it has. Plans are made when the table is empty and stay
+-- in their sessions: to such a plan every index that begins with run_id is as good as any other, and leads through all chunks of
+-- the run. So one index alone begins with it, the primary key; and a query that says "run_id is not distinct from" means so: no
+-- index has what it says, and what it is meant for is left.
+alter table image_sync.chunks
+  drop constraint chunks_run_id_from_key_key,
+  -- No object in two chunks: every range begins where another one ended.
+  add constraint chunks_run_id_from_key_key unique (from_key, run_id);
+
+-- What is left to claim: a handful of rows.
+drop index image_sync.chunks_open_idx;
+create index chunks_open_idx on image_sync.chunks (number) where state in ('pending', 'leased');
+-- The chunk of a lease.
+create index chunks_lease_token_idx on image_sync.chunks (lease_token);
+-- Chunks that were leased more than once: a handful.
+create index chunks_past_leases_idx on image_sync.chunks (number) where past_leases <> '{}';
+-- The last chunks that were signed, newest first: an order that only this index gives.
+create index chunks_closed_idx on image_sync.chunks (run_id, closed_at desc nulls first) where to_sign > 0;
+
+-- part images, 1.1.0
+
+-- Every insert writes both indexes. A thousand random ids in a tree of a million cost three times what they cost in a hash; a part
+-- number is matched with the pattern of copies only where it has a character that a copy's has.
+do $$
+declare
+  v_index record;
+begin
+  for v_index in
+    select *
+    from (values
+      ('part_images_object_idx', 'CREATE INDEX part_images_object_idx ON public.part_images USING hash (object_id)'),
+      ('part_images_twins_idx', 'CREATE INDEX part_images_twins_idx ON public.part_images USING btree ((((bucket_id || ''/''::text) || lower( CASE WHEN (part_number ~ ''[_)\s]''::text) THEN regexp_replace(part_number, ''( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$''::text, ''''::text, ''i''::text) ELSE part_number END))) COLLATE "C") INCLUDE (part_number, bucket_id)')
+    ) as i (name, definition)
+  loop
+    if to_regclass('public.' || v_index.name) is null then
+      execute v_index.definition;
+    -- A table that was ours before has them; their definition is printed over several lines.
+    elsif regexp_replace(pg_get_indexdef(to_regclass('public.' || v_index.name)), '\s+', ' ', 'g') is distinct from v_index.definition then
+      raise exception 'Cannot index public.part_images: the name %, which one of its indexes needs, is taken by something else', v_index.name
+        using errcode = 'duplicate_object', hint = format('Run: alter table public.%I rename to %I;', v_index.name, v_index.name || '_old');
+    end if;
+  end loop;
+end;
+$$;
+drop index if exists public.part_images_object_id_idx, public.part_images_look_up_key_idx;
+
 -- readers, 1.1.0
 
 -- Readers: who may read the register and nothing else. One by ODBC is a database role of the same name, which the SQL of
@@ -319,7 +367,12 @@ select
     ) then p.signed_url_expires_at
   end as usable_until,
   p.object_id,
-  p.bucket_id || '/' || lower(regexp_replace(p.part_number, '( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$', '', 'i')) as look_up_key
+  p.bucket_id || '/' || lower(
+    case
+      when p.part_number ~ '[_)\s]' then regexp_replace(p.part_number, '( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$', '', 'i')
+      else p.part_number
+    end
+  ) as look_up_key
 from public.part_images p;
 
 comment on view image_sync.records is 'The rows of public.part_images with the state of their URLs. Walk it by (bucket_id, file_name collate "C"): part_images_bucket_id_file_name_key serves that.';
@@ -330,19 +383,28 @@ comment on column image_sync.records.signed_url is 'The URL. Whether it is one o
 comment on column image_sync.records.signed is 'There is a URL, working or not.';
 comment on column image_sync.records.expired is 'There is a URL and it has expired, or its expiry is unknown, or it was cut.';
 comment on column image_sync.records.usable_until is 'Until when the URL works; null where it does not.';
-comment on column image_sync.records.look_up_key is 'The part number as a look-up in a spreadsheet takes it, and as copies of one file have it in common: without regard to case, spaces at the end, " (1)", " - Copy" and the like, "_JPG"; behind the bucket and a slash. The expression of part_images_look_up_key_idx.';
+comment on column image_sync.records.look_up_key is 'The part number as a look-up in a spreadsheet takes it, and as copies of one file have it in common: without regard to case, spaces at the end, " (1)", " - Copy" and the like, "_JPG"; behind the bucket and a slash. The expression of part_images_twins_idx.';
 comment on column image_sync.records.object_id is 'The object that the record is of, by its id; null where that is not known yet.';
 
 -- a.b/12.x.jpg: 12.x. Of many names at once: a call for each costs more than what it does.
 create or replace function image_sync.part_numbers_of(p_names text[])
 returns text[]
-language sql
+language plpgsql
 immutable
 set search_path = ''
-return array(
-  select regexp_replace(split_part(n.name, '/', -1), '\.[^.]*$', '')
-  from unnest(p_names) as n (name)
-);
+as $$
+begin
+  return array(
+    select case when strpos(f.name, '.') = 0 then f.name else left(f.name, -1 - length(split_part(f.name, '.', -1))) end
+    from (
+      select split_part(n.name, '/', -1) as name
+      from unnest(p_names) as n (name)
+      -- The last part of the path is found out once.
+      offset 0
+    ) as f
+  );
+end;
+$$;
 
 comment on function image_sync.part_numbers_of(text[]) is 'The part numbers of files, in their order: each is the name without folders and extension.';
 
@@ -372,11 +434,12 @@ grant execute on function image_sync.last_key() to service_role;
 -- its owner's. Ours has nothing of the kind.
 create or replace function image_sync.may_refuse_records()
 returns boolean
-language sql
+language plpgsql
 stable
 set search_path = ''
-begin atomic
-  select
+as $$
+begin
+  return
     exists (
       select
       from pg_catalog.pg_constraint c
@@ -420,6 +483,7 @@ begin atomic
         and a.attname not in ('bucket_id', 'file_name', 'part_number')
     );
 end;
+$$;
 
 comment on function image_sync.may_refuse_records() is
   'True where a constraint, unique index, trigger or column of the table''s owner may refuse a record. Then records are inserted when they are listed, so that what is refused is not signed every night.';
@@ -669,7 +733,9 @@ begin
     order by h.place
   );
   v_chunk.to_insert := v_held;
-  v_chunk.problems := v_chunk.problems || image_sync.first_items(v_problems);
+  if v_problems <> '[]' then
+    v_chunk.problems := v_chunk.problems || image_sync.first_items(v_problems);
+  end if;
   if v_rest.samples is not null then
     v_chunk.facts := v_chunk.facts || jsonb_build_object('collided', v_rest.samples);
   end if;
@@ -1338,7 +1404,7 @@ to service_role;
 
 -- Part numbers that several images stand for, as whoever looks them up in a spreadsheet sees them: in other case, with a space at the
 -- end, as a copy that an upload or a file manager has made, or in another folder. The key by which they are compared stands in the
--- view image_sync.records, and part_images_look_up_key_idx has all of them in order: once a run has passed its bucket, the index is
+-- view image_sync.records, and part_images_twins_idx has all of them in order: once a run has passed its bucket, the index is
 -- walked from end to end, a page at a time. So twins are found wherever they lie, by the first sync already, and a chunk costs nothing.
 
 -- What the walk has found so far. The caller holds the run's row lock. Returns whether it is at its end; 250 ms keep a call short.
@@ -1626,15 +1692,19 @@ comment on function image_sync.next_number(uuid) is 'The number of a run''s next
 
 create or replace function image_sync.chunk_size(p_run image_sync.runs, p_settings image_sync.settings)
 returns integer
-language sql
+language plpgsql
 immutable
 set search_path = ''
-return least(
-  p_run.chunk_size,
-  p_settings.chunk_size,
-  -- What is opened has to be opened within a lease, several times over.
-  case when p_run.mode = 'verify' then greatest(least(200, p_settings.verify_rate * extract(epoch from p_settings.lease_duration) / 4), 1)::integer end
-);
+as $$
+begin
+  return least(
+    p_run.chunk_size,
+    p_settings.chunk_size,
+    -- What is opened has to be opened within a lease, several times over.
+    case when p_run.mode = 'verify' then greatest(least(200, p_settings.verify_rate * extract(epoch from p_settings.lease_duration) / 4), 1)::integer end
+  );
+end;
+$$;
 
 comment on function image_sync.chunk_size(image_sync.runs, image_sync.settings) is
   'How many names the run''s next chunk may have: the setting, or what the database could do of it in time.';
@@ -2398,7 +2468,7 @@ begin
   select c.*
   into v_chunk
   from image_sync.chunks c
-  where c.run_id = p_run
+  where c.run_id is not distinct from p_run
     and c.lease_token = p_token
   for update;
   return v_chunk;
@@ -2450,7 +2520,7 @@ begin
   select c.*
   into v_chunk
   from image_sync.chunks c
-  where c.run_id = p_run.id
+  where c.run_id is not distinct from p_run.id
     and c.lease_token = p_token
   for update skip locked;
   if v_chunk.run_id is null then
@@ -2463,7 +2533,7 @@ begin
     select c.*
     into v_chunk
     from image_sync.chunks c
-    where c.run_id = p_run.id
+    where c.run_id is not distinct from p_run.id
       and c.lease_token = p_token;
   end if;
 
@@ -2666,7 +2736,8 @@ begin
     select c.*
     into v_chunk
     from image_sync.chunks c
-    where c.run_id = p_run.id
+    where c.run_id is not distinct from p_run.id
+      and c.state in ('pending', 'leased')
       and (
         c.state = 'pending' and coalesce(c.not_before <= clock_timestamp(), true)
         or c.state = 'leased' and c.lease_expires_at <= clock_timestamp()
@@ -3986,7 +4057,7 @@ begin
       select p_around[1] || coalesce(s.path, s.name) || p_around[2] || s.token
       from unnest(p_names, p_paths, p_tokens) as s (name, path, token)
     );
-    v_closed := image_sync.close_chunk(v_run, v_settings, p_closing, p_names, v_urls, p_expires, p_failures, image_sync.clean_fault(p_error), p_storage_calls, p_retries);
+    v_closed := image_sync.close_chunk(v_run, v_settings, p_closing, p_names, v_urls, p_expires, p_failures, case when p_error is not null then image_sync.clean_fault(p_error) end, p_storage_calls, p_retries);
   end if;
 
   -- A close that took long has the statement's time to itself: what would be listed now could undo it.
@@ -4026,9 +4097,19 @@ begin
   -- for: a token leases once in its life, or a repeated close could meet a chunk that it does not mean.
   select c.*
   into v_chunk
-  from image_sync.chunks c
-  where c.run_id = p_run
-    and (c.lease_token = p_lease or p_lease = any (c.past_leases));
+  from (
+    select held.*
+    from image_sync.chunks held
+    where held.run_id is not distinct from p_run
+      and held.lease_token = p_lease
+    union all
+    select passed.*
+    from image_sync.chunks passed
+    where passed.run_id is not distinct from p_run
+      and passed.past_leases <> '{}'
+      and p_lease = any (passed.past_leases)
+  ) as c
+  limit 1;
   if found and (v_chunk.state <> 'leased' or v_chunk.lease_token <> p_lease) then
     return jsonb_build_object('closed', v_closed, 'next', 'again');
   elsif found and v_chunk.relist_size is not null then
@@ -4044,7 +4125,7 @@ begin
   elsif found then
     v_names := image_sync.names_to_work(v_run, v_settings, v_chunk);
   else
-    v_wait_ms := image_sync.pace_left(v_run);
+    v_wait_ms := case when v_run.mode = 'verify' then image_sync.pace_left(v_run) end;
     if v_wait_ms is not null then
       return jsonb_build_object('closed', v_closed, 'next', 'wait', 'wait_ms', v_wait_ms);
     end if;
@@ -4147,7 +4228,7 @@ begin
   select c.listed, p_took + c.listing_took
   into v_names, v_took
   from image_sync.chunks c
-  where c.run_id = p_run
+  where c.run_id is not distinct from p_run
     and c.lease_token = p_closing
     and c.state in ('done', 'dead');
   if p_closed is distinct from 'closed' or not found then
@@ -4213,7 +4294,7 @@ begin
   select c.*
   into v_chunk
   from image_sync.chunks c
-  where c.run_id = p_run
+  where c.run_id is not distinct from p_run
     and c.lease_token = coalesce(p_closing, p_lease)
     and c.state = 'leased'
   for update skip locked;

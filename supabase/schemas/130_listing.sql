@@ -35,15 +35,19 @@ comment on function image_sync.next_number(uuid) is 'The number of a run''s next
 
 create or replace function image_sync.chunk_size(p_run image_sync.runs, p_settings image_sync.settings)
 returns integer
-language sql
+language plpgsql
 immutable
 set search_path = ''
-return least(
-  p_run.chunk_size,
-  p_settings.chunk_size,
-  -- What is opened has to be opened within a lease, several times over.
-  case when p_run.mode = 'verify' then greatest(least(200, p_settings.verify_rate * extract(epoch from p_settings.lease_duration) / 4), 1)::integer end
-);
+as $$
+begin
+  return least(
+    p_run.chunk_size,
+    p_settings.chunk_size,
+    -- What is opened has to be opened within a lease, several times over.
+    case when p_run.mode = 'verify' then greatest(least(200, p_settings.verify_rate * extract(epoch from p_settings.lease_duration) / 4), 1)::integer end
+  );
+end;
+$$;
 
 comment on function image_sync.chunk_size(image_sync.runs, image_sync.settings) is
   'How many names the run''s next chunk may have: the setting, or what the database could do of it in time.';

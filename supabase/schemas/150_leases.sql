@@ -116,7 +116,7 @@ begin
   select c.*
   into v_chunk
   from image_sync.chunks c
-  where c.run_id = p_run
+  where c.run_id is not distinct from p_run
     and c.lease_token = p_token
   for update;
   return v_chunk;
@@ -168,7 +168,7 @@ begin
   select c.*
   into v_chunk
   from image_sync.chunks c
-  where c.run_id = p_run.id
+  where c.run_id is not distinct from p_run.id
     and c.lease_token = p_token
   for update skip locked;
   if v_chunk.run_id is null then
@@ -181,7 +181,7 @@ begin
     select c.*
     into v_chunk
     from image_sync.chunks c
-    where c.run_id = p_run.id
+    where c.run_id is not distinct from p_run.id
       and c.lease_token = p_token;
   end if;
 
@@ -384,7 +384,8 @@ begin
     select c.*
     into v_chunk
     from image_sync.chunks c
-    where c.run_id = p_run.id
+    where c.run_id is not distinct from p_run.id
+      and c.state in ('pending', 'leased')
       and (
         c.state = 'pending' and coalesce(c.not_before <= clock_timestamp(), true)
         or c.state = 'leased' and c.lease_expires_at <= clock_timestamp()
