@@ -15,6 +15,33 @@ begin
 end;
 $$;
 
+-- settings, 1.1.0
+
+-- A pattern of like that ends with a lone escape character is an error whatever it is matched with: it would end every run.
+update image_sync.settings s
+set exclude = array(
+  select case when p.pattern ~ '(^|[^\\])(\\\\)*\\$' then p.pattern || '\' else p.pattern end
+  from unnest(s.exclude) with ordinality as p (pattern, place)
+  order by p.place
+);
+
+alter table image_sync.settings
+  drop constraint settings_exclude_check,
+  add constraint settings_exclude_check check (
+    array_position(exclude, null) is null
+    and array_position(exclude, '') is null
+    -- One pattern a line.
+    and array_to_string(exclude, E'\n') !~ '(^|[^\\])(\\\\)*\\(\n|$)'
+  ),
+  -- In like _ is any character: MYMACOSX/ is a folder like any other. And the bins of Windows and of network drives are none.
+  alter column exclude set default '{.%,%/.%,"\\_\\_MACOSX/%","%/\\_\\_MACOSX/%",@eaDir/%,%/@eaDir/%,#recycle/%,%/#recycle/%,$RECYCLE.BIN/%,%/$RECYCLE.BIN/%,"System Volume Information/%","%/System Volume Information/%",Thumbs.db,%/Thumbs.db,desktop.ini,%/desktop.ini}';
+
+update image_sync.settings s
+set exclude = default
+where s.exclude = '{.%,%/.%,__MACOSX/%,%/__MACOSX/%,@eaDir/%,%/@eaDir/%,Thumbs.db,%/Thumbs.db,desktop.ini,%/desktop.ini}';
+
+comment on column image_sync.settings.exclude is 'Patterns of LIKE (% any text, _ any character, \ before either for itself); an object whose whole name matches one of them, and that has no record, is left out. Hidden and system files and bins of the common systems by default; add thumbs/% to leave a folder out.';
+
 -- redaction
 
 -- Words that come from elsewhere (a trigger's message, an answer of Storage) may quote a whole row, signed URL and all. They are
@@ -371,6 +398,62 @@ return p_sqlstate in ('55P03', '40P01');
 
 comment on function image_sync.is_held(text) is 'Whether an error of this SQLSTATE is a lock that was not to be had: lock_not_available or deadlock_detected.';
 
+-- What a table may say at the end of a transaction (a deferred constraint, a constraint trigger) would end a whole call with all of
+-- its rows, and nobody could tell which row it was about. So it is asked after each statement that writes, where what it refuses
+-- costs itself alone; and it is deferred until then, as its owner may count on.
+create or replace function image_sync.check_deferred()
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  set constraints all immediate;
+  set constraints all deferred;
+end;
+$$;
+
+comment on function image_sync.check_deferred() is 'Lets constraints and triggers that are deferred to the end of the transaction say now what they would say then.';
+
+-- Where somebody holds the whole table (create index, lock table), none of its rows is held by itself: nothing is left out, named or
+-- given up for it. Called after a lock was not to be had.
+create or replace function image_sync.need_table()
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  lock table public.part_images in row exclusive mode;
+end;
+$$;
+
+comment on function image_sync.need_table() is 'Raises lock_not_available where somebody else holds public.part_images as a whole, so that the attempt is made again later.';
+
+-- Whether an error says that the key of a record is taken: by a constraint of part_images itself, not by one of a table that a trigger
+-- of its owner writes.
+create or replace function image_sync.is_taken(p_sqlstate text, p_schema text, p_table text)
+returns boolean
+language sql
+immutable
+set search_path = ''
+return p_sqlstate in ('23505', '23P01') and p_schema = 'public' and p_table = 'part_images';
+
+comment on function image_sync.is_taken(text, text, text) is 'Whether an error of this SQLSTATE and table is a unique or exclusion constraint of public.part_images.';
+
+-- A record without a URL has null there, or the empty text where its owner forbids null: both are none.
+create or replace function image_sync.no_url()
+returns text
+language sql
+stable
+set search_path = ''
+return (
+  select case when a.attnotnull then '' end
+  from pg_catalog.pg_attribute a
+  where a.attrelid = 'public.part_images'::regclass
+    and a.attname = 'signed_url'
+);
+
+comment on function image_sync.no_url() is 'What signed_url holds where there is no URL: null, or the empty text where null is forbidden.';
+
 -- A row that is tried by itself waits 20 ms for a lock, and hardly at all once a second has gone into waiting: a thousand rows that
 -- somebody holds must not add up to the statement timeout.
 create or replace function image_sync.row_patience(p_since timestamptz)
@@ -439,6 +522,8 @@ as $$
 declare
   v_since constant timestamptz := clock_timestamp();
   v_missing record;
+  v_schema text;
+  v_table text;
 begin
   inserted := '{}';
   held := '{}';
@@ -451,15 +536,17 @@ begin
     perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
     begin
       insert into public.part_images (bucket_id, file_name, part_number, object_id)
-      values (p_bucket_id, v_missing.name, v_missing.part_number, v_missing.id)
-      on conflict do nothing;
-      if found then
-        inserted := inserted || v_missing.name;
-      end if;
+      values (p_bucket_id, v_missing.name, v_missing.part_number, v_missing.id);
+      perform image_sync.check_deferred();
+      inserted := inserted || v_missing.name;
     exception
+      -- Not "on conflict do nothing": that refuses every row of a table with a deferrable key.
       when others then
+        get stacked diagnostics v_schema = schema_name, v_table = table_name;
         if image_sync.is_held(sqlstate) then
           held := held || v_missing.name;
+        elsif image_sync.is_taken(sqlstate, v_schema, v_table) then
+          continue;
         elsif image_sync.is_refusal(sqlstate) then
           problems := problems || image_sync.item_problem(v_missing.name, 'record_refused', sqlerrm);
         else
@@ -506,7 +593,7 @@ begin
   begin
     with added as (
       insert into public.part_images (bucket_id, file_name, part_number, object_id, signed_url, signed_url_expires_at)
-      select p_bucket_id, m.name, m.part_number, m.id, s.url, to_timestamp(s.expires)
+      select p_bucket_id, m.name, m.part_number, m.id, coalesce(s.url, (select image_sync.no_url())), to_timestamp(s.expires)
       from unnest(v_chunk.to_insert, v_chunk.to_insert_ids, image_sync.part_numbers_of(v_chunk.to_insert)) as m (name, id, part_number)
       left join unnest(p_names, p_urls, p_expires) as s (name, url, expires) on s.name = m.name
       -- What was signed a moment ago was there; anything else may be gone since it was listed.
@@ -521,9 +608,10 @@ begin
       order by m.name collate "C"
       returning file_name, signed_url
     )
-    select coalesce(array_agg(added.file_name), '{}'), count(added.signed_url)
+    select coalesce(array_agg(added.file_name), '{}'), count(nullif(added.signed_url, ''))
     into v_inserted, v_signed
     from added;
+    perform image_sync.check_deferred();
   exception
     -- A constraint or a trigger of the table's owner refuses a row, somebody else inserted one meanwhile, or is about to: find out
     -- which, so that the others get in. Their URLs are stored like those of any record. Saying on conflict above would make every
@@ -531,6 +619,8 @@ begin
     when others then
       if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
         raise;
+      elsif image_sync.is_held(sqlstate) then
+        perform image_sync.need_table();
       end if;
       select coalesce(array_agg(m.name), '{}') as names, coalesce(array_agg(m.id), '{}') as ids
       into v_present
@@ -659,6 +749,7 @@ begin
       where p.bucket_id = p_bucket_id
         and p.file_name collate "C" = v_signed.name;
       if found then
+        perform image_sync.check_deferred();
         stored := stored + 1;
       end if;
     exception
@@ -708,10 +799,13 @@ begin
     and p.file_name collate "C" > p_from_key
     and p.file_name collate "C" <= p_last_key;
   get diagnostics stored = row_count;
+  perform image_sync.check_deferred();
 exception
   when others then
     if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
       raise;
+    elsif image_sync.is_held(sqlstate) then
+      perform image_sync.need_table();
     end if;
     select o.stored, o.held, o.problems
     into stored, held, problems
@@ -721,6 +815,42 @@ $$;
 
 comment on function image_sync.store_urls(text, text, text, text[], text[], bigint[]) is
   'Stores URLs in the records of a range. Returns how many were stored, the names that somebody else holds (a lock of more than 400 ms), and the problems of those that the table refuses: neither costs the others anything.';
+
+-- Takes the URLs of records away. It can wait: a row that somebody holds, or that the table does not let go without, keeps its own.
+create or replace function image_sync.withdraw_urls(p_bucket_id text, p_from_key text, p_last_key text, p_names text[])
+returns void
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+begin
+  with free as materialized (
+    select p.file_name
+    from public.part_images p
+    where p.bucket_id = p_bucket_id
+      and p.file_name collate "C" = any (p_names)
+      and p.file_name collate "C" > p_from_key
+      and p.file_name collate "C" <= p_last_key
+      and nullif(p.signed_url, '') is not null
+    for no key update skip locked
+  )
+  update public.part_images p
+  set signed_url = image_sync.no_url(), signed_url_expires_at = null
+  from free f
+  where p.bucket_id = p_bucket_id
+    and p.file_name collate "C" = f.file_name
+    and p.file_name collate "C" > p_from_key
+    and p.file_name collate "C" <= p_last_key;
+  perform image_sync.check_deferred();
+exception
+  when others then
+    if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+      raise;
+    end if;
+end;
+$$;
+
+comment on function image_sync.withdraw_urls(text, text, text, text[]) is 'Leaves the named records of a range without a URL, but for those that somebody holds, and none where the table refuses one.';
 
 -- Whether two records of one part number are impossible, by a unique index of the table's owner.
 create or replace function image_sync.part_number_is_unique()
@@ -745,6 +875,11 @@ comment on function image_sync.part_number_is_unique() is 'True where the table'
 
 revoke all on function
   image_sync.is_refusal(text),
+  image_sync.check_deferred(),
+  image_sync.need_table(),
+  image_sync.is_taken(text, text, text),
+  image_sync.no_url(),
+  image_sync.withdraw_urls(text, text, text, text[]),
   image_sync.is_held(text),
   image_sync.row_patience(timestamptz),
   image_sync.item_problem(text, text, text),
@@ -759,6 +894,11 @@ revoke all on function
 from public;
 grant execute on function
   image_sync.is_refusal(text),
+  image_sync.check_deferred(),
+  image_sync.need_table(),
+  image_sync.is_taken(text, text, text),
+  image_sync.no_url(),
+  image_sync.withdraw_urls(text, text, text, text[]),
   image_sync.is_held(text),
   image_sync.row_patience(timestamptz),
   image_sync.item_problem(text, text, text),
@@ -987,7 +1127,7 @@ begin
       bucket_id = m.to_bucket,
       file_name = m.to_name,
       part_number = case when p.part_number in (v_old_numbers[m.place], '.moving/' || m.place || '/' || m.object_id) then v_new_numbers[m.place] else p.part_number end,
-      signed_url = null,
+      signed_url = (select image_sync.no_url()),
       signed_url_expires_at = null
     from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place)
     where p.bucket_id = m.from_bucket
@@ -1002,6 +1142,7 @@ begin
   select coalesce(array_agg(moved.move), '{}')
   into v_done
   from moved;
+  perform image_sync.check_deferred();
   return v_done;
 end;
 $$;
@@ -1028,6 +1169,8 @@ begin
     when others then
       if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
         raise;
+      elsif image_sync.is_held(sqlstate) then
+        perform image_sync.need_table();
       end if;
   end;
 
@@ -1222,6 +1365,7 @@ begin
     and p.file_name collate "C" > p_chunk.from_key
     and p.file_name collate "C" <= v_last_key;
   get diagnostics v_linked = row_count;
+  perform image_sync.check_deferred();
   return v_linked;
 exception
   when others then
@@ -2063,6 +2207,53 @@ $$;
 comment on function image_sync.lease_targets(image_sync.runs, image_sync.settings, text[]) is
   'The URLs of these names as [{"name", "url"}], for the worker''s eyes alone; the run''s next chunk waits until they can have been opened at settings.verify_rate.';
 
+-- What Storage rejected is signed anew by the next sync, once its expiry is forgotten. A row that somebody holds is not waited for,
+-- and a table that refuses keeps what it has: the verify says of each all the same what was to be seen.
+create or replace function image_sync.forget_rejected(p_run image_sync.runs, p_chunk image_sync.chunks, p_failures jsonb)
+returns integer
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+declare
+  v_forgotten integer;
+begin
+  with free as materialized (
+    select p.bucket_id, p.file_name
+    from jsonb_to_recordset(p_failures) as e (name text, code text, url text)
+    join public.part_images p
+      on p.bucket_id = p_run.bucket_id
+      and p.file_name collate "C" = e.name
+      and p.file_name collate "C" > p_chunk.from_key
+      and p.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
+      and p.signed_url = e.url
+    where e.code = 'url_rejected'
+    for update of p skip locked
+  ), forgotten as (
+    update public.part_images p
+    set signed_url_expires_at = null
+    from free f
+    where p.bucket_id = f.bucket_id
+      and p.file_name = f.file_name
+    returning 1
+  )
+  select count(*)
+  into v_forgotten
+  from forgotten;
+  perform image_sync.check_deferred();
+  return v_forgotten;
+exception
+  when others then
+    if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+      raise;
+    end if;
+    return 0;
+end;
+$$;
+
+comment on function image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb) is
+  'Forgets the expiry of the chunk''s records whose URL was rejected, unless they have got another one meanwhile, are held, or the table refuses. Returns how many.';
+
 -- Closes a chunk of a verify.
 --   p_shown     the names whose URL showed an image
 --   p_failures  [{"name", "code", "error", "url"}], the URL only where it was rejected: such a record's expiry is forgotten, so that
@@ -2112,29 +2303,7 @@ begin
   into v_failures, v_counts
   from numbered n;
 
-  with free as (
-    -- A row that somebody holds is not waited for.
-    select p.bucket_id, p.file_name
-    from jsonb_to_recordset(p_failures) as e (name text, code text, url text)
-    join public.part_images p
-      on p.bucket_id = p_run.bucket_id
-      and p.file_name collate "C" = e.name
-      and p.file_name collate "C" > v_chunk.from_key
-      and p.file_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
-      and p.signed_url = e.url
-    where e.code = 'url_rejected'
-    for update of p skip locked
-  ), forgotten as (
-    update public.part_images p
-    set signed_url_expires_at = null
-    from free f
-    where p.bucket_id = f.bucket_id
-      and p.file_name = f.file_name
-    returning 1
-  )
-  select count(*)
-  into v_forgotten
-  from forgotten;
+  v_forgotten := image_sync.forget_rejected(p_run, v_chunk, p_failures);
 
   update image_sync.chunks c
   set
@@ -2188,6 +2357,7 @@ end;
 comment on function image_sync.tell_lost(text, jsonb) is 'What a probe gave, with file_gone turned into file_lost where the object is there.';
 
 revoke all on function
+  image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb),
   image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.pace_left(image_sync.runs),
@@ -2196,6 +2366,7 @@ revoke all on function
   image_sync.tell_lost(text, jsonb)
 from public;
 grant execute on function
+  image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb),
   image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.pace_left(image_sync.runs),
@@ -2369,7 +2540,7 @@ declare
   v_failures jsonb;
   v_url_base constant text := image_sync.url_base(p_settings);
 begin
-  if p_run.mode = 'verify' then
+  if p_run.mode = 'verify' and p_error is null then
     return image_sync.close_verified(p_run, p_token, p_names, p_failures, p_storage_calls, p_retries);
   end if;
   select c.*
@@ -2435,15 +2606,11 @@ begin
 
   -- A URL of a name that no URL can open is none.
   if p_failures <> '[]' then
-    update public.part_images p
-    set signed_url = null, signed_url_expires_at = null
-    from jsonb_to_recordset(p_failures) as e (name text)
-    where p.bucket_id = p_run.bucket_id
-      and p.file_name collate "C" = e.name
-      and p.file_name collate "C" > v_chunk.from_key
-      and p.file_name collate "C" <= v_last_key
-      and p.signed_url is not null
-      and not image_sync.is_signable(e.name);
+    perform image_sync.withdraw_urls(p_run.bucket_id, v_chunk.from_key, v_last_key, array(
+      select e.name
+      from jsonb_to_recordset(p_failures) as e (name text)
+      where not image_sync.is_signable(e.name)
+    ));
   end if;
 
   -- An object that went away since it was listed is no failure: its record is orphaned from now on.
@@ -5488,7 +5655,7 @@ begin atomic
         (f.measured ->> 'unnamed')::bigint, null,
         'They cannot be matched with any file. Give them their file names, or move them to the archive; then start an analyze.',
         image_sync.sql_of(format(
-          'with taken as (delete from public.part_images p where p.bucket_id = %1$L and coalesce(p.file_name, '''') = '''' returning to_jsonb(p) as record) insert into image_sync.archive (bucket_id, file_name, record, reason) select %1$L, '''', taken.record, ''unnamed'' from taken;',
+          'with taken as (delete from public.part_images p where p.bucket_id = %1$L and coalesce(p.file_name, '''') = '''' returning to_jsonb(p.*) as record) insert into image_sync.archive (bucket_id, file_name, record, reason) select %1$L, '''', taken.record, ''unnamed'' from taken;',
           f.bucket_id
         ))
       ),
@@ -6269,7 +6436,9 @@ comment on function image_sync.check_guards(text, text, jsonb) is
   'Why a cleanup or restore may not start, as a problem, or which plan it applies and how many records that names. Codes: conflicting_run, bucket_exists, unknown_plan, plan_of_another_bucket, nothing_to_restore, plan_not_finished, plan_already_applied, bucket_missing, bucket_recreated, plan_expired, bucket_empty, too_many_records, too_large_fraction.';
 
 -- Which of these records other tables point to. Deleting one could take their rows with it (on delete cascade) or change them.
--- Security definer, because service_role need not be able to read those tables; it says only which names are referenced.
+-- Compared as the foreign key compares, by its own operators and collation: to citext AB-1 is ab-1. A record's reference to itself
+-- goes with it. Security definer, because service_role need not be able to read those tables; it says only which names are
+-- referenced. A table of which it may not see every row is an error, not a table without references.
 create or replace function image_sync.referenced_names(p_bucket_id text, p_names text[])
 returns text[]
 language plpgsql
@@ -6277,6 +6446,7 @@ language plpgsql
 volatile
 security definer
 set search_path = ''
+set row_security = 'off'
 as $$
 declare
   v_key record;
@@ -6286,22 +6456,35 @@ begin
   for v_key in
     select
       c.conrelid::regclass as referencing_table,
-      string_agg(format('t.%I = p.%I', child.attname, parent.attname), ' and ') as condition
+      string_agg('p.' || k.comparison, ' and ') as matches,
+      case when c.conrelid = c.confrelid then string_agg('r.' || k.comparison, ' and ') else 'false' end as refers_to_itself
     from pg_catalog.pg_constraint c
-    cross join lateral unnest(c.conkey, c.confkey) as k (child, parent)
-    join pg_catalog.pg_attribute child
-      on child.attrelid = c.conrelid
-      and child.attnum = k.child
-    join pg_catalog.pg_attribute parent
-      on parent.attrelid = c.confrelid
-      and parent.attnum = k.parent
+    cross join lateral (
+      select format(
+        '%I operator(%I.%s) r.%I%s', ours.attname, n.nspname, o.oprname, theirs.attname,
+        case when ours.attcollation <> theirs.attcollation then ' collate ' || ours.attcollation::regcollation else '' end
+      ) as comparison
+      from unnest(c.conkey, c.confkey, c.conpfeqop) as f (theirs, ours, operator)
+      join pg_catalog.pg_attribute theirs
+        on theirs.attrelid = c.conrelid
+        and theirs.attnum = f.theirs
+      join pg_catalog.pg_attribute ours
+        on ours.attrelid = c.confrelid
+        and ours.attnum = f.ours
+      join pg_catalog.pg_operator o
+        on o.oid = f.operator
+      join pg_catalog.pg_namespace n
+        on n.oid = o.oprnamespace
+    ) as k
     where c.contype = 'f'
       and c.confrelid = 'public.part_images'::regclass
-    group by c.oid, c.conrelid
+      -- A partition's copy of the key is its table's.
+      and c.conparentid = 0
+    group by c.oid, c.conrelid, c.confrelid
   loop
     execute format(
-      'select coalesce(array_agg(distinct p.file_name), ''{}'') from public.part_images p join %s t on %s where p.bucket_id = $1 and p.file_name collate "C" = any ($2)',
-      v_key.referencing_table, v_key.condition
+      'select coalesce(array_agg(distinct p.file_name), ''{}'') from public.part_images p join %s r on %s where p.bucket_id = $1 and p.file_name collate "C" = any ($2) and (%s) is not true',
+      v_key.referencing_table, v_key.matches, v_key.refers_to_itself
     )
     into v_names
     using p_bucket_id, p_names;
@@ -6311,7 +6494,7 @@ begin
 end;
 $$;
 
-comment on function image_sync.referenced_names(text, text[]) is 'Those of the given records that rows of other tables refer to by a foreign key.';
+comment on function image_sync.referenced_names(text, text[]) is 'Those of the given records that other rows refer to by a foreign key. Raises insufficient_privilege where a table that may refer to them cannot be seen whole.';
 
 -- Moves records that are orphaned at this moment to the archive, in one statement: nothing can come between check and move.
 create or replace function image_sync.archive_orphans(p_run image_sync.runs, p_names text[])
@@ -6334,7 +6517,8 @@ begin atomic
         select
         from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id)
       )
-    returning p.file_name, to_jsonb(p) as record
+    -- The row, also where its owner has a column p.
+    returning p.file_name, to_jsonb(p.*) as record
   ), archived as (
     insert into image_sync.archive (bucket_id, file_name, record, reason, run_id)
     select p_run.bucket_id, removed.file_name, removed.record, 'orphaned', p_run.id
@@ -6380,6 +6564,7 @@ as $$
 declare
   v_removed text[] := image_sync.archive_orphans(p_run, p_names);
 begin
+  perform image_sync.check_deferred();
   if exists (
     select
     from image_sync.objects o
@@ -6467,6 +6652,12 @@ begin
         from unnest(v_locked) as l (name)
       );
       return;
+    when insufficient_privilege then
+      problems := (
+        select coalesce(jsonb_agg(image_sync.item_problem(l.name, 'referenced', 'Kept: whether another table refers to it cannot be seen: ' || sqlerrm)), '[]')
+        from unnest(v_locked) as l (name)
+      );
+      return;
   end;
   problems := (
     select coalesce(jsonb_agg(image_sync.item_problem(r.name, 'referenced', 'Kept: a row of another table refers to it')), '[]')
@@ -6483,6 +6674,8 @@ begin
     when others then
       if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) and sqlstate <> '42501' then
         raise;
+      elsif image_sync.is_held(sqlstate) then
+        perform image_sync.need_table();
       end if;
       v_rest := image_sync.archive_one_by_one(p_run, v_free);
       removed := v_rest.removed;
@@ -6574,7 +6767,8 @@ set search_path = ''
 as $$
 declare
   v_columns text;
-  v_restored integer;
+  v_schema text;
+  v_table text;
 begin
   select string_agg(format('%I', a.attname), ', ')
   into v_columns
@@ -6585,17 +6779,20 @@ begin
     and a.attgenerated = ''
     and p_record ? a.attname;
   execute format(
-    'insert into public.part_images (%1$s) overriding system value select %1$s from jsonb_populate_record(null::public.part_images, $1) on conflict do nothing',
+    'insert into public.part_images (%1$s) overriding system value select %1$s from jsonb_populate_record(null::public.part_images, $1)',
     v_columns
   )
   using p_record;
-  get diagnostics v_restored = row_count;
-  return case
-    when v_restored = 0 then 'Skipped: its place was taken meanwhile by another record of the file, or of its id or part number. Compare the two, remove or change the one in the table, and restore again'
-  end;
+  perform image_sync.check_deferred();
+  return null;
 exception
+  -- Not "on conflict do nothing": that refuses every row of a table with a deferrable key.
   when others then
-    if image_sync.is_held(sqlstate) then
+    get stacked diagnostics v_schema = schema_name, v_table = table_name;
+    if image_sync.is_taken(sqlstate, v_schema, v_table) then
+      return 'Skipped: its place was taken meanwhile by another record of the file, or of its id or part number. Compare the two, remove or change the one in the table, and restore again';
+    elsif image_sync.is_held(sqlstate) then
+      perform image_sync.need_table();
       return 'Skipped: somebody else holds its place. Restore again later';
     elsif image_sync.is_refusal(sqlstate) then
       return image_sync.redact(format('Skipped: the table refused it: %s', sqlerrm));

@@ -243,7 +243,7 @@ begin
       bucket_id = m.to_bucket,
       file_name = m.to_name,
       part_number = case when p.part_number in (v_old_numbers[m.place], '.moving/' || m.place || '/' || m.object_id) then v_new_numbers[m.place] else p.part_number end,
-      signed_url = null,
+      signed_url = (select image_sync.no_url()),
       signed_url_expires_at = null
     from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place)
     where p.bucket_id = m.from_bucket
@@ -258,6 +258,7 @@ begin
   select coalesce(array_agg(moved.move), '{}')
   into v_done
   from moved;
+  perform image_sync.check_deferred();
   return v_done;
 end;
 $$;
@@ -284,6 +285,8 @@ begin
     when others then
       if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
         raise;
+      elsif image_sync.is_held(sqlstate) then
+        perform image_sync.need_table();
       end if;
   end;
 
@@ -478,6 +481,7 @@ begin
     and p.file_name collate "C" > p_chunk.from_key
     and p.file_name collate "C" <= v_last_key;
   get diagnostics v_linked = row_count;
+  perform image_sync.check_deferred();
   return v_linked;
 exception
   when others then

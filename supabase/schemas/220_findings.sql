@@ -283,7 +283,7 @@ begin atomic
         (f.measured ->> 'unnamed')::bigint, null,
         'They cannot be matched with any file. Give them their file names, or move them to the archive; then start an analyze.',
         image_sync.sql_of(format(
-          'with taken as (delete from public.part_images p where p.bucket_id = %1$L and coalesce(p.file_name, '''') = '''' returning to_jsonb(p) as record) insert into image_sync.archive (bucket_id, file_name, record, reason) select %1$L, '''', taken.record, ''unnamed'' from taken;',
+          'with taken as (delete from public.part_images p where p.bucket_id = %1$L and coalesce(p.file_name, '''') = '''' returning to_jsonb(p.*) as record) insert into image_sync.archive (bucket_id, file_name, record, reason) select %1$L, '''', taken.record, ''unnamed'' from taken;',
           f.bucket_id
         ))
       ),
