@@ -76,7 +76,8 @@ set exclude = array(
   select case when p.pattern ~ '(^|[^\\])(\\\\)*\\$' then p.pattern || '\' else p.pattern end
   from unnest(s.exclude) with ordinality as p (pattern, place)
   order by p.place
-);
+)
+where array_to_string(s.exclude, E'\n') ~ '\\';
 
 alter table image_sync.settings
   drop constraint settings_exclude_check,

@@ -67,11 +67,16 @@ comment on function image_sync.unseen(jsonb) is
 
 create or replace function image_sync.findings(p_facts jsonb)
 returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
-language sql
+-- Not in sql, which would plan all of them anew at each call: 15 ms to find in one.
+language plpgsql
 stable
 set search_path = ''
-begin atomic
-  with f as (
+set plan_cache_mode = 'force_generic_plan'
+as $$
+begin
+  return query
+  -- Once, not once in each of the findings that look at it.
+  with f as materialized (
     select
       p_facts ->> 'bucket_id' as bucket_id,
       p_facts -> 'live' as live,
@@ -466,6 +471,7 @@ begin atomic
   )
   order by array_position(array['error', 'warning', 'info'], found.level), found.code;
 end;
+$$;
 
 comment on function image_sync.findings(jsonb) is
   'The findings of a report: code, level (error, warning, info), title, count, samples, remediation, and action: {"request"}, {"sql"}, or null where only a person can do something. The one definition of all of them.';
