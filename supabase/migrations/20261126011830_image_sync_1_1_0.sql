@@ -43,6 +43,11 @@ where s.exclude = '{.%,%/.%,__MACOSX/%,%/__MACOSX/%,@eaDir/%,%/@eaDir/%,Thumbs.d
 
 comment on column image_sync.settings.exclude is 'Patterns of LIKE (% any text, _ any character, \ before either for itself); an object whose whole name matches one of them, and that has no record, is left out. Hidden and system files and bins of the common systems by default; add thumbs/% to leave a folder out.';
 
+-- moves, 1.1.0
+
+-- The comparison of a chunk finds them itself, with where they went.
+drop function image_sync.departing_names(text, text[]);
+
 -- redaction
 
 -- Words that come from elsewhere (a trigger's message, an answer of Storage) may quote a whole row, signed URL and all. They are
@@ -1307,24 +1312,39 @@ $$;
 
 comment on function image_sync.count_recorded(text, image_sync.chunks, text[]) is 'How many of the names lie in the chunk''s range and have a record and an object.';
 
--- Those of a range's records without an object at their name that will follow their files.
-create or replace function image_sync.departing_names(p_bucket_id text, p_names text[])
-returns text[]
+-- Of files that were moved to another bucket: those whose records are where they were, because no sync of that bucket has come by.
+create or replace function image_sync.still_away(p_bucket_id text, p_away jsonb)
+returns jsonb
 language plpgsql
 stable
 set search_path = ''
 as $$
 begin
-  return array(
-    select m.from_name
-    from unnest(image_sync.find_moves(array_fill(p_bucket_id, array[cardinality(p_names)]), p_names)) as m
-    where m.from_bucket = p_bucket_id
-      and m.from_name = any (p_names)
+  return (
+    select jsonb_build_object(
+      'count', case when count(*) > 0 then (p_away -> 'count')::bigint else 0 end,
+      'files', coalesce(jsonb_agg(f.file order by f.place), '[]')
+    )
+    from jsonb_array_elements(p_away -> 'files') with ordinality as f (file, place)
+    where exists (
+      select
+      from public.part_images p
+      cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+      where p.bucket_id = p_bucket_id
+        and p.file_name collate "C" = f.file ->> 'name'
+        and d.bucket_id <> p_bucket_id
+    )
   );
+exception
+  when insufficient_privilege then
+    return p_away;
+  when lock_not_available then
+    perform image_sync.wait_no_more();
+    return p_away;
 end;
 $$;
 
-comment on function image_sync.departing_names(text, text[]) is 'Those of the records that a sync takes along to where their files lie now.';
+comment on function image_sync.still_away(text, jsonb) is 'What a run measured of files that were moved to another bucket ({"count", "files": [{"name", "bucket"}]}), as far as it is still so: count 0 where none of those named is.';
 
 -- Tells the records of a chunk which object they are of. It can wait: what is held or refused is left out.
 -- Nor is one that should follow its file and could not: what it knows of it is all that anybody knows.
@@ -1388,7 +1408,7 @@ revoke all on function
   image_sync.move_records(image_sync.move[]),
   image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
   image_sync.count_recorded(text, image_sync.chunks, text[]),
-  image_sync.departing_names(text, text[]),
+  image_sync.still_away(text, jsonb),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 from public;
 grant execute on function
@@ -1400,7 +1420,7 @@ grant execute on function
   image_sync.move_records(image_sync.move[]),
   image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
   image_sync.count_recorded(text, image_sync.chunks, text[]),
-  image_sync.departing_names(text, text[]),
+  image_sync.still_away(text, jsonb),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 to service_role;
 
@@ -1743,6 +1763,7 @@ declare
   v_moved_before integer;
   v_moved_samples text[];
   v_moves image_sync.move[] := array[]::image_sync.move[];
+  v_leaving image_sync.move[] := array[]::image_sync.move[];
   v_has_unlinked boolean;
   v_others text[];
   v_excluded text[];
@@ -1917,7 +1938,13 @@ begin
   end if;
   if v_orphans is not null then
     -- Records that follow their files are no orphans, and are counted where the files are.
-    v_chunk.departing := image_sync.departing_names(p_run.bucket_id, v_orphans);
+    v_leaving := image_sync.find_moves(array_fill(p_run.bucket_id, array[cardinality(v_orphans)]), v_orphans);
+    v_chunk.departing := array(
+      select m.from_name
+      from unnest(v_leaving) as m
+      where m.from_bucket = p_run.bucket_id
+        and m.from_name = any (v_orphans)
+    );
     if v_chunk.departing <> '{}' then
       v_orphans := array(
         select o.name
@@ -1980,6 +2007,18 @@ begin
     'orphaned', case when p_run.mode = 'cleanup' then v_orphans else v_orphans[1:20] end,
     'missing', case when not v_writes and v_chunk.missing > 0 then v_missing[1:20] end,
     'moved', v_moved_samples,
+    -- A run of the bucket that they went to takes them along; this one does not.
+    'away', (
+      select jsonb_build_object(
+        'count', count(*),
+        'files', jsonb_path_query_array(jsonb_agg(jsonb_build_object('name', m.from_name, 'bucket', m.to_bucket) order by m.from_name collate "C"), '$[0 to 19]')
+      )
+      from unnest(v_leaving) as m
+      where m.from_bucket = p_run.bucket_id
+        and m.to_bucket <> p_run.bucket_id
+        and m.from_name = any (v_chunk.departing)
+      having count(*) > 0
+    ),
     'collided', v_collided,
     'other_extensions', v_others,
     'excluded', v_excluded,
@@ -4901,6 +4940,23 @@ return (
       -- In an analyze: that would move. In a sync they did.
       'moved', jsonb_build_object('count', case when p_run.mode = 'sync' then 0 else counted.moved end, 'samples', case when p_run.mode = 'sync' then '[]' else image_sync.samples(p_run.id, 'moved') end)
     ),
+    'moved_away', (
+      select jsonb_build_object('count', coalesce(sum((c.facts #> '{away,count}')::bigint), 0), 'files', coalesce((
+        select jsonb_agg(few.file)
+        from (
+          select e.file
+          from image_sync.chunks k
+          cross join lateral jsonb_array_elements(k.facts #> '{away,files}') as e (file)
+          where k.run_id = p_run.id
+            and k.facts ? 'away'
+          order by k.number
+          limit 20
+        ) as few
+      ), '[]'))
+      from image_sync.chunks c
+      where c.run_id = p_run.id
+        and c.facts ? 'away'
+    ),
     -- Rounded down: 1 means all of them.
     'coverage', jsonb_build_object(
       'recorded', case when counted.images > 0 then trunc(counted.recorded::numeric / counted.images, 6) else 1 end,
@@ -5575,6 +5631,16 @@ begin
         image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
       ),
       (
+        'moved_away', 'warning', 'Files that were moved to another bucket',
+        (f.measured #>> '{moved_away,count}')::bigint,
+        (
+          select jsonb_agg(format('%s → bucket %s', a.file ->> 'name', a.file ->> 'bucket'))
+          from jsonb_array_elements(coalesce(nullif(f.measured -> 'moved_away', 'null') -> 'files', '[]')) as a (file)
+        ),
+        'Their records are here still, with URLs that open nothing: a sync of the bucket that they went to takes them along. Start a sync of that bucket.',
+        image_sync.request_of(f.measured #>> '{moved_away,files,0,bucket}', '{"mode": "sync"}')
+      ),
+      (
         'not_moved', 'warning', 'Records that could not follow their files',
         (f.measured #>> '{unmoved,count}')::bigint, f.measured #> '{unmoved,samples}',
         'The problems of the last sync say why of each: somebody held the record (the next sync settles it), or a constraint or trigger of the table refused its new name or part number. Mend that, then start a sync.',
@@ -5943,15 +6009,20 @@ begin
       'schedule', image_sync.schedule_facts(),
       -- The newest measurement, with the probe of the newest sync: an analyze fetches nothing.
       'measured', (
-        select r.report || jsonb_build_object('probe', (
-          select s.report -> 'probe'
-          from image_sync.runs s
-          where s.bucket_id = p_settings.bucket_id
-            and s.mode = 'sync'
-            and s.report is not null
-          order by s.finished_at desc
-          limit 1
-        ))
+        select r.report || jsonb_build_object(
+          'probe', (
+            select s.report -> 'probe'
+            from image_sync.runs s
+            where s.bucket_id = p_settings.bucket_id
+              and s.mode = 'sync'
+              and s.report is not null
+            order by s.finished_at desc
+            limit 1
+          ),
+          'moved_away', case
+            when (r.report #> '{moved_away,count}')::bigint > 0 then image_sync.still_away(p_settings.bucket_id, r.report -> 'moved_away')
+          end
+        )
         from image_sync.runs r
         where r.bucket_id = p_settings.bucket_id
           and r.report is not null
@@ -5995,7 +6066,8 @@ return coalesce((p_measured #>> '{coverage,signed}')::numeric, 1) >= 0.99
     coalesce((p_measured #>> '{difference,orphaned,count}')::bigint, 0)
     + coalesce((p_measured ->> 'unsigned_with_object')::bigint, 0)
     + coalesce((p_measured ->> 'expired_with_object')::bigint, 0)
-  ) <= coalesce((p_measured #>> '{records,total}')::bigint, 0);
+    + coalesce((p_measured #>> '{moved_away,count}')::bigint, 0)
+  ) <= coalesce((p_measured #>> '{records,total}')::bigint, 0) + coalesce((p_measured #>> '{moved_away,count}')::bigint, 0);
 
 comment on function image_sync.shows_enough(jsonb) is
   'Whether, by a measurement, at least 99 % of the images have a working URL and at most 1 % of the records show nothing.';
@@ -7076,6 +7148,72 @@ comment on function image_sync.place_in_words(text, text, text) is 'A name, with
 revoke all on function image_sync.place_in_words(text, text, text) from public;
 grant execute on function image_sync.place_in_words(text, text, text) to service_role;
 
+-- What the newest verify, or the probe of the newest sync, saw of a file that only another upload can mend; null where that was no
+-- such thing, or the file was stored anew since.
+create or replace function image_sync.unseen_file(p_bucket_id text, p_name text)
+returns text
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select f.failure ->> 'code'
+    from (
+      (
+        select r.id, r.finished_at, r.mode, r.report
+        from image_sync.runs r
+        where r.bucket_id = p_bucket_id
+          and r.mode = 'verify'
+          and r.report is not null
+        order by r.finished_at desc
+        limit 1
+      )
+      union all
+      (
+        select r.id, r.finished_at, r.mode, r.report
+        from image_sync.runs r
+        where r.bucket_id = p_bucket_id
+          and r.mode = 'sync'
+          and r.report is not null
+        order by r.finished_at desc
+        limit 1
+      )
+    ) as r
+    cross join lateral (
+      select e.failure
+      from image_sync.chunks c
+      cross join lateral jsonb_array_elements(c.problems) as e (failure)
+      where r.mode = 'verify'
+        and c.run_id = r.id
+        and c.from_key collate "C" < p_name
+        and coalesce(c.to_key, image_sync.last_key()) collate "C" >= p_name
+      union all
+      select e.failure
+      from jsonb_array_elements(r.report #> '{probe,failures}') as e (failure)
+      where r.mode = 'sync'
+    ) as f
+    where f.failure ->> 'name' = p_name
+      and f.failure ->> 'code' in ('file_lost', 'not_an_image', 'wrong_content_type')
+      and not exists (
+        select
+        from storage.objects o
+        where o.bucket_id = p_bucket_id
+          and o.name collate "C" = p_name
+          and o.updated_at > r.finished_at
+      )
+    order by r.finished_at desc
+    limit 1
+  );
+end;
+$$;
+
+comment on function image_sync.unseen_file(text, text) is
+  'Why a file showed no image when it was last opened, as far as only another upload mends that: file_lost, not_an_image or wrong_content_type; null otherwise.';
+
+revoke all on function image_sync.unseen_file(text, text) from public;
+grant execute on function image_sync.unseen_file(text, text) to service_role;
+
 -- Why this file is, or is not, in sync.
 create or replace function public.image_sync_file(p_bucket text, p_file text)
 returns jsonb
@@ -7091,6 +7229,8 @@ declare
   v_is_taken boolean;
   v_is_excluded boolean;
   v_is_wanted boolean;
+  v_is_signable boolean := image_sync.is_signable(p_file);
+  v_unseen text;
   -- Where the file of this name went, or came from, as "name" or "name (bucket x)".
   v_moves_to text;
   v_lies_at text;
@@ -7114,7 +7254,7 @@ begin
   from image_sync.objects o
   where o.bucket_id = p_bucket
     and o.name collate "C" = p_file;
-  select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id
+  select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id, r.signed and not starts_with(r.signed_url, image_sync.url_base(v_settings)) as is_foreign
   into v_record
   from image_sync.records r
   where r.bucket_id = p_bucket
@@ -7154,6 +7294,7 @@ begin
       on o.id = newest.object_id;
   end if;
 
+  v_unseen := case when v_object.name is not null and v_record.file_name is not null then image_sync.unseen_file(p_bucket, p_file) end;
   v_is_excluded := v_object.name is not null and v_record.file_name is null and v_object.name like any (v_settings.exclude);
   v_is_wanted := v_object.name is not null and v_record.file_name is null and v_object.extension = any (v_settings.extensions) and not v_is_excluded and v_object.bytes is distinct from 0;
   v_is_taken := v_object.name is not null and image_sync.part_number_is_unique() and exists (
@@ -7175,17 +7316,21 @@ begin
     ('empty', 'The file is empty (0 bytes) and shows nothing: upload it again', v_object.bytes = 0 and v_object.extension = any (v_settings.extensions) and not v_is_excluded),
     ('missing', 'The file has no record yet: the next sync inserts it', v_is_wanted and not v_is_taken and v_comes_from is null),
     ('collided', 'Another record has its part number, which has to be unique: rename one of the files', v_is_wanted and v_is_taken and v_comes_from is null),
-    ('unsignable', 'Storage opens no URL of this name (non-ASCII characters, # % ~ ^ | [ ] { } < > quotes, tabs, a path segment . or ..): rename the file', v_object.name is not null and not image_sync.is_signable(v_object.name)),
-    ('unsigned', 'The record has no URL yet: the next sync signs it', v_object.name is not null and v_record.file_name is not null and not v_record.signed and image_sync.is_signable(v_object.name)),
-    ('expired', 'The URL has expired, or its expiry is unknown: the next sync signs it again', v_object.name is not null and v_record.expired),
-    ('expiring', 'The URL works and is due for renewal: the next sync signs it again', v_object.name is not null and v_record.usable_until < now() + v_settings.renew_before)
+    ('unsignable', 'Storage opens no URL of this name (non-ASCII characters, # % ~ ^ | [ ] { } < > quotes, tabs, a path segment . or ..): rename the file', v_object.name is not null and not v_is_signable),
+    ('unsigned', 'The record has no URL yet: the next sync signs it', v_object.name is not null and v_record.file_name is not null and not v_record.signed and v_is_signable),
+    ('foreign_url', 'The URL is of another address than the one that readers use: the next sync signs it anew', v_object.name is not null and v_record.is_foreign and v_is_signable),
+    ('expired', 'The URL has expired, or its expiry is unknown: the next sync signs it again', v_object.name is not null and v_record.expired and not v_record.is_foreign and v_is_signable),
+    ('expiring', 'The URL works and is due for renewal: the next sync signs it again', v_object.name is not null and v_record.usable_until < now() + v_settings.renew_before and not v_record.is_foreign and v_is_signable),
+    ('file_lost', 'When it was last opened, Storage had its row and no content: upload it again, then start a verify', v_unseen = 'file_lost' and v_object.bytes is distinct from 0),
+    ('not_an_image', 'When it was last opened, it was no image, whatever its name says: upload the right file, then start a verify', v_unseen = 'not_an_image'),
+    ('wrong_content_type', 'When it was last opened, it was an image under another content type: upload it again with its own, then start a verify', v_unseen = 'wrong_content_type')
   ) as c (code, detail, applies)
   where c.applies;
 
   return jsonb_build_object('file', jsonb_build_object(
     'bucket_id', p_bucket,
     'file_name', p_file,
-    'in_sync', coalesce(v_object.name is not null and v_record.usable_until is not null and v_object.bytes is distinct from 0 and image_sync.is_signable(v_object.name), false),
+    'in_sync', coalesce(v_object.name is not null and v_record.usable_until is not null and not v_record.is_foreign and v_object.bytes is distinct from 0 and v_is_signable and v_unseen is null, false),
     'object', case when v_object.name is not null then jsonb_build_object('extension', v_object.extension, 'bytes', v_object.bytes) end,
     'record', case when v_record.file_name is not null then jsonb_build_object('part_number', v_record.part_number, 'signed', v_record.signed, 'usable_until', v_record.usable_until) end,
     'reasons', v_reasons
@@ -7194,7 +7339,7 @@ end;
 $$;
 
 comment on function public.image_sync_file(text, text) is
-  'Whether a file has a record with a URL that works, and if not, every reason: unknown_file, moved, orphaned, excluded_extension, excluded, empty, missing, collided, unsignable, unsigned, expired, expiring. Problem: unknown_bucket (404).';
+  'Whether a file has a record with a URL that works, and if not, every reason: unknown_file, moved, orphaned, excluded_extension, excluded, empty, missing, collided, unsignable, unsigned, foreign_url, expired, expiring, file_lost, not_an_image, wrong_content_type. Problem: unknown_bucket (404).';
 
 revoke all on function public.image_sync_file(text, text) from public, anon, authenticated;
 grant execute on function public.image_sync_file(text, text) to service_role;

@@ -422,24 +422,39 @@ $$;
 
 comment on function image_sync.count_recorded(text, image_sync.chunks, text[]) is 'How many of the names lie in the chunk''s range and have a record and an object.';
 
--- Those of a range's records without an object at their name that will follow their files.
-create or replace function image_sync.departing_names(p_bucket_id text, p_names text[])
-returns text[]
+-- Of files that were moved to another bucket: those whose records are where they were, because no sync of that bucket has come by.
+create or replace function image_sync.still_away(p_bucket_id text, p_away jsonb)
+returns jsonb
 language plpgsql
 stable
 set search_path = ''
 as $$
 begin
-  return array(
-    select m.from_name
-    from unnest(image_sync.find_moves(array_fill(p_bucket_id, array[cardinality(p_names)]), p_names)) as m
-    where m.from_bucket = p_bucket_id
-      and m.from_name = any (p_names)
+  return (
+    select jsonb_build_object(
+      'count', case when count(*) > 0 then (p_away -> 'count')::bigint else 0 end,
+      'files', coalesce(jsonb_agg(f.file order by f.place), '[]')
+    )
+    from jsonb_array_elements(p_away -> 'files') with ordinality as f (file, place)
+    where exists (
+      select
+      from public.part_images p
+      cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+      where p.bucket_id = p_bucket_id
+        and p.file_name collate "C" = f.file ->> 'name'
+        and d.bucket_id <> p_bucket_id
+    )
   );
+exception
+  when insufficient_privilege then
+    return p_away;
+  when lock_not_available then
+    perform image_sync.wait_no_more();
+    return p_away;
 end;
 $$;
 
-comment on function image_sync.departing_names(text, text[]) is 'Those of the records that a sync takes along to where their files lie now.';
+comment on function image_sync.still_away(text, jsonb) is 'What a run measured of files that were moved to another bucket ({"count", "files": [{"name", "bucket"}]}), as far as it is still so: count 0 where none of those named is.';
 
 -- Tells the records of a chunk which object they are of. It can wait: what is held or refused is left out.
 -- Nor is one that should follow its file and could not: what it knows of it is all that anybody knows.
@@ -503,7 +518,7 @@ revoke all on function
   image_sync.move_records(image_sync.move[]),
   image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
   image_sync.count_recorded(text, image_sync.chunks, text[]),
-  image_sync.departing_names(text, text[]),
+  image_sync.still_away(text, jsonb),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 from public;
 grant execute on function
@@ -515,6 +530,10 @@ grant execute on function
   image_sync.move_records(image_sync.move[]),
   image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
   image_sync.count_recorded(text, image_sync.chunks, text[]),
-  image_sync.departing_names(text, text[]),
+  image_sync.still_away(text, jsonb),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 to service_role;
+
+-- step 1.1.0
+-- The comparison of a chunk finds them itself, with where they went.
+drop function image_sync.departing_names(text, text[]);

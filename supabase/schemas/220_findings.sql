@@ -172,6 +172,16 @@ begin
         image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
       ),
       (
+        'moved_away', 'warning', 'Files that were moved to another bucket',
+        (f.measured #>> '{moved_away,count}')::bigint,
+        (
+          select jsonb_agg(format('%s → bucket %s', a.file ->> 'name', a.file ->> 'bucket'))
+          from jsonb_array_elements(coalesce(nullif(f.measured -> 'moved_away', 'null') -> 'files', '[]')) as a (file)
+        ),
+        'Their records are here still, with URLs that open nothing: a sync of the bucket that they went to takes them along. Start a sync of that bucket.',
+        image_sync.request_of(f.measured #>> '{moved_away,files,0,bucket}', '{"mode": "sync"}')
+      ),
+      (
         'not_moved', 'warning', 'Records that could not follow their files',
         (f.measured #>> '{unmoved,count}')::bigint, f.measured #> '{unmoved,samples}',
         'The problems of the last sync say why of each: somebody held the record (the next sync settles it), or a constraint or trigger of the table refused its new name or part number. Mend that, then start a sync.',

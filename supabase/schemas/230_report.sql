@@ -48,15 +48,20 @@ begin
       'schedule', image_sync.schedule_facts(),
       -- The newest measurement, with the probe of the newest sync: an analyze fetches nothing.
       'measured', (
-        select r.report || jsonb_build_object('probe', (
-          select s.report -> 'probe'
-          from image_sync.runs s
-          where s.bucket_id = p_settings.bucket_id
-            and s.mode = 'sync'
-            and s.report is not null
-          order by s.finished_at desc
-          limit 1
-        ))
+        select r.report || jsonb_build_object(
+          'probe', (
+            select s.report -> 'probe'
+            from image_sync.runs s
+            where s.bucket_id = p_settings.bucket_id
+              and s.mode = 'sync'
+              and s.report is not null
+            order by s.finished_at desc
+            limit 1
+          ),
+          'moved_away', case
+            when (r.report #> '{moved_away,count}')::bigint > 0 then image_sync.still_away(p_settings.bucket_id, r.report -> 'moved_away')
+          end
+        )
         from image_sync.runs r
         where r.bucket_id = p_settings.bucket_id
           and r.report is not null
@@ -100,7 +105,8 @@ return coalesce((p_measured #>> '{coverage,signed}')::numeric, 1) >= 0.99
     coalesce((p_measured #>> '{difference,orphaned,count}')::bigint, 0)
     + coalesce((p_measured ->> 'unsigned_with_object')::bigint, 0)
     + coalesce((p_measured ->> 'expired_with_object')::bigint, 0)
-  ) <= coalesce((p_measured #>> '{records,total}')::bigint, 0);
+    + coalesce((p_measured #>> '{moved_away,count}')::bigint, 0)
+  ) <= coalesce((p_measured #>> '{records,total}')::bigint, 0) + coalesce((p_measured #>> '{moved_away,count}')::bigint, 0);
 
 comment on function image_sync.shows_enough(jsonb) is
   'Whether, by a measurement, at least 99 % of the images have a working URL and at most 1 % of the records show nothing.';

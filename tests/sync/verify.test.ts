@@ -123,6 +123,26 @@ test("a URL that was renewed meanwhile is not forgotten, and a held record is le
   });
 });
 
+test("what a verify saw of a file is what ?file says of it, until it is uploaded again", async () => {
+  const bucket = await bucketOf(["fine.jpg", "text.jpg"]);
+  await addObjects(lab, bucket, ["lost.jpg"]);
+  await lab.supabase.storage.from(bucket).update("text.jpg", new TextEncoder().encode("no image"), {
+    contentType: "image/jpeg",
+  });
+  await runToEnd(lab, bucket);
+  const look = async (name: string) => {
+    const { in_sync, reasons } = await lab.database.readFile(bucket, name);
+    return { in_sync, reasons: reasons.map(({ code }) => code) };
+  };
+  expect(await look("lost.jpg")).toEqual({ in_sync: true, reasons: [] });
+  await verify(bucket);
+  expect(await look("fine.jpg")).toEqual({ in_sync: true, reasons: [] });
+  expect(await look("lost.jpg")).toEqual({ in_sync: false, reasons: ["file_lost"] });
+  expect(await look("text.jpg")).toEqual({ in_sync: false, reasons: ["not_an_image"] });
+  await lab.supabase.storage.from(bucket).update("text.jpg", jpeg, { contentType: "image/jpeg" });
+  expect(await look("text.jpg")).toEqual({ in_sync: true, reasons: [] });
+});
+
 test("a table that refuses every change is verified all the same", async () => {
   const bucket = await bucketOf(["one.jpg", "two.jpg"]);
   await lab.sql`
