@@ -50,6 +50,7 @@ const LINKS: readonly (readonly [lookedAt: string, fine: string, codes: readonly
     "file_gone",
     "not_an_image",
     "wrong_content_type",
+    "moved_away",
     "unreachable",
     "renewed_too_late",
     "register_opened_rarely",

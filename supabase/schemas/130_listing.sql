@@ -86,6 +86,7 @@ declare
   v_moved_before integer;
   v_moved_samples text[];
   v_moves image_sync.move[] := array[]::image_sync.move[];
+  v_leaving image_sync.move[] := array[]::image_sync.move[];
   v_has_unlinked boolean;
   v_others text[];
   v_excluded text[];
@@ -260,7 +261,13 @@ begin
   end if;
   if v_orphans is not null then
     -- Records that follow their files are no orphans, and are counted where the files are.
-    v_chunk.departing := image_sync.departing_names(p_run.bucket_id, v_orphans);
+    v_leaving := image_sync.find_moves(array_fill(p_run.bucket_id, array[cardinality(v_orphans)]), v_orphans);
+    v_chunk.departing := array(
+      select m.from_name
+      from unnest(v_leaving) as m
+      where m.from_bucket = p_run.bucket_id
+        and m.from_name = any (v_orphans)
+    );
     if v_chunk.departing <> '{}' then
       v_orphans := array(
         select o.name
@@ -323,6 +330,18 @@ begin
     'orphaned', case when p_run.mode = 'cleanup' then v_orphans else v_orphans[1:20] end,
     'missing', case when not v_writes and v_chunk.missing > 0 then v_missing[1:20] end,
     'moved', v_moved_samples,
+    -- A run of the bucket that they went to takes them along; this one does not.
+    'away', (
+      select jsonb_build_object(
+        'count', count(*),
+        'files', jsonb_path_query_array(jsonb_agg(jsonb_build_object('name', m.from_name, 'bucket', m.to_bucket) order by m.from_name collate "C"), '$[0 to 19]')
+      )
+      from unnest(v_leaving) as m
+      where m.from_bucket = p_run.bucket_id
+        and m.to_bucket <> p_run.bucket_id
+        and m.from_name = any (v_chunk.departing)
+      having count(*) > 0
+    ),
     'collided', v_collided,
     'other_extensions', v_others,
     'excluded', v_excluded,
