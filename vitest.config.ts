@@ -14,7 +14,7 @@ export default defineConfig({
     environment: "node",
     pool: "forks",
     // A Supabase that is given is one for all of them.
-    fileParallelism: process.env["SUPABASE_URL"] === undefined,
+    fileParallelism: process.env["IMAGE_SYNC_TEST_URL"] === undefined,
     testTimeout: 30_000,
     hookTimeout: 90_000,
     projects: [
