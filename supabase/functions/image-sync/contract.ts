@@ -10,3 +10,4 @@ export * from "./contract/report.ts";
 export * from "./contract/lists.ts";
 export * from "./contract/answers.ts";
 export * from "./contract/work.ts";
+export * from "./contract/window.ts";
