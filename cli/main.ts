@@ -11,7 +11,7 @@ import { cleanup } from "./commands/cleanup.ts";
 import { type CommonFlags, type Context, withContext } from "./commands/context.ts";
 import { deploy } from "./commands/deploy.ts";
 import { doctor } from "./commands/doctor.ts";
-import { init, type InitOptions, uninstall } from "./commands/init.ts";
+import { init, type InitOptions, uninstall, upgrade } from "./commands/init.ts";
 import { restore } from "./commands/restore.ts";
 import { runs, type RunsOptions } from "./commands/runs.ts";
 import { status } from "./commands/status.ts";
@@ -128,6 +128,13 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
     .argument("[dir]", "the repository", ".")
     .option("--bucket <name>", "the bucket to report on", DEFAULT_BUCKET)
     .action(performHere((context, flags, directory) => deploy(context, { ...flags, directory })));
+  local(
+    add("upgrade", "go on to this version: one migration more, and the new function"),
+    "Exit status: 0 it is this version, 1 it was not agreed to, 2 it could not be done.",
+  )
+    .argument("[dir]", "the repository", ".")
+    .option("--force", "overwrite files that were edited", false)
+    .action(performHere((context, flags, directory) => upgrade(context, { ...flags, directory })));
   local(
     add("uninstall", "take them out of a project's repository again; the table and its rows stay"),
     "Exit status: 0 it is out, 1 it was not agreed to, 2 it could not be done.",

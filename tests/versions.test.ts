@@ -37,7 +37,7 @@ test("the function announces the version that package.json has", async () => {
 
 test("so does the schema", async () => {
   const project = await readFile(
-    new URL("../supabase/migrations/20261124000250_project.sql", import.meta.url),
+    new URL("../supabase/schemas/040_project.sql", import.meta.url),
     "utf8",
   );
   expect(/function image_sync\.schema_version\(\)[\s\S]*?return '([\d.]+)'/.exec(project)?.[1]).toBe(VERSION);

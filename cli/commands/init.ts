@@ -3,7 +3,14 @@ import { confirm } from "../ask.ts";
 import { CommandError, exitStatus } from "../command_error.ts";
 import type { Host } from "../host.ts";
 import type { Output } from "../output.ts";
-import { applyPlan, type Change, type Plan, planInstall, planRemoval } from "../project/install.ts";
+import {
+  applyPlan,
+  type Change,
+  type Plan,
+  planInstall,
+  planRemoval,
+  planUpgrade,
+} from "../project/install.ts";
 
 /** Options of {@linkcode init}. */
 export type InitOptions = {
@@ -31,6 +38,13 @@ type HereContext = { readonly host: Host; readonly output: Output; readonly json
 export async function init(context: HereContext, options: InitOptions): Promise<number> {
   const directory = resolve(context.host.directory, options.directory ?? ".");
   const plan = await planInstall({ directory, force: options.force, now: new Date() });
+  return await carryOut(context, options, plan, stepsAfterInstall);
+}
+
+/** Goes on from the version that is there to this one, by a migration and the new function. */
+export async function upgrade(context: HereContext, options: InitOptions): Promise<number> {
+  const directory = resolve(context.host.directory, options.directory ?? ".");
+  const plan = await planUpgrade({ directory, force: options.force, now: new Date() });
   return await carryOut(context, options, plan, stepsAfterInstall);
 }
 

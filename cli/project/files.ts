@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { z } from "zod";
 import { VERSION } from "../../supabase/functions/image-sync/version.ts";
+import { migrationOf, readSchema } from "./schema.ts";
 
 /** Where this package keeps what it installs. */
 const source = fileURLToPath(new URL("../../supabase", import.meta.url));
@@ -41,19 +42,9 @@ export async function readFunctionFiles(): Promise<ReadonlyMap<string, string>> 
   return new Map(await Promise.all(files));
 }
 
-/** The whole schema as one migration. */
-export async function readMigration(): Promise<string> {
-  const names = (await readdir(join(source, "migrations"))).filter((name) => name.endsWith(".sql")).sort();
-  const parts = await Promise.all(
-    names.map(async (name) =>
-      `-- ${name.replace(/^\d+_|\.sql$/g, "").replaceAll("_", " ")}\n\n${
-        (await readFile(join(source, "migrations", name), "utf8")).trim()
-      }\n`
-    ),
-  );
-  return `-- image-sync ${VERSION}: keeps a storage bucket and the table public.part_images in step. Generated; do not edit.\n\n${
-    parts.join("\n")
-  }`;
+/** The migration that installs the schema, or that goes on from an installed version of it. */
+export async function readMigration(from: string | null = null): Promise<string> {
+  return migrationOf(await readSchema(), { from, to: VERSION });
 }
 
 export function hashOf(text: string): string {
@@ -65,7 +56,9 @@ export function hashOf(text: string): string {
  * table stays with its rows, columns and unique key.
  */
 export async function readRemoval(): Promise<string> {
-  const functions = [...(await readMigration()).matchAll(/^create function public\.(image_sync_\w+)\(/gm)]
+  const functions = [
+    ...(await readMigration()).matchAll(/^create or replace function public\.(image_sync_\w+)\(/gm),
+  ]
     .map(([, name]) => `drop function if exists public.${name};`);
   return `-- Takes image-sync out. The table public.part_images stays, with its rows; their URLs are as good as their expiry.
 -- With the schema goes the archive of what cleanups removed: restore first what should come back.

@@ -13,6 +13,7 @@ import {
   readMigration,
   readRemoval,
 } from "./files.ts";
+import { compareVersions } from "./schema.ts";
 
 /** What becomes of a file, by its path below `supabase/`. `keep`: its owner edited it. */
 export type Change = {
@@ -41,13 +42,57 @@ export type InstallOptions = {
 };
 
 /**
- * Looks at the project and says what is to be done; changes nothing.
+ * Looks at the project and says what is to be done to bring image-sync into it; changes nothing.
  *
- * @throws {CommandError} `several_projects`, `invalid_config`, `foreign_manifest`
+ * @throws {CommandError} `several_projects`, `invalid_config`, `foreign_manifest`; `other_version` where one is there
  */
-export async function planInstall({ directory, force, now }: InstallOptions): Promise<Plan> {
-  const supabase = await findProject(directory);
+export async function planInstall(options: InstallOptions): Promise<Plan> {
+  const supabase = await findProject(options.directory);
   const manifest = await readManifest(join(supabase, MANIFEST));
+  if (manifest !== undefined && manifest.version !== VERSION) {
+    const way = isNewer(manifest.version)
+      ? `use the commands of ${manifest.version}`
+      : `npx image-sync upgrade goes on to ${VERSION}`;
+    throw new CommandError(
+      "other_version",
+      `Cannot bring image-sync ${VERSION} into ${supabase}: version ${manifest.version} is there; ${way}`,
+    );
+  }
+  return await planFiles(supabase, manifest, options);
+}
+
+/**
+ * Says what is to be done to go on from the version that is there to this one; changes nothing.
+ *
+ * @throws {CommandError} `not_installed` where there is none, `other_version` where a newer one is, and what {@linkcode planInstall} throws
+ */
+export async function planUpgrade(options: InstallOptions): Promise<Plan> {
+  const supabase = await findProject(options.directory);
+  const manifest = await readManifest(join(supabase, MANIFEST));
+  if (manifest === undefined) {
+    throw new CommandError(
+      "not_installed",
+      `Cannot upgrade image-sync in ${supabase}: it is not there; bring it in with npx image-sync init`,
+    );
+  }
+  if (isNewer(manifest.version)) {
+    throw new CommandError(
+      "other_version",
+      `Cannot upgrade image-sync in ${supabase} to ${VERSION}: version ${manifest.version} is there, which is newer; use its commands`,
+    );
+  }
+  return await planFiles(supabase, manifest, options);
+}
+
+function isNewer(version: string): boolean {
+  return compareVersions(version, VERSION) > 0;
+}
+
+async function planFiles(
+  supabase: string,
+  manifest: Manifest | undefined,
+  { directory, force, now }: InstallOptions,
+): Promise<Plan> {
   const files = await readFunctionFiles();
   const migration = await planMigration(supabase, manifest, now);
   const config = await readOptional(join(supabase, "config.toml"));
@@ -56,6 +101,12 @@ export async function planInstall({ directory, force, now }: InstallOptions): Pr
   for (const [path, after] of files) {
     const before = await readOptional(join(supabase, path));
     changes.push(compare({ path, before, after, known: manifest?.files[path], force }));
+  }
+  // What the version before had and this one has not.
+  for (const [path, hash] of Object.entries(manifest?.files ?? {})) {
+    const before = files.has(path) ? undefined : await readOptional(join(supabase, path));
+    if (before === undefined) continue;
+    changes.push({ path, kind: hashOf(before) === hash || force ? "delete" : "keep", before, after: "" });
   }
   if (migration !== undefined) changes.push(migration);
   changes.push({
@@ -165,7 +216,10 @@ function compare(
   return { path, kind: isOurs || force ? "update" : "keep", before, after };
 }
 
-/** One migration, stamped now: behind the newest that is there, so that every project applies it. None where ours is there. */
+/**
+ * One migration, stamped now: behind the newest that is there, so that every project applies it. The whole schema, or what leads on from
+ * the version that is there; none where this version's is there.
+ */
 async function planMigration(
   supabase: string,
   manifest: Manifest | undefined,
@@ -181,14 +235,27 @@ async function planMigration(
         "they are all that is needed",
     );
   }
-  const after = await readMigration();
-  if (manifest !== undefined) {
+  if (manifest?.version === VERSION) {
     const before = await readOptional(join(supabase, manifest.migration));
     // A migration that was pushed is history: never edited, never written again.
     if (before !== undefined) return { path: manifest.migration, kind: "same", before, after: before };
   }
   const stamp = await nextStamp(supabase, now);
-  return { path: `migrations/${stamp}_image_sync.sql`, kind: "create", before: undefined, after };
+  const from = manifest === undefined || manifest.version === VERSION || isBeforeRelease(manifest.version)
+    ? null
+    : manifest.version;
+  const name = from === null ? "image_sync" : `image_sync_${VERSION.replaceAll(".", "_")}`;
+  return {
+    path: `migrations/${stamp}_${name}.sql`,
+    kind: "create",
+    before: undefined,
+    after: await readMigration(from),
+  };
+}
+
+// What was there before 1.0.0 is replaced by the whole schema, which keeps its settings and its archive.
+function isBeforeRelease(version: string): boolean {
+  return compareVersions(version, "1.0.0") < 0;
 }
 
 /** Now, or behind the newest migration that is there. */

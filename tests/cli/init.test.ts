@@ -94,9 +94,10 @@ describe("into a repository", () => {
     const manifestPath = "supabase/functions/image-sync/image-sync.json";
     const manifest = JSON.parse((await read())[manifestPath] ?? "");
     const { createHash } = await import("node:crypto");
-    manifest.files["functions/image-sync/text/words.ts"] = createHash("sha256").update("// of before\n").digest(
-      "hex",
-    );
+    manifest.files["functions/image-sync/text/words.ts"] = createHash("sha256").update("// of before\n")
+      .digest(
+        "hex",
+      );
     await put({ [path]: "// of before\n", [manifestPath]: JSON.stringify(manifest) });
     expect((await init("--yes")).stdout).toContain("update functions/image-sync/text/words.ts");
     expect((await read())[path]).not.toContain("of before");

@@ -21,7 +21,7 @@ test("it explains every finding, once, and none that there is not", async () => 
 
 test("it names every guard of cleanup and restore, once, and none that there is not", async () => {
   const guards = /as a problem,[^']*Codes: ([a-z_, ]+)\./.exec(
-    await read("supabase/migrations/20261124002000_cleanup.sql"),
+    await read("supabase/schemas/250_cleanup.sql"),
   )?.[1]?.split(", ") ?? [];
   expect(guards.length).toBeGreaterThan(10);
   expect(codesInTable(await readSection("Cleaning up, and undoing it")).sort()).toEqual(guards.sort());
@@ -29,7 +29,7 @@ test("it names every guard of cleanup and restore, once, and none that there is 
 
 test("its lines for the schedule are those of the migration", async () => {
   const lines = (text: string) => text.match(/^select cron\.schedule\(.*$/gm);
-  const migrated = lines(await read("supabase/migrations/20261124001500_schedule.sql"));
+  const migrated = lines(await read("supabase/schemas/190_schedule.sql"));
   expect(migrated).toHaveLength(3);
   expect(lines(await readSection("Schedule and settings"))).toEqual(migrated);
 });

@@ -2,7 +2,7 @@ import type { TransactionSql } from "postgres";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { addObjects, numberedNames, readRecords, runToEnd } from "../sync/support/lab.ts";
 import { openLocalLab } from "../sync/support/local_lab.ts";
-import { applyMigrations, type EmptyDatabase, inTransaction, openEmptyDatabase } from "./support/adoption.ts";
+import { applyMigration, type EmptyDatabase, inTransaction, openEmptyDatabase } from "./support/adoption.ts";
 import { migrate } from "./support/migrate.ts";
 
 let db: EmptyDatabase;
@@ -27,7 +27,7 @@ async function typesOf(tx: TransactionSql): Promise<Readonly<Record<string, stri
 
 const migrated = (before: string, act: (tx: TransactionSql) => Promise<void>) =>
   inTransaction(db.sql, before, async (tx) => {
-    await applyMigrations(tx);
+    await applyMigration(tx);
     await act(tx);
   });
 
@@ -182,7 +182,7 @@ describe("rows without a file name", () => {
 
 test("a table that was ours before is adopted as it is", () =>
   inTransaction(db.sql, "", async (tx) => {
-    await applyMigrations(tx);
+    await applyMigration(tx);
     await tx`insert into public.part_images (file_name, signed_url_expires_at) values ('a.jpg', now()), (null, null)`;
     const state = async () => [
       await tx`select p::text from public.part_images p order by 1`,
@@ -195,7 +195,7 @@ test("a table that was ours before is adopted as it is", () =>
       where p.pronamespace = 'public'::regnamespace and p.proname like 'image\\_sync\\_%'`;
     await tx`drop schema image_sync cascade`;
     for (const { name } of functions) await tx.unsafe(`drop function if exists ${name}`);
-    await applyMigrations(tx);
+    await applyMigration(tx);
     expect(await state()).toEqual(before);
     expect(await tx`select from image_sync.archive`).toEqual([]);
   }));

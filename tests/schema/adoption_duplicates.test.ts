@@ -1,12 +1,12 @@
 import type { TransactionSql } from "postgres";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import {
-  applyMigrations,
+  applyMigration,
   type EmptyDatabase,
   expectRefusal,
   inTransaction,
   openEmptyDatabase,
-  readMigration,
+  readNoun,
 } from "./support/adoption.ts";
 
 let db: EmptyDatabase;
@@ -23,7 +23,7 @@ const rowsOf = (tx: TransactionSql, columns: string) =>
 
 const migrated = (before: string, act: (tx: TransactionSql) => Promise<void>) =>
   inTransaction(db.sql, before, async (tx) => {
-    await applyMigrations(tx);
+    await applyMigration(tx);
     await act(tx);
   });
 
@@ -118,11 +118,11 @@ describe("the row that stays", () => {
 
   test("is chosen by these tests: with the URL preferred they fail", async () => {
     const from = "(%2$s) desc, %3$s";
-    expect(readMigration("_adoption.sql").split(from)).toHaveLength(2);
+    expect(readNoun("adoption").split(from)).toHaveLength(2);
     const before = `${tableOf("file_name text, part_number text, signed_url text, created_at timestamptz")}
       insert into public.part_images values (1, 'a.jpg', 'a', null, '2024-01-01'), (2, 'a.jpg', null, 's', '2024-01-02');`;
     await inTransaction(db.sql, before, async (tx) => {
-      await applyMigrations(
+      await applyMigration(
         tx,
         (text) => text.replace(from, () => `(%2$s) desc, p.signed_url is null, %3$s`),
       );
@@ -156,7 +156,7 @@ test("names that a collation takes for equal are two files", () =>
     async (tx) => {
       expect((await expectRefusal(tx)).message).toContain("column file_name has a collation of its own");
       await tx`alter table public.part_images alter column file_name type text collate pg_catalog."default"`;
-      await applyMigrations(tx);
+      await applyMigration(tx);
       expect(await rowsOf(tx, "id, file_name")).toEqual([[1, "a.jpg"], [2, "A.jpg"]]);
     },
   ));

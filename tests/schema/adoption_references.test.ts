@@ -1,11 +1,11 @@
 import type { TransactionSql } from "postgres";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import {
-  applyMigrations,
+  applyMigration,
   type EmptyDatabase,
   expectRefusal,
   inTransaction,
-  readMigration,
+  readNoun,
   statementOf,
 } from "./support/adoption.ts";
 import { openEmptyDatabase } from "./support/adoption.ts";
@@ -61,7 +61,7 @@ describe("a row that other tables refer to stays, and no row of theirs is touche
   test.each(references)("on delete %s", async (_, definition) => {
     await inTransaction(db.sql, table + orders(definition), async (tx) => {
       const before = await readAll(tx, "public.order_images");
-      await applyMigrations(tx);
+      await applyMigration(tx);
       expect(await readAll(tx, "public.order_images")).toEqual(before);
       expect(await columnsOf(tx, "a.jpg")).toEqual([
         { id: 2, part_number: "a", signed_url: "https://example.com/a", note: "by the second" },
@@ -81,7 +81,7 @@ describe("a row that other tables refer to stays, and no row of theirs is touche
       create table public.notes (note text references public.part_images (note) on delete cascade);
       insert into public.notes values ('by the second');`;
     await inTransaction(db.sql, before, async (tx) => {
-      await applyMigrations(tx);
+      await applyMigration(tx);
       expect(await readAll(tx, "public.parts")).toHaveLength(2);
       expect(await readAll(tx, "public.notes")).toHaveLength(1);
       expect(await columnsOf(tx, "a.jpg")).toMatchObject([{ id: 2, part_number: "a" }]);
@@ -96,7 +96,7 @@ describe("a row that other tables refer to stays, and no row of theirs is touche
       update public.part_images set front = null where id = 2;
       update public.part_images set front = 2 where id = 1;`;
     await inTransaction(db.sql, before, async (tx) => {
-      await applyMigrations(tx);
+      await applyMigration(tx);
       expect(await tx`select id, front from public.part_images order by id`).toEqual([
         { id: 2, front: null },
         { id: 3, front: 2 },
@@ -115,7 +115,7 @@ describe("a row that other tables refer to stays, and no row of theirs is touche
         create table "Other's"."my %s" ("the 1%" text references public.part_images ("the ""Key""") on delete cascade, id bigint references public.part_images on delete cascade);
         insert into "Other's"."my %s" values ('key 2', 2), (null, null);`,
       async (tx) => {
-        await applyMigrations(tx);
+        await applyMigration(tx);
         expect(await readAll(tx, `"Other's"."my %s"`)).toHaveLength(2);
         expect(await columnsOf(tx, "a.jpg")).toMatchObject([{ id: 2, part_number: "a" }]);
       },
@@ -126,7 +126,7 @@ describe("a row that other tables refer to stays, and no row of theirs is touche
       alter table public.part_images add column front int references public.part_images;
       update public.part_images set front = id;`;
     await inTransaction(db.sql, before, async (tx) => {
-      await applyMigrations(tx);
+      await applyMigration(tx);
       expect(await columnsOf(tx, "a.jpg")).toMatchObject([{ id: 1, note: "by the second" }]);
     });
   });
@@ -149,7 +149,7 @@ describe("where several rows of one file are referred to", () => {
       const rows = await tx.unsafe(statementOf(refusal.message));
       expect(rows.map(({ id }) => id).sort()).toEqual(Array.from({ length: 62 }, (_, index) => 100 + index));
       await tx`update public.order_images set image_id = image_id / 2 * 2 where image_id >= 100`;
-      await applyMigrations(tx);
+      await applyMigration(tx);
       expect(
         await tx`select count(*)::int as rows, count(distinct file_name)::int as files from public.part_images`,
       )
@@ -170,7 +170,7 @@ describe("where several rows of one file are referred to", () => {
       expect(message).toContain('2 rows in all: a.jpg {"id": 1}, a.jpg {"id": 2}');
       expect(await tx.unsafe(statementOf(message))).toHaveLength(2);
       await tx`delete from public.two where image_id = 2`;
-      await applyMigrations(tx);
+      await applyMigration(tx);
       expect(await readAll(tx, "public.two")).toEqual([{ shop: null, image_id: 1 }]);
       expect(await columnsOf(tx, "a.jpg")).toMatchObject([{ id: 1 }]);
     });
@@ -188,7 +188,7 @@ test(
     insert into public.order_images select id from public.part_images where file_name <> '7.jpg';`;
     await inTransaction(db.sql, before, async (tx) => {
       await tx`set local statement_timeout = '15s'`;
-      const refused = tx.savepoint((inner) => inner.unsafe(readMigration("_adoption.sql")).simple());
+      const refused = tx.savepoint((inner) => inner.unsafe(readNoun("adoption")).simple());
       await expect(refused).rejects.toThrow(/of 49999 file\(s\) .* 99998 rows in all/);
     });
   },
@@ -199,20 +199,20 @@ describe("these tests can fail", () => {
   test("with the references not looked at, a row of the other table is gone", async () => {
     const definition = "foreign key (image_id) references public.part_images on delete cascade";
     const from = "and c.conparentid = 0;";
-    expect(readMigration("_adoption.sql").split(from)).toHaveLength(2);
+    expect(readNoun("adoption").split(from)).toHaveLength(2);
     await inTransaction(db.sql, table + orders(definition), async (tx) => {
-      await applyMigrations(tx, (text) => text.replace(from, "and false;"));
+      await applyMigration(tx, (text) => text.replace(from, "and false;"));
       expect(await readAll(tx, "public.order_images")).toHaveLength(1);
     });
   });
 
   test("without the rehearsal the first migration passes where a later one stops", async () => {
     const from = "  perform image_sync.rehearse_adoption();";
-    expect(readMigration("_adoption.sql").split(from)).toHaveLength(2);
+    expect(readNoun("adoption").split(from)).toHaveLength(2);
     const before = table + orders("foreign key (image_id) references public.part_images") +
       "insert into public.order_images (image_id) values (1)";
     await inTransaction(db.sql, before, async (tx) => {
-      await tx.unsafe(readMigration("_adoption.sql").replace(from, "")).simple();
+      await tx.unsafe(readNoun("adoption").replace(from, "")).simple();
     });
   });
 
@@ -221,7 +221,7 @@ describe("these tests can fail", () => {
     const before = table + orders("foreign key (image_id) references public.part_images on delete cascade") +
       "insert into public.order_images (image_id) values (1)";
     await inTransaction(db.sql, before, async (tx) => {
-      await applyMigrations(tx, (text) => text.replace(from, "if false then"));
+      await applyMigration(tx, (text) => text.replace(from, "if false then"));
       expect(await readAll(tx, "public.order_images")).not.toHaveLength(4);
     });
   });

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { openLocalLab } from "../sync/support/local_lab.ts";
 import {
-  applyMigrations,
+  applyMigration,
   type EmptyDatabase,
   expectRefusal,
   inTransaction,
@@ -226,7 +226,7 @@ describe("before anything is changed it refuses, with the way out that works", (
       const { message } = await expectRefusal(tx);
       expect(message).toMatch(refusal);
       await tx.unsafe(remedy ?? statementOf(message)).simple();
-      await applyMigrations(tx);
+      await applyMigration(tx);
     });
   });
 });

@@ -1,10 +1,10 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import {
-  applyMigrations,
+  applyMigration,
   type EmptyDatabase,
   inTransaction,
   openEmptyDatabase,
-  readMigration,
+  readNoun,
 } from "./support/adoption.ts";
 
 let db: EmptyDatabase;
@@ -36,7 +36,7 @@ describe.each([
 ])("under default privileges %s", (_, before) => {
   test("nothing of ours is granted to anon, authenticated or everybody", () =>
     inTransaction(db.sql, before, async (tx) => {
-      await applyMigrations(tx);
+      await applyMigration(tx);
       expect((await tx.unsafe(ours)).length).toBeGreaterThan(50);
       expect(await tx.unsafe(open)).toEqual([]);
       const [rights] = await tx`
@@ -48,7 +48,7 @@ describe.each([
 
   test("a table that is adopted keeps what its owner granted", () =>
     inTransaction(db.sql, `${before} create table public.part_images (id uuid primary key);`, async (tx) => {
-      await applyMigrations(tx);
+      await applyMigration(tx);
       const kept = await tx.unsafe(`${open} and o.name = 'part_images' and g.privilege_type = 'SELECT'`);
       expect(kept.map(({ grantee }) => grantee).sort()).toEqual(["anon", "authenticated"]);
     }));
@@ -56,6 +56,6 @@ describe.each([
 
 test("the last migration is what holds that: without it functions stand open", () =>
   inTransaction(db.sql, grants(""), async (tx) => {
-    await applyMigrations(tx, (text) => text === readMigration("_privileges.sql") ? "select" : text);
+    await applyMigration(tx, (text) => text.replace(readNoun("privileges"), "select"));
     expect((await tx.unsafe(open)).length).toBeGreaterThan(0);
   }));

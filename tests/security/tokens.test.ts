@@ -188,7 +188,7 @@ test("an installation of before loses its key from Vault, and keeps what may be 
   await lab.sql`select vault.create_secret('https://shop.example.com', 'project_url')`;
   const { readFile } = await import("node:fs/promises");
   const schedule = await readFile(
-    new URL("../../supabase/migrations/20261124001500_schedule.sql", import.meta.url),
+    new URL("../../supabase/schemas/190_schedule.sql", import.meta.url),
     "utf8",
   );
   await lab.sql.unsafe(schedule.slice(schedule.indexOf("-- Before calls carried tokens")));

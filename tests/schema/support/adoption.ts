@@ -1,9 +1,9 @@
 /** Adoption tried in one transaction each, so that a hundred tables can go through the migrations on one stack. */
-import { readdirSync, readFileSync } from "node:fs";
-import { join } from "node:path";
 import postgres, { type Sql, type TransactionSql } from "postgres";
 import { expect } from "vitest";
-import { projectDirectory, startLocalStack } from "../../support/stack.ts";
+import { migrationOf, readSchema } from "../../../cli/project/schema.ts";
+import { VERSION } from "../../../supabase/functions/image-sync/version.ts";
+import { startLocalStack } from "../../support/stack.ts";
 
 /** A database without our schema, as role postgres. */
 export type EmptyDatabase = { readonly sql: Sql; close(): Promise<void> };
@@ -20,22 +20,22 @@ export async function openEmptyDatabase(): Promise<EmptyDatabase> {
   };
 }
 
-const migrations = join(projectDirectory, "supabase/migrations");
-const files = readdirSync(migrations).filter((name) => name.endsWith(".sql")).sort();
+const schema = await readSchema();
+const migration = migrationOf(schema, { from: null, to: VERSION });
 
-/** The SQL of a migration, by the end of its name. */
-export function readMigration(ending: string): string {
-  const file = files.find((name) => name.endsWith(ending));
-  if (file === undefined) throw new Error(`Cannot read the migration ${ending}: there is none`);
-  return readFileSync(join(migrations, file), "utf8");
+/** The SQL of a noun of the schema. */
+export function readNoun(noun: string): string {
+  const parts = schema.filter(({ file }) => file.replace(/^\d+_|\.sql$/g, "") === noun);
+  if (parts.length === 0) throw new Error(`Cannot read the noun ${noun}: there is none`);
+  return parts.map(({ text }) => text).join("\n\n");
 }
 
-/** Applies every migration, in order; `change` may break one of them. */
-export async function applyMigrations(
+/** Installs the schema as one migration; `change` may break something in it. */
+export async function applyMigration(
   tx: TransactionSql,
   change: (text: string) => string = (text) => text,
 ): Promise<void> {
-  for (const file of files) await tx.unsafe(change(readMigration(file))).simple();
+  await tx.unsafe(change(migration)).simple();
 }
 
 /** Runs `act` on a database that has been through `before`, and undoes everything. */
@@ -57,10 +57,10 @@ export async function inTransaction(
 /** What a refusal says: all of it is in the message, which is what the CLI prints. */
 export type Refusal = { readonly code: string; readonly message: string };
 
-/** Applies the first migration and expects it to refuse; the database is as before then. */
+/** Applies the migration and expects it to refuse; the database is as before then. */
 export async function expectRefusal(tx: TransactionSql): Promise<Refusal> {
   const before = await readCatalogue(tx);
-  const error: unknown = await tx.savepoint((inner) => inner.unsafe(readMigration("_adoption.sql")).simple())
+  const error: unknown = await tx.savepoint((inner) => inner.unsafe(migration).simple())
     .then(() => null, (reason: unknown) => reason);
   expect(await readCatalogue(tx)).toEqual(before);
   if (!(error instanceof postgres.PostgresError)) throw new Error(`Expected a refusal, got ${String(error)}`);

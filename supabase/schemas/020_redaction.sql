@@ -1,6 +1,7 @@
+-- set
 -- Words that come from elsewhere (a trigger's message, an answer of Storage) may quote a whole row, signed URL and all. They are
 -- redacted before they are stored, here as in the function's log.ts.
-create function image_sync.redact(p_words text)
+create or replace function image_sync.redact(p_words text)
 returns text
 language sql
 immutable

@@ -1,8 +1,9 @@
+-- set
 -- Verifying: every URL of a bucket is opened as a reader does. The bucket is walked and counted as in an analyze; a chunk that holds
 -- URLs is leased to a worker that opens them, no faster than settings.verify_rate over all workers of the run.
 
 -- The names in a chunk whose record has a URL that should work: with an object, of this project, not expired.
-create function image_sync.names_to_open(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
+create or replace function image_sync.names_to_open(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
 returns text[]
 language plpgsql
 stable
@@ -38,7 +39,7 @@ comment on function image_sync.names_to_open(image_sync.runs, image_sync.setting
   'Files of the chunk whose record has a URL of this project that has not expired.';
 
 -- What there is to do in a chunk that is leased: names to sign in a sync, names to open in a verify.
-create function image_sync.names_to_work(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
+create or replace function image_sync.names_to_work(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
 returns text[]
 language plpgsql
 stable
@@ -56,7 +57,7 @@ comment on function image_sync.names_to_work(image_sync.runs, image_sync.setting
   'The names of a leased chunk that need something: a URL in a sync, a look in a verify.';
 
 -- How long until a run may lease its next chunk to open. The caller holds the run's row lock.
-create function image_sync.pace_left(p_run image_sync.runs)
+create or replace function image_sync.pace_left(p_run image_sync.runs)
 returns integer
 language sql
 stable
@@ -68,7 +69,7 @@ end;
 comment on function image_sync.pace_left(image_sync.runs) is 'Milliseconds until a verify may open more URLs; null where it may.';
 
 -- Takes the time that so many URLs cost at the setting's rate, and returns them with their names. The caller holds the run's row lock.
-create function image_sync.lease_targets(p_run image_sync.runs, p_settings image_sync.settings, p_names text[])
+create or replace function image_sync.lease_targets(p_run image_sync.runs, p_settings image_sync.settings, p_names text[])
 returns jsonb
 language plpgsql
 set search_path = ''
@@ -93,7 +94,7 @@ comment on function image_sync.lease_targets(image_sync.runs, image_sync.setting
 --   p_shown     the names whose URL showed an image
 --   p_failures  [{"name", "code", "error", "url"}], the URL only where it was rejected: such a record's expiry is forgotten, so that
 --               the next sync signs it anew, unless it has got another URL meanwhile
-create function image_sync.close_verified(p_run image_sync.runs, p_token uuid, p_shown text[], p_failures jsonb, p_storage_calls integer, p_retries integer)
+create or replace function image_sync.close_verified(p_run image_sync.runs, p_token uuid, p_shown text[], p_failures jsonb, p_storage_calls integer, p_retries integer)
 returns text
 language plpgsql
 set search_path = ''
@@ -188,7 +189,7 @@ comment on function image_sync.close_verified(image_sync.runs, uuid, text[], jso
   'Closes a chunk whose URLs were opened: counts what showed an image and what did not, by reason, and makes the next sync sign anew what Storage rejected. Returns closed, already_closed or stale.';
 
 -- A file that Storage does not find although its object is there is lost, not deleted.
-create function image_sync.tell_lost(p_bucket_id text, p_probe jsonb)
+create or replace function image_sync.tell_lost(p_bucket_id text, p_probe jsonb)
 returns jsonb
 language sql
 stable

@@ -1,8 +1,15 @@
+-- step 1.0.0
+-- A chunk after its missing records were inserted.
+create type image_sync.insertion as (chunk image_sync.chunks, inserted text[], signed integer, held text[]);
+
+comment on type image_sync.insertion is 'A chunk as it is after its missing records were inserted (not stored yet), their names, how many of them have a URL, and the names that somebody else held.';
+
+-- set
 -- Records that the table lacks.
 
 -- Whether the table may refuse a record that has a file name of its own: by a constraint, a unique index, a trigger or a column of
 -- its owner's. Ours has nothing of the kind.
-create function image_sync.may_refuse_records()
+create or replace function image_sync.may_refuse_records()
 returns boolean
 language sql
 stable
@@ -59,7 +66,7 @@ comment on function image_sync.may_refuse_records() is
 -- Whether an error is the row's: a constraint, a trigger or a type of the table's owner says no to it. What the server lacks (disk,
 -- memory, time), a connection that ends, a right that is missing for all rows alike, is none: it must not be counted against a file.
 -- Classes of SQLSTATE: Postgres' manual, appendix A.
-create function image_sync.is_refusal(p_sqlstate text)
+create or replace function image_sync.is_refusal(p_sqlstate text)
 returns boolean
 language sql
 immutable
@@ -69,7 +76,7 @@ return left(p_sqlstate, 2) not in ('08', '25', '40', '53', '57', '58', 'XX') and
 comment on function image_sync.is_refusal(text) is 'Whether an error of this SQLSTATE is a refusal of the row that was written, rather than trouble of the server or a missing right.';
 
 -- Whether an error says that somebody else holds what a statement needs.
-create function image_sync.is_held(p_sqlstate text)
+create or replace function image_sync.is_held(p_sqlstate text)
 returns boolean
 language sql
 immutable
@@ -80,7 +87,7 @@ comment on function image_sync.is_held(text) is 'Whether an error of this SQLSTA
 
 -- A row that is tried by itself waits 20 ms for a lock, and hardly at all once a second has gone into waiting: a thousand rows that
 -- somebody holds must not add up to the statement timeout.
-create function image_sync.row_patience(p_since timestamptz)
+create or replace function image_sync.row_patience(p_since timestamptz)
 returns text
 language sql
 volatile
@@ -90,7 +97,7 @@ return case when clock_timestamp() < p_since + interval '1 second' then '20ms' e
 comment on function image_sync.row_patience(timestamptz) is 'lock_timeout for a single row of many, tried one by one since p_since.';
 
 -- A problem of one item, as runs show it.
-create function image_sync.item_problem(p_name text, p_code text, p_words text default null)
+create or replace function image_sync.item_problem(p_name text, p_code text, p_words text default null)
 returns jsonb
 language sql
 immutable
@@ -106,7 +113,7 @@ return jsonb_build_object(
 comment on function image_sync.item_problem(text, text, text) is 'A named item that failed: name, code, and what was said of it, redacted.';
 
 -- A chunk names 20 of its items at most: the counts say how many there are.
-create function image_sync.first_items(p_items jsonb)
+create or replace function image_sync.first_items(p_items jsonb)
 returns jsonb
 language sql
 immutable
@@ -116,7 +123,7 @@ return jsonb_path_query_array(p_items, '$[0 to 19]');
 comment on function image_sync.first_items(jsonb) is 'The first 20 elements of an array.';
 
 -- What went wrong for a chunk or a run, as it is stored: whoever says so, and whatever they quote.
-create function image_sync.clean_fault(p_error jsonb)
+create or replace function image_sync.clean_fault(p_error jsonb)
 returns jsonb
 language sql
 immutable
@@ -131,13 +138,8 @@ end;
 
 comment on function image_sync.clean_fault(jsonb) is 'An error with code, title and detail alone, its words redacted; null for null.';
 
--- A chunk after its missing records were inserted.
-create type image_sync.insertion as (chunk image_sync.chunks, inserted text[], signed integer, held text[]);
-
-comment on type image_sync.insertion is 'A chunk as it is after its missing records were inserted (not stored yet), their names, how many of them have a URL, and the names that somebody else held.';
-
 -- Inserts missing records one by one, without URLs: what is refused or held costs itself alone.
-create function image_sync.insert_one_by_one(
+create or replace function image_sync.insert_one_by_one(
   p_bucket_id text,
   p_names text[],
   p_ids uuid[],
@@ -187,7 +189,7 @@ comment on function image_sync.insert_one_by_one(text, text[], uuid[]) is
 
 -- Inserts the records that a chunk lacks (its to_insert), with their URLs where there are any, and accounts for every one of them.
 -- p_names, p_urls and p_expires (seconds since 1970) are parallel; a file that is not among them gets a record without a URL.
-create function image_sync.insert_missing(
+create or replace function image_sync.insert_missing(
   p_bucket_id text,
   p_chunk image_sync.chunks,
   p_names text[] default '{}',
@@ -318,7 +320,7 @@ comment on function image_sync.insert_missing(text, image_sync.chunks, text[], t
   'Inserts a record for each image of the chunk''s to_insert and accounts for the rest: recorded by somebody else meanwhile, vanished from the bucket, collided with what the table demands, or held by somebody else, which stays in to_insert. Returns the chunk as it is afterwards (the caller stores it), the names inserted, how many of them with a URL, and the names held.';
 
 -- Stores URLs in records that are there, one by one: what is refused or held costs itself alone.
-create function image_sync.store_one_by_one(
+create or replace function image_sync.store_one_by_one(
   p_bucket_id text,
   p_from_key text,
   p_last_key text,
@@ -392,7 +394,7 @@ comment on function image_sync.store_one_by_one(text, text, text, text[], text[]
 
 -- Stores URLs in records that are there. p_names, p_urls and p_expires (seconds since 1970) are parallel; only names in the range
 -- (p_from_key, p_last_key] count, whatever the caller sends.
-create function image_sync.store_urls(
+create or replace function image_sync.store_urls(
   p_bucket_id text,
   p_from_key text,
   p_last_key text,
@@ -435,7 +437,7 @@ comment on function image_sync.store_urls(text, text, text, text[], text[], bigi
   'Stores URLs in the records of a range. Returns how many were stored, the names that somebody else holds (a lock of more than 400 ms), and the problems of those that the table refuses: neither costs the others anything.';
 
 -- Whether two records of one part number are impossible, by a unique index of the table's owner.
-create function image_sync.part_number_is_unique()
+create or replace function image_sync.part_number_is_unique()
 returns boolean
 language sql
 stable

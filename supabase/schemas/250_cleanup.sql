@@ -1,9 +1,10 @@
+-- set
 -- Cleanup and restore. Nothing is removed that a person has not seen listed first: a dry run keeps its list in its chunks, a
 -- confirmed run applies exactly that list, and what it removes stands whole in the archive until a restore brings it back.
 
 -- The guards: what has to hold before the first record is removed or put back. Each refusal has its code, its numbers and the
 -- way out; only too_many_records, too_large_fraction and bucket_empty can be overridden, by name.
-create function image_sync.check_guards(
+create or replace function image_sync.check_guards(
   p_bucket_id text,
   p_mode text,
   p_options jsonb,
@@ -189,7 +190,7 @@ comment on function image_sync.check_guards(text, text, jsonb) is
 
 -- Which of these records other tables point to. Deleting one could take their rows with it (on delete cascade) or change them.
 -- Security definer, because service_role need not be able to read those tables; it says only which names are referenced.
-create function image_sync.referenced_names(p_bucket_id text, p_names text[])
+create or replace function image_sync.referenced_names(p_bucket_id text, p_names text[])
 returns text[]
 language plpgsql
 -- Volatile: each call sees what is committed when it is made.
@@ -233,7 +234,7 @@ $$;
 comment on function image_sync.referenced_names(text, text[]) is 'Those of the given records that rows of other tables refer to by a foreign key.';
 
 -- Moves records that are orphaned at this moment to the archive, in one statement: nothing can come between check and move.
-create function image_sync.archive_orphans(p_run image_sync.runs, p_names text[])
+create or replace function image_sync.archive_orphans(p_run image_sync.runs, p_names text[])
 returns text[]
 language sql
 set search_path = ''
@@ -267,7 +268,7 @@ end;
 comment on function image_sync.archive_orphans(image_sync.runs, text[]) is 'Moves those of the named records that have no object to the archive and returns their names.';
 
 -- The next names of a confirmed list, in key order.
-create function image_sync.listed_names(p_run image_sync.runs, p_size integer)
+create or replace function image_sync.listed_names(p_run image_sync.runs, p_size integer)
 returns text[]
 language plpgsql
 stable
@@ -291,7 +292,7 @@ $$;
 comment on function image_sync.listed_names(image_sync.runs, integer) is 'At most p_size names of the run''s plan, those behind its cursor.';
 
 -- Moves orphaned records to the archive, and looks once more for their files afterwards: a slow trigger leaves time for an upload.
-create function image_sync.archive_checked(p_run image_sync.runs, p_names text[])
+create or replace function image_sync.archive_checked(p_run image_sync.runs, p_names text[])
 returns text[]
 language plpgsql
 set search_path = ''
@@ -316,7 +317,7 @@ comment on function image_sync.archive_checked(image_sync.runs, text[]) is
   'Moves those of the named records that have no object to the archive and returns their names. Raises ISB01, and moves none, where the file of one came back meanwhile.';
 
 -- Removes records one by one: what is refused or held costs itself alone. The caller holds their row locks.
-create function image_sync.archive_one_by_one(p_run image_sync.runs, p_names text[], out removed text[], out problems jsonb)
+create or replace function image_sync.archive_one_by_one(p_run image_sync.runs, p_names text[], out removed text[], out problems jsonb)
 language plpgsql
 set search_path = ''
 as $$
@@ -356,7 +357,7 @@ comment on function image_sync.archive_one_by_one(image_sync.runs, text[]) is
 -- committed by then. So nobody can refer to a record, or change it, between the look and its removal: whoever tries waits for
 -- this transaction and finds the record gone, and whoever was first holds a lock that makes us keep the record.
 -- A file that is uploaded takes no lock that could be seen: it is looked for in the statement that deletes and once more after it.
-create function image_sync.remove_records(p_run image_sync.runs, p_names text[], out removed text[], out problems jsonb)
+create or replace function image_sync.remove_records(p_run image_sync.runs, p_names text[], out removed text[], out problems jsonb)
 language plpgsql
 set search_path = ''
 set lock_timeout = '400ms'
@@ -414,7 +415,7 @@ comment on function image_sync.remove_records(image_sync.runs, text[]) is
   'Locks the named records, looks at them, and moves those to the archive that have no file and that nothing refers to. Returns the names removed, and problems: referenced, locked, file_is_back, refused_by_table.';
 
 -- Why a record of the list that is still to be accounted for was kept.
-create function image_sync.skip_reason(p_bucket_id text, p_name text)
+create or replace function image_sync.skip_reason(p_bucket_id text, p_name text)
 returns jsonb
 language plpgsql
 set search_path = ''
@@ -455,7 +456,7 @@ $$;
 comment on function image_sync.skip_reason(text, text) is 'Why a listed record was not removed, as a problem: file_is_back, record_is_gone, locked, file_has_moved or refused_by_table.';
 
 -- Applies the next part of the confirmed list.
-create function image_sync.apply_plan_chunk(p_run image_sync.runs, p_settings image_sync.settings, out chunk image_sync.chunks)
+create or replace function image_sync.apply_plan_chunk(p_run image_sync.runs, p_settings image_sync.settings, out chunk image_sync.chunks)
 language plpgsql
 set search_path = ''
 as $$
@@ -486,7 +487,7 @@ comment on function image_sync.apply_plan_chunk(image_sync.runs, image_sync.sett
   'Moves what the next part of the confirmed list names, and is still orphaned, to the archive. Everything else on the list is skipped and named with the reason.';
 
 -- Puts one archived record back, id, timestamps and the owner's columns included. Null where it is back, else why it is not.
-create function image_sync.restore_record(p_record jsonb)
+create or replace function image_sync.restore_record(p_record jsonb)
 returns text
 language plpgsql
 set search_path = ''
@@ -526,7 +527,7 @@ $$;
 comment on function image_sync.restore_record(jsonb) is 'Inserts an archived row again, whole. Returns null, or in words why the table did not take it.';
 
 -- Restores the next records of a cleanup run, in key order.
-create function image_sync.restore_chunk(p_run image_sync.runs, p_settings image_sync.settings, out chunk image_sync.chunks)
+create or replace function image_sync.restore_chunk(p_run image_sync.runs, p_settings image_sync.settings, out chunk image_sync.chunks)
 language plpgsql
 set search_path = ''
 set lock_timeout = '400ms'
@@ -575,7 +576,7 @@ comment on function image_sync.restore_chunk(image_sync.runs, image_sync.setting
   'Puts the next records of a cleanup run back from the archive; one whose place was taken meanwhile, or that the table refuses, is skipped and named.';
 
 -- Stores a chunk of a run that applies a plan. Nothing is signed, so it is done at once.
-create function image_sync.add_settled_chunk(p_run image_sync.runs, p_worker uuid, p_chunk image_sync.chunks)
+create or replace function image_sync.add_settled_chunk(p_run image_sync.runs, p_worker uuid, p_chunk image_sync.chunks)
 returns image_sync.chunks
 language plpgsql
 set search_path = ''
@@ -597,7 +598,7 @@ $$;
 comment on function image_sync.add_settled_chunk(image_sync.runs, uuid, image_sync.chunks) is 'Stores a done chunk of a confirmed cleanup or a restore. The caller holds the run''s row lock.';
 
 -- Makes the next chunk of a run that applies a plan: a confirmed cleanup or a restore.
-create function image_sync.settle_chunk(p_run image_sync.runs, p_settings image_sync.settings, p_worker uuid)
+create or replace function image_sync.settle_chunk(p_run image_sync.runs, p_settings image_sync.settings, p_worker uuid)
 returns image_sync.chunks
 language plpgsql
 set search_path = ''
@@ -613,7 +614,7 @@ $$;
 comment on function image_sync.settle_chunk(image_sync.runs, image_sync.settings, uuid) is 'Makes and closes the next chunk of a confirmed cleanup or a restore.';
 
 -- Leaves the next record of a plan as it is, because the database cannot deal with it in its time.
-create function image_sync.skip_next(p_run image_sync.runs, p_worker uuid, p_error jsonb)
+create or replace function image_sync.skip_next(p_run image_sync.runs, p_worker uuid, p_error jsonb)
 returns image_sync.chunks
 language plpgsql
 set search_path = ''
@@ -682,7 +683,7 @@ to service_role;
 -- The whole list of a dry run, page by page: nothing is removed that nobody could see listed first.
 --   p_after  names behind this one in byte order; p_limit  at most so many, 1 to 1,000
 -- Returns {"plan": {"run", "count", "names", "next"}}: next is the p_after of the next page, null at the end.
-create function public.image_sync_plan(p_run uuid, p_after text default '', p_limit integer default 1000)
+create or replace function public.image_sync_plan(p_run uuid, p_after text default '', p_limit integer default 1000)
 returns jsonb
 language plpgsql
 stable

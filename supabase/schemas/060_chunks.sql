@@ -1,3 +1,4 @@
+-- step 1.0.0
 -- A run's range of keys, the lease on it, and the ledger of what was found and done in it.
 create table image_sync.chunks (
   run_id uuid not null,

@@ -1,7 +1,8 @@
+-- set
 -- How a run begins, moves and ends.
 
 -- A problem that a caller can do something about: an expected condition, so a return value (docs: RFC 9457 in the API).
-create function image_sync.problem(p_status integer, p_code text, p_title text, p_detail text, p_numbers jsonb default '{}')
+create or replace function image_sync.problem(p_status integer, p_code text, p_title text, p_detail text, p_numbers jsonb default '{}')
 returns jsonb
 language sql
 immutable
@@ -10,7 +11,7 @@ return jsonb_build_object('problem', p_numbers || jsonb_build_object('status', p
 
 comment on function image_sync.problem(integer, text, text, text, jsonb) is 'A refusal as the API answers it: HTTP status, stable code, title, detail with the way out, and the numbers behind it.';
 
-create function image_sync.unknown_run(p_run uuid)
+create or replace function image_sync.unknown_run(p_run uuid)
 returns jsonb
 language sql
 immutable
@@ -20,7 +21,7 @@ return image_sync.problem(404, 'unknown_run', 'There is no such run', format('Ca
 comment on function image_sync.unknown_run(uuid) is 'The refusal of a request about a run that does not exist.';
 
 -- Opens a run, or finds the one that is open in this mode. p_run is made by the caller: repeating the call opens nothing twice.
-create function image_sync.open_run(
+create or replace function image_sync.open_run(
   p_run uuid,
   p_bucket_id text,
   p_mode text,
@@ -67,7 +68,7 @@ comment on function image_sync.open_run(uuid, text, text, text, jsonb, uuid, big
 
 -- Whether the name of an object is one that Storage signs: of the characters that it accepts, and without the segments . and ..
 -- that every URL parser removes. Objects of an older Storage may have other names.
-create function image_sync.is_signable(p_name text)
+create or replace function image_sync.is_signable(p_name text)
 returns boolean
 language sql
 immutable
@@ -77,7 +78,7 @@ return p_name ~ '^[A-Za-z0-9_/!.*''() &$@=;:+,?-]+$' and p_name !~ '(^|/)\.{1,2}
 comment on function image_sync.is_signable(text) is 'Whether Storage signs an object of this name.';
 
 -- How a run that came to its end turned out, by its chunks: outcome and stop_reason.
-create function image_sync.judge_run(p_run image_sync.runs, p_summary jsonb, out outcome text, out stop_reason text)
+create or replace function image_sync.judge_run(p_run image_sync.runs, p_summary jsonb, out outcome text, out stop_reason text)
 language plpgsql
 stable
 set search_path = ''
@@ -126,7 +127,7 @@ comment on function image_sync.judge_run(image_sync.runs, jsonb) is
   'Outcome and stop reason of a run that came to its end. stop_reason: signing_impossible, nothing_restored (failed); dead_chunks, database_timeout, items_failed, row_locked, records_refused, records_skipped, unbalanced (partial); null (succeeded).';
 
 -- Closes a run for good. The caller holds the run's row lock. Without p_outcome the chunks decide.
-create function image_sync.finish_run(p_run uuid, p_outcome text, p_stop_reason text, p_error jsonb, p_probe jsonb)
+create or replace function image_sync.finish_run(p_run uuid, p_outcome text, p_stop_reason text, p_error jsonb, p_probe jsonb)
 returns void
 language plpgsql
 set search_path = ''
@@ -174,7 +175,7 @@ $$;
 comment on function image_sync.finish_run(uuid, text, text, jsonb, jsonb) is
   'Closes an open run: releases its leases, keeps its totals and, for a sync or analyze that reached the end, what it measured. Outcome and stop reason follow from the chunks where none is given.';
 
-create function image_sync.is_kick_problem(p_error jsonb)
+create or replace function image_sync.is_kick_problem(p_error jsonb)
 returns boolean
 language sql
 immutable
@@ -183,7 +184,7 @@ return coalesce(p_error ->> 'code' in ('function_unknown', 'call_not_queued'), f
 
 comment on function image_sync.is_kick_problem(jsonb) is 'Whether an error of a run says that the function could not be called.';
 
-create function image_sync.held_error(p_held bigint)
+create or replace function image_sync.held_error(p_held bigint)
 returns jsonb
 language sql
 immutable
@@ -197,7 +198,7 @@ return jsonb_build_object(
 comment on function image_sync.held_error(bigint) is 'What a run says of records that other sessions held.';
 
 -- Why an open run does not move, as far as it is known.
-create function image_sync.standstill_reason(p_run image_sync.runs)
+create or replace function image_sync.standstill_reason(p_run image_sync.runs)
 returns text
 language plpgsql
 stable
@@ -228,7 +229,7 @@ comment on function image_sync.standstill_reason(image_sync.runs) is 'In words: 
 
 -- Takes the run's row lock, which makes walking and claiming one worker at a time, and gives up soon: a worker that has to wait
 -- is told so instead of holding a connection.
-create function image_sync.lock_run(p_run uuid)
+create or replace function image_sync.lock_run(p_run uuid)
 returns image_sync.runs
 language plpgsql
 set search_path = ''
@@ -253,7 +254,7 @@ comment on function image_sync.lock_run(uuid) is 'Locks the run''s row and retur
 
 -- The bucket as Storage has it. A listing by a key without rights, or of a bucket that does not exist, is empty and proves
 -- nothing; only storage.buckets says whether there is a bucket.
-create function image_sync.bucket_problem(p_run image_sync.runs)
+create or replace function image_sync.bucket_problem(p_run image_sync.runs)
 returns jsonb
 language plpgsql
 stable
@@ -287,7 +288,7 @@ comment on function image_sync.bucket_problem(image_sync.runs) is 'Why the run''
 
 -- What a chunk's time says of the next one's size, where the database was too slow before: twice as many after one of full size
 -- that took less than a second. Null: as the settings say.
-create function image_sync.grown_size(p_run image_sync.runs, p_settings image_sync.settings, p_names integer, p_took interval)
+create or replace function image_sync.grown_size(p_run image_sync.runs, p_settings image_sync.settings, p_names integer, p_took interval)
 returns integer
 language sql
 immutable
@@ -305,7 +306,7 @@ comment on function image_sync.grown_size(image_sync.runs, image_sync.settings, 
 
 -- Walks over chunks that need no signing, up to the first that does, bounded in names and in time. The caller holds the run's
 -- row lock. 250 ms keep every call far from the API's limits, and others waiting for the lock no longer than that.
-create function image_sync.walk(
+create or replace function image_sync.walk(
   p_run image_sync.runs,
   p_settings image_sync.settings,
   p_worker uuid,
@@ -361,7 +362,7 @@ comment on function image_sync.walk(image_sync.runs, image_sync.settings, uuid, 
 -- The next chunk of a run that applies a plan took too long: half as many records next time, at one record it is left alone and
 -- named, once it has taken too long twice: between the call that the database ended and this one another worker may have got past it.
 -- Returns how many records the next chunks may have. The caller holds the run's row lock.
-create function image_sync.interrupt_plan(p_run image_sync.runs, p_settings image_sync.settings, p_worker uuid, p_error jsonb)
+create or replace function image_sync.interrupt_plan(p_run image_sync.runs, p_settings image_sync.settings, p_worker uuid, p_error jsonb)
 returns integer
 language plpgsql
 set search_path = ''
@@ -385,7 +386,7 @@ comment on function image_sync.interrupt_plan(image_sync.runs, image_sync.settin
   'Halves the chunks of a cleanup or restore whose last one took too long, or leaves the one record alone that does. Returns how many records the next chunks may have.';
 
 -- Storage that refuses every call would otherwise be asked max_attempts times for every chunk of a large bucket.
-create function image_sync.too_many_failures(p_run image_sync.runs, p_settings image_sync.settings)
+create or replace function image_sync.too_many_failures(p_run image_sync.runs, p_settings image_sync.settings)
 returns jsonb
 language plpgsql
 stable
@@ -418,7 +419,7 @@ comment on function image_sync.too_many_failures(image_sync.runs, image_sync.set
   'Why a run should stop before its end: its last 3 x max_attempts chunks to sign all failed at signing; null where it should go on.';
 
 -- Random URLs for the live probe: a random record in each of a few random chunks, so that the cost does not grow with the table.
-create function image_sync.pick_probe_targets(p_run image_sync.runs, p_settings image_sync.settings)
+create or replace function image_sync.pick_probe_targets(p_run image_sync.runs, p_settings image_sync.settings)
 returns jsonb
 language sql
 set search_path = ''

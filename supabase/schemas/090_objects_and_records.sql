@@ -1,3 +1,4 @@
+-- set
 -- What the two sides look like to a run: objects and records, each defined once.
 
 -- Delete markers and archived versions are no objects of the bucket. Older storage schemas lack those columns: an unqualified
@@ -5,7 +6,7 @@
 -- it meant when it was made, so it is made anew once the platform has added a column that it does not look at.
 -- Of a thousand rows, in ms: the extension by split_part 0.6, by a regular expression 2.9; the size by jsonb_typeof 0.5, by a
 -- regular expression 1.9; so no pattern is matched here.
-create function image_sync.refresh_objects_view()
+create or replace function image_sync.refresh_objects_view()
 returns boolean
 language plpgsql
 set search_path = ''
@@ -84,7 +85,7 @@ comment on column image_sync.objects.extension is 'What follows the last dot of 
 comment on column image_sync.objects.id is 'What stays of an object when it is renamed or moved, also to another bucket.';
 comment on column image_sync.objects.bytes is 'Size in bytes as the upload recorded it; null where that is unknown.';
 
-create view image_sync.records with (security_invoker = on) as
+create or replace view image_sync.records with (security_invoker = on) as
 select
   p.bucket_id,
   p.file_name,
@@ -109,7 +110,7 @@ comment on column image_sync.records.look_up_key is 'The part number as a look-u
 comment on column image_sync.records.object_id is 'The object that the record is of, by its id; null where that is not known yet.';
 
 -- a.b/12.x.jpg: 12.x. Of many names at once: a call for each costs more than what it does.
-create function image_sync.part_numbers_of(p_names text[])
+create or replace function image_sync.part_numbers_of(p_names text[])
 returns text[]
 language sql
 immutable
@@ -127,7 +128,7 @@ grant execute on function image_sync.part_numbers_of(text[]) to service_role;
 grant select on image_sync.objects, image_sync.records to service_role;
 
 -- Above every key of the walk in byte order: longer than any key that a btree index can hold, of the highest character there is.
-create function image_sync.last_key()
+create or replace function image_sync.last_key()
 returns text
 language sql
 immutable

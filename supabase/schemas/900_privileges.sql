@@ -1,3 +1,4 @@
+-- set
 -- Default privileges of a project (older ones grant everything in public to anon and authenticated) reach what is created here, and
 -- revoking from public does not take them back. So what the files above grant is all there is, whatever a project grants by itself.
 revoke all on all tables in schema image_sync from public, anon, authenticated;

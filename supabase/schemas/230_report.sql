@@ -1,7 +1,8 @@
+-- set
 -- The status report: what the last run measured, the last run of each mode, and the findings.
 
 -- The last finished run in any of these modes, as a document.
-create function image_sync.last_run(p_bucket_id text, p_modes text[])
+create or replace function image_sync.last_run(p_bucket_id text, p_modes text[])
 returns jsonb
 language sql
 stable
@@ -19,7 +20,7 @@ return (
 comment on function image_sync.last_run(text, text[]) is 'The last finished run of a bucket in one of the modes; null where there is none.';
 
 -- What is true right now and cheap to ask.
-create function image_sync.report_facts(p_settings image_sync.settings)
+create or replace function image_sync.report_facts(p_settings image_sync.settings)
 returns jsonb
 language sql
 stable
@@ -84,7 +85,7 @@ return (
 comment on function image_sync.report_facts(image_sync.settings) is 'What the report and its findings are made of: the last measurement, the last runs, the schedule, and what is cheap to ask now.';
 
 -- Nothing is healthy while more than one image in a hundred has no working URL, or more than one record in a hundred shows nothing.
-create function image_sync.shows_enough(p_measured jsonb)
+create or replace function image_sync.shows_enough(p_measured jsonb)
 returns boolean
 language sql
 immutable
@@ -100,7 +101,7 @@ comment on function image_sync.shows_enough(jsonb) is
   'Whether, by a measurement, at least 99 % of the images have a working URL and at most 1 % of the records show nothing.';
 
 -- A URL that works for the database and shows nothing to a reader counts as well: by a verify, not by the few of a probe.
-create function image_sync.shows_what_it_says(p_facts jsonb)
+create or replace function image_sync.shows_what_it_says(p_facts jsonb)
 returns boolean
 language sql
 stable
@@ -115,7 +116,7 @@ comment on function image_sync.shows_what_it_says(jsonb) is
   'Whether, by the newest verify and what came after it, at most 1 % of the URLs show no image; true where there was none.';
 
 -- The status report.
-create function public.image_sync_report(p_bucket text)
+create or replace function public.image_sync_report(p_bucket text)
 returns jsonb
 language plpgsql
 stable

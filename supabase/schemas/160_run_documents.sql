@@ -1,7 +1,8 @@
+-- set
 -- A run as the world sees it: what its chunks add up to, how far it is, and how it ends.
 
 -- The first 20 names that a run's chunks kept under a key of their facts.
-create function image_sync.samples(p_run uuid, p_key text)
+create or replace function image_sync.samples(p_run uuid, p_key text)
 returns jsonb
 language sql
 stable
@@ -23,7 +24,7 @@ return (
 comment on function image_sync.samples(uuid, text) is 'Up to 20 sample names of a kind, of 300 characters at most, from the chunks of a run in key order.';
 
 -- The same of the items that failed with a code.
-create function image_sync.problem_samples(p_run uuid, p_code text)
+create or replace function image_sync.problem_samples(p_run uuid, p_code text)
 returns jsonb
 language sql
 stable
@@ -45,7 +46,7 @@ return (
 comment on function image_sync.problem_samples(uuid, text) is 'Up to 20 names of items that failed with this code, of 300 characters at most, from the chunks of a run in key order.';
 
 -- The totals of a run, from its chunks. Kept in runs.summary when it finishes, because chunks are pruned.
-create function image_sync.summarize(p_run uuid)
+create or replace function image_sync.summarize(p_run uuid)
 returns jsonb
 language sql
 stable
@@ -119,7 +120,7 @@ comment on function image_sync.summarize(uuid) is
   'What a run''s chunks add up to: chunks, invocations, whether the ledger balances in every chunk, totals, and up to 20 named problems.';
 
 -- The run as GET answers it. Never a URL, a key or a lease.
-create function image_sync.run_document(p_run uuid)
+create or replace function image_sync.run_document(p_run uuid)
 returns jsonb
 language plpgsql
 stable
@@ -194,7 +195,7 @@ comment on function image_sync.run_document(uuid) is 'One run as JSON: identity,
 
 -- How many objects the run can expect: what the last run of the bucket counted, else a count that gives up at 100,000 and then
 -- trusts the statistics of the table.
-create function image_sync.estimate_total(p_bucket_id text)
+create or replace function image_sync.estimate_total(p_bucket_id text)
 returns bigint
 language plpgsql
 stable

@@ -1,3 +1,4 @@
+-- step 1.0.0
 -- Where the function lives. It says so itself, with its first authenticated request: so the database can tell URLs of this project
 -- from others, and knows after a restore into another project that nobody has spoken yet.
 create table image_sync.project (
@@ -19,18 +20,19 @@ comment on column image_sync.project.announced_at is 'When the row was last writ
 alter table image_sync.project enable row level security;
 grant select, insert, update, delete on image_sync.project to service_role;
 
+-- set
 -- Which version of the schema this is, as semantic versioning counts: the function refuses to work beside one that it does not fit.
-create function image_sync.schema_version()
+create or replace function image_sync.schema_version()
 returns text
 language sql
 immutable
 set search_path = ''
-return '0.1.0';
+return '1.0.0';
 
 comment on function image_sync.schema_version() is 'The version of the schema.';
 
 -- A bucket's name as encodeURIComponent() writes it. Source: ECMA-262, 19.2.6.4.
-create function image_sync.encode_uri_component(p_text text)
+create or replace function image_sync.encode_uri_component(p_text text)
 returns text
 language sql
 immutable
@@ -47,7 +49,7 @@ return (
 comment on function image_sync.encode_uri_component(text) is 'The text with everything percent-encoded that JavaScript''s encodeURIComponent() encodes.';
 
 -- What a signed URL of the bucket begins with: the address for readers, and the bucket's path.
-create function image_sync.url_base(p_settings image_sync.settings)
+create or replace function image_sync.url_base(p_settings image_sync.settings)
 returns text
 language plpgsql
 stable
@@ -75,7 +77,7 @@ comment on function image_sync.url_base(image_sync.settings) is
   'What every signed URL of the bucket begins with; empty, so that every text begins with it, where no address is known.';
 
 -- Written only where it differs, so that a thousand isolates cost a look each.
-create function public.image_sync_announce(p_url text, p_version text)
+create or replace function public.image_sync_announce(p_url text, p_version text)
 returns jsonb
 language plpgsql
 set search_path = ''

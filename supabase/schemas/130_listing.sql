@@ -1,7 +1,19 @@
+-- step 1.0.0
+-- A chunk with the names in it that need a URL. Null columns: there is none.
+create type image_sync.chunk_to_sign as (chunk image_sync.chunks, names text[]);
+
+comment on type image_sync.chunk_to_sign is 'A leased chunk with the names in it that need a URL; or, with no names, one that needs none.';
+
+-- What comparing a range of keys gave.
+create type image_sync.comparison as (chunk image_sync.chunks, names text[], moves image_sync.move[], has_unlinked boolean);
+
+comment on type image_sync.comparison is 'A chunk as it would be stored, the names of recorded files that need a URL, the moves that bring records to files of the range, and whether records have still to learn which object they are of.';
+
+-- set
 -- One chunk of a sync or analyze: list ▸ diff, and which files need a URL. A record that is missing is inserted together with its
 -- URL when the chunk is closed: written once instead of twice.
 
-create function image_sync.next_number(p_run uuid)
+create or replace function image_sync.next_number(p_run uuid)
 returns integer
 language plpgsql
 stable
@@ -21,7 +33,7 @@ $$;
 
 comment on function image_sync.next_number(uuid) is 'The number of a run''s next chunk. The caller holds the run''s row lock.';
 
-create function image_sync.chunk_size(p_run image_sync.runs, p_settings image_sync.settings)
+create or replace function image_sync.chunk_size(p_run image_sync.runs, p_settings image_sync.settings)
 returns integer
 language sql
 immutable
@@ -36,21 +48,11 @@ return least(
 comment on function image_sync.chunk_size(image_sync.runs, image_sync.settings) is
   'How many names the run''s next chunk may have: the setting, or what the database could do of it in time.';
 
--- A chunk with the names in it that need a URL. Null columns: there is none.
-create type image_sync.chunk_to_sign as (chunk image_sync.chunks, names text[]);
-
-comment on type image_sync.chunk_to_sign is 'A leased chunk with the names in it that need a URL; or, with no names, one that needs none.';
-
--- What comparing a range of keys gave.
-create type image_sync.comparison as (chunk image_sync.chunks, names text[], moves image_sync.move[], has_unlinked boolean);
-
-comment on type image_sync.comparison is 'A chunk as it would be stored, the names of recorded files that need a URL, the moves that bring records to files of the range, and whether records have still to learn which object they are of.';
-
 -- Compares at most p_size objects and at most p_size records of the keys (p_from_key, p_to_key] (null: to the end of the bucket) in
 -- one statement. Both sides are read by keyset from an index in byte order (idx_objects_bucket_id_name and
 -- part_images_bucket_id_file_name_key), so that a chunk costs the same at the end of a million objects as at the beginning.
 -- p_listed is the chunk as it was listed before, if it was: what it inserted then stays counted as inserted.
-create function image_sync.compare(
+create or replace function image_sync.compare(
   p_run image_sync.runs,
   p_settings image_sync.settings,
   p_from_key text,
@@ -343,7 +345,7 @@ comment on function image_sync.compare(image_sync.runs, image_sync.settings, tex
 
 -- Makes a chunk of what was compared: leased with p_lease where records need a URL, done where none does. Where the table may refuse
 -- records they are inserted now, so that what is refused is not signed every night.
-create function image_sync.settle_listing(
+create or replace function image_sync.settle_listing(
   p_run image_sync.runs,
   p_settings image_sync.settings,
   p_compared image_sync.comparison,
@@ -407,7 +409,7 @@ comment on function image_sync.settle_listing(image_sync.runs, image_sync.settin
   'Decides what becomes of a chunk that was compared: leased with its names to sign, or done. Moves the records that follow their files, tells records which object they are of, and inserts the missing ones where the table may refuse them. The caller stores the chunk.';
 
 -- Makes the run's next chunk behind its cursor. The caller holds the run's row lock.
-create function image_sync.make_chunk(
+create or replace function image_sync.make_chunk(
   p_run image_sync.runs,
   p_settings image_sync.settings,
   p_worker uuid,

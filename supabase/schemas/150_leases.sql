@@ -1,9 +1,10 @@
+-- set
 -- The lease on a chunk: who may close it, and what becomes of it when its worker does not. docs/leases.md has the whole of it.
 
 -- The names in a leased chunk that need a URL now. A worker that takes a chunk over asks again instead of trusting what a dead
 -- one was told: objects may be gone and URLs may have been made since. What has no record yet comes from the chunk's own list, so
 -- that a file that was uploaded after the listing is left to the next run and the ledger balances.
-create function image_sync.names_to_sign(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
+create or replace function image_sync.names_to_sign(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
 returns text[]
 language plpgsql
 stable
@@ -43,7 +44,7 @@ comment on function image_sync.names_to_sign(image_sync.runs, image_sync.setting
 
 -- Ends an attempt that failed: the chunk waits for the next one, longer each time, or is dead. Its images get their records all the
 -- same, without a URL.
-create function image_sync.end_attempt(
+create or replace function image_sync.end_attempt(
   p_bucket_id text,
   p_settings image_sync.settings,
   p_chunk image_sync.chunks,
@@ -103,7 +104,7 @@ comment on function image_sync.end_attempt(text, image_sync.settings, image_sync
 
 -- The chunk that a token holds or held last, its row locked. Null columns where there is none or where somebody else holds the row
 -- for more than 400 ms: another call with the same token would be over by then.
-create function image_sync.lock_chunk(p_run uuid, p_token uuid)
+create or replace function image_sync.lock_chunk(p_run uuid, p_token uuid)
 returns image_sync.chunks
 language plpgsql
 set search_path = ''
@@ -131,7 +132,7 @@ comment on function image_sync.lock_chunk(uuid, uuid) is 'Locks the row of the c
 -- p_urls and p_expires (seconds since 1970) are parallel.
 -- Returns closed; already_closed where this very call was made before (its answer got lost); stale where the token is not, or no
 -- longer, the chunk's: then nothing changes; held where somebody else holds the chunk's row.
-create function image_sync.close_chunk(
+create or replace function image_sync.close_chunk(
   p_run image_sync.runs,
   p_settings image_sync.settings,
   p_token uuid,
@@ -372,7 +373,7 @@ comment on function image_sync.close_chunk(image_sync.runs, image_sync.settings,
 
 -- Leases a chunk that waits or whose lease ran out. The caller holds the run's row lock, which makes claiming one at a time;
 -- skip locked passes over a chunk that its late worker is closing at this moment.
-create function image_sync.claim_chunk(
+create or replace function image_sync.claim_chunk(
   p_run image_sync.runs,
   p_settings image_sync.settings,
   p_worker uuid,
@@ -436,7 +437,7 @@ comment on function image_sync.claim_chunk(image_sync.runs, image_sync.settings,
 -- Lists a chunk that p_token leased and that was never listed, or has to be listed again in smaller parts: relist_size names of it
 -- stay the chunk, what lies behind them becomes another one that waits. Takes a transaction of its own: should it take too long,
 -- the lease says which chunk that was.
-create function image_sync.relist_chunk(
+create or replace function image_sync.relist_chunk(
   p_run image_sync.runs,
   p_settings image_sync.settings,
   p_chunk image_sync.chunks,
@@ -512,7 +513,7 @@ comment on function image_sync.relist_chunk(image_sync.runs, image_sync.settings
   'Lists a leased chunk with relist_size: leased still where files of it need a URL (their names are returned), else done. What does not fit becomes a chunk that waits. The caller holds the run''s row lock.';
 
 -- A range of keys that has still to be listed, for whoever comes.
-create function image_sync.add_unlisted_chunk(p_run uuid, p_from_key text, p_to_key text, p_size integer, p_inserted_names text[], p_moved_names text[])
+create or replace function image_sync.add_unlisted_chunk(p_run uuid, p_from_key text, p_to_key text, p_size integer, p_inserted_names text[], p_moved_names text[])
 returns void
 language plpgsql
 set search_path = ''
@@ -527,7 +528,7 @@ comment on function image_sync.add_unlisted_chunk(uuid, text, text, integer, tex
   'Stores a chunk of a range of keys that has still to be listed, p_size names at once. The caller holds the run''s row lock.';
 
 -- Takes a chunk back to where it is listed again, in parts of half its size: what is listed again is counted again.
-create function image_sync.halve_chunk(p_chunk image_sync.chunks, p_size integer, p_error jsonb)
+create or replace function image_sync.halve_chunk(p_chunk image_sync.chunks, p_size integer, p_error jsonb)
 returns void
 language plpgsql
 set search_path = ''
@@ -581,7 +582,7 @@ comment on function image_sync.halve_chunk(image_sync.chunks, integer, jsonb) is
 
 -- Gives up the one name that the database cannot do in time, and names it. What lies behind it was not the cause: it is tried in full
 -- size again.
-create function image_sync.give_up_name(
+create or replace function image_sync.give_up_name(
   p_run image_sync.runs,
   p_settings image_sync.settings,
   p_chunk image_sync.chunks,
@@ -653,7 +654,7 @@ comment on function image_sync.give_up_name(image_sync.runs, image_sync.settings
 -- Ends an attempt at a chunk that the database ended: its transaction is gone, so nothing of it is known but the error. What took too
 -- long is halved until it fits, at one name given up; what somebody held waits for them, however often. Returns the size that is left.
 -- The caller holds the run's row lock.
-create function image_sync.interrupt_chunk(
+create or replace function image_sync.interrupt_chunk(
   p_run image_sync.runs,
   p_settings image_sync.settings,
   p_chunk image_sync.chunks,
@@ -693,7 +694,7 @@ comment on function image_sync.interrupt_chunk(image_sync.runs, image_sync.setti
 
 -- The walk took too long to make its next chunk: the range is stored as a chunk that has still to be listed, half at once, so that it
 -- has a lease of its own when it is. Returns that half. The caller holds the run's row lock.
-create function image_sync.interrupt_walk(p_run image_sync.runs, p_settings image_sync.settings)
+create or replace function image_sync.interrupt_walk(p_run image_sync.runs, p_settings image_sync.settings)
 returns integer
 language plpgsql
 set search_path = ''
@@ -739,7 +740,7 @@ comment on function image_sync.interrupt_walk(image_sync.runs, image_sync.settin
   'Stores the range that the walk could not do in time as a chunk to be listed in halves, and moves the cursor behind it. Returns how many names the next chunks may have.';
 
 -- Gives back what a worker holds and will not do any more: no attempt is counted.
-create function image_sync.release_chunks(p_run uuid, p_leases uuid[])
+create or replace function image_sync.release_chunks(p_run uuid, p_leases uuid[])
 returns integer
 language sql
 set search_path = ''

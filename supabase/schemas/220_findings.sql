@@ -1,8 +1,9 @@
+-- set
 -- Everything that the report tells the operator to look at: the one place that defines it. A finding stands where its count is
 -- above 0, unless another that stands is its cause: one fault, one finding. p_facts is what image_sync.report_facts() gathers.
 
 -- What would mend a fault, for a machine: a request to the API with the bucket in it, or SQL to run as the owner of the schema.
-create function image_sync.request_of(p_bucket_id text, p_request jsonb)
+create or replace function image_sync.request_of(p_bucket_id text, p_request jsonb)
 returns jsonb
 language sql
 immutable
@@ -11,7 +12,7 @@ return jsonb_build_object('request', p_request || jsonb_build_object('bucket', p
 
 comment on function image_sync.request_of(text, jsonb) is 'The action {"request": body of a POST} for a bucket.';
 
-create function image_sync.sql_of(p_sql text)
+create or replace function image_sync.sql_of(p_sql text)
 returns jsonb
 language sql
 immutable
@@ -22,7 +23,7 @@ comment on function image_sync.sql_of(text) is 'The action {"sql": statements to
 
 -- URLs that show no image, by reason: what the newest verify saw of all of them, and the probe of a newer sync of a few. A sync that
 -- came after the verify signed anew what was rejected and counted what is gone; a file that is lost stays lost until it is looked at.
-create function image_sync.unseen(p_facts jsonb)
+create or replace function image_sync.unseen(p_facts jsonb)
 returns table (code text, files bigint, samples jsonb, none_shown boolean)
 language sql
 stable
@@ -64,7 +65,7 @@ end;
 comment on function image_sync.unseen(jsonb) is
   'Of the facts of a report: how many URLs show no image, by reason, with samples, and whether none of those looked at showed one.';
 
-create function image_sync.findings(p_facts jsonb)
+create or replace function image_sync.findings(p_facts jsonb)
 returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
 language sql
 stable

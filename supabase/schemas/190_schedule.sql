@@ -1,3 +1,4 @@
+-- set
 -- The night: who calls the function, what happens when a call is lost, and what is thrown away afterwards.
 -- A cron job that "succeeded" only queued a request, and pg_net neither retries nor guarantees delivery: the run's own row is
 -- the truth, and the watchdog calls again for a run that does not move.
@@ -6,7 +7,7 @@
 -- takes an id that only selects among open runs and returns what was wrong.
 -- The call carries no key. Every database role may read pg_net's queue, so what stands there is a token that is good for waking this
 -- one run, once, while it is open; the run's row keeps its hash.
-create function image_sync.kick(p_run uuid)
+create or replace function image_sync.kick(p_run uuid)
 returns jsonb
 language plpgsql
 security definer
@@ -66,7 +67,7 @@ comment on function image_sync.kick(uuid) is
   'Queues a call of the function (net.http_post, to the address that it announced) that goes on with an open run; the call carries a token that is good for that alone. Returns null, or why it could not.';
 
 -- Who brings the token of a queued call may wake its run. Used up with that; one look-up by the run's id, whatever the token.
-create function public.image_sync_wake(p_run uuid, p_token text)
+create or replace function public.image_sync_wake(p_run uuid, p_token text)
 returns jsonb
 language plpgsql
 set search_path = ''
@@ -95,7 +96,7 @@ revoke all on function public.image_sync_wake(uuid, text) from public, anon, aut
 grant execute on function public.image_sync_wake(uuid, text) to service_role;
 
 -- Closes a run that has not moved for six hours.
-create function image_sync.close_stalled(p_run uuid)
+create or replace function image_sync.close_stalled(p_run uuid)
 returns void
 language plpgsql
 set search_path = ''
@@ -123,7 +124,7 @@ $$;
 comment on function image_sync.close_stalled(uuid) is 'Closes an open run as failed (stalled), with the reason as far as it is known.';
 
 -- One bucket's night: its sync is opened, or the open one found, and the function called.
-create function image_sync.start_night(p_bucket_id text)
+create or replace function image_sync.start_night(p_bucket_id text)
 returns void
 language plpgsql
 set search_path = ''
@@ -147,7 +148,7 @@ $$;
 comment on function image_sync.start_night(text) is 'Opens the nightly sync of a bucket, or finds the open one, and queues the call of the function. Raises what keeps it from that.';
 
 -- A night that could not begin stands in the status table like any other.
-create function image_sync.note_failed_night(p_bucket_id text, p_sqlstate text, p_words text)
+create or replace function image_sync.note_failed_night(p_bucket_id text, p_sqlstate text, p_words text)
 returns void
 language plpgsql
 set search_path = ''
@@ -172,7 +173,7 @@ comment on function image_sync.note_failed_night(text, text, text) is 'Writes a 
 
 -- The nightly job. A run that has not moved for six hours is closed first: one bad night never costs the next. Each bucket's night
 -- stands alone: what goes wrong with one is written down and costs no other anything.
-create function image_sync.run_nightly()
+create or replace function image_sync.run_nightly()
 returns void
 language plpgsql
 set search_path = ''
@@ -225,7 +226,7 @@ comment on function image_sync.run_nightly() is
 -- The watchdog, every minute: while nothing is open it looks into an empty partial index and does no more.
 -- It waits for no row, so that it can stand in nobody's way: a run that somebody works on at this moment needs no call. A run that
 -- cannot be called costs no other one its call.
-create function image_sync.watchdog()
+create or replace function image_sync.watchdog()
 returns void
 language plpgsql
 set search_path = ''
@@ -274,7 +275,7 @@ comment on function image_sync.watchdog() is 'Queues a call of the function for 
 
 -- History that nobody reads again. The last run of each mode stays, and so do a plan that another run refers to and a cleanup whose
 -- records can still be restored.
-create function image_sync.prune_history()
+create or replace function image_sync.prune_history()
 returns void
 language plpgsql
 set search_path = ''
@@ -343,6 +344,7 @@ revoke all on function
 from public;
 grant execute on function image_sync.kick(uuid) to service_role;
 
+-- step 1.0.0
 -- pg_cron's clock is GMT. A job of the same name is replaced.
 select cron.schedule('image-sync-nightly', '0 2 * * *', 'select image_sync.run_nightly()');
 select cron.schedule('image-sync-watchdog', '* * * * *', 'select image_sync.watchdog()');

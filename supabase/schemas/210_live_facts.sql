@@ -1,7 +1,8 @@
+-- set
 -- What the report asks at the moment of reading, because it is cheap: the schedule and the bucket itself.
 
 -- The values of one field of a cron expression: *, lists, ranges and steps.
-create function image_sync.cron_field(p_field text, p_low integer, p_high integer)
+create or replace function image_sync.cron_field(p_field text, p_low integer, p_high integer)
 returns integer[]
 language sql
 immutable
@@ -21,7 +22,7 @@ return (
 comment on function image_sync.cron_field(text, integer, integer) is 'The values that a field of a cron expression stands for; null where it is none of *, a, a-b, */n, a-b/n or a list of those.';
 
 -- Names of months or days as numbers: FRI is 5.
-create function image_sync.number_names(p_field text, p_names text[], p_first integer)
+create or replace function image_sync.number_names(p_field text, p_names text[], p_first integer)
 returns text
 language sql
 immutable
@@ -36,7 +37,7 @@ comment on function image_sync.number_names(text, text[], integer) is 'A field o
 
 -- When a schedule of pg_cron is due next, in GMT as pg_cron has it: five fields with lists, ranges, steps, names of months and days and
 -- $ for the last day of a month; @daily and its like; or a number of seconds. Source: pg_cron's documentation.
-create function image_sync.next_time(p_schedule text, p_after timestamptz)
+create or replace function image_sync.next_time(p_schedule text, p_after timestamptz)
 returns timestamptz
 language sql
 immutable
@@ -109,7 +110,7 @@ return (
 comment on function image_sync.next_time(text, timestamptz) is 'The next time that a schedule of pg_cron is due after a moment; null for what is none.';
 
 -- The jobs that the schedule consists of, by what they do and whose they are: the name is the operator's.
-create function image_sync.scheduled_jobs()
+create or replace function image_sync.scheduled_jobs()
 returns table (name text, line text, jobid bigint, schedule text)
 language plpgsql
 stable
@@ -141,7 +142,7 @@ comment on function image_sync.scheduled_jobs() is
 
 -- What service_role cannot see: whether jobs exist, how they went, and how the calls of the function went. Takes
 -- nothing, returns facts.
-create function image_sync.schedule_facts()
+create or replace function image_sync.schedule_facts()
 returns jsonb
 language plpgsql
 stable
@@ -206,7 +207,7 @@ comment on function image_sync.schedule_facts() is
   'Which of our cron jobs are missing (by name), where the function lives, which jobs failed the last time, when the nightly job is due next, and by bucket what the newest call of a run that has not succeeded was answered.';
 
 -- The bucket at this moment. A permission that was lost is something to report, not the end of the report.
-create function image_sync.bucket_facts(p_bucket_id text)
+create or replace function image_sync.bucket_facts(p_bucket_id text)
 returns jsonb
 language plpgsql
 stable
@@ -236,7 +237,7 @@ comment on function image_sync.bucket_facts(text) is
   'Whether the bucket exists, is public and holds a file; or that storage.objects or storage.buckets may not be read.';
 
 -- The table at this moment. An adopted one may lack the grant for service_role, and somebody may hold it.
-create function image_sync.table_facts(p_bucket_id text)
+create or replace function image_sync.table_facts(p_bucket_id text)
 returns jsonb
 language plpgsql
 stable
@@ -282,7 +283,7 @@ comment on function image_sync.table_facts(text) is
 
 -- Records that no run looks at: of buckets without settings, or that do not exist. From one bucket to the next by the index, each
 -- counted up to 10,000: reading them costs the same however many records there are.
-create function image_sync.stray_facts(p_bucket_id text)
+create or replace function image_sync.stray_facts(p_bucket_id text)
 returns jsonb
 language plpgsql
 stable
@@ -339,7 +340,7 @@ comment on function image_sync.stray_facts(text) is
   'The buckets, up to 20 and other than this one, whose records no run looks at because they have no settings or do not exist: bucket_id, bucket_exists, records (at most 10,000 are counted).';
 
 -- An open run that has not moved for two minutes: by then a worker that died was replaced.
-create function image_sync.standing_run(p_bucket_id text)
+create or replace function image_sync.standing_run(p_bucket_id text)
 returns jsonb
 language plpgsql
 stable

@@ -1,10 +1,11 @@
+-- set
 -- What the function calls, by name, through the Data API. All are security invoker and executable by service_role alone, and all
 -- can be repeated after a lost answer: supabase-js never retries a POST, so the worker does.
 
 -- Opens a run in a mode, or finds the one that is open.
 -- Returns {"run": document, "created": boolean} or {"problem": {...}}: unknown_bucket (404), conflicting_run (409), and for
 -- cleanup and restore the guards.
-create function public.image_sync_start(p_run uuid, p_bucket text, p_mode text, p_options jsonb default '{}')
+create or replace function public.image_sync_start(p_run uuid, p_bucket text, p_mode text, p_options jsonb default '{}')
 returns jsonb
 language plpgsql
 set search_path = ''
@@ -86,7 +87,7 @@ comment on function public.image_sync_start(uuid, text, text, jsonb) is
 --   open    {"chunk": {"number", "targets": [{"name", "url"}], "lease_ms", "rate" (URLs a second), "public_url"}}: in a verify
 --   probe   {"targets": [{"name", "url"}], "public_url"}: all is done; fetch these URLs and call image_sync_finish
 --   stop    the run is finished
-create function public.image_sync_advance(
+create or replace function public.image_sync_advance(
   p_run uuid,
   p_worker uuid,
   p_lease uuid default null,
@@ -288,7 +289,7 @@ comment on function public.image_sync_advance(uuid, uuid, uuid, uuid, text[], te
 
 -- A run moves when a chunk is made or closed, not when somebody looks at it. Closing does not wait for the run's row: whoever holds
 -- it is moving the run.
-create function image_sync.note_progress(
+create or replace function image_sync.note_progress(
   p_run uuid,
   p_settings image_sync.settings,
   p_closing uuid,
@@ -335,7 +336,7 @@ comment on function image_sync.note_progress(uuid, image_sync.settings, uuid, te
 --   p_closing  the call that wanted to close the chunk of this token failed
 --   p_error    {"code", "title", "detail"}; database_timeout halves what was tried, any other code lets it wait
 -- Returns {"ended": whether the token was that of a chunk, or the run's next one, that was waiting for it}.
-create function public.image_sync_end_attempt(
+create or replace function public.image_sync_end_attempt(
   p_run uuid,
   p_worker uuid,
   p_lease uuid default null,
@@ -406,7 +407,7 @@ comment on function public.image_sync_end_attempt(uuid, uuid, uuid, uuid, jsonb,
 
 -- Finishes a run whose chunks are all closed with what probing gave, or fails it with p_error.
 -- p_probe is {"checked", "ok", "failures": [{"name", "code", "status", "content_type", "error"}]}.
-create function public.image_sync_finish(p_run uuid, p_probe jsonb default null, p_error jsonb default null)
+create or replace function public.image_sync_finish(p_run uuid, p_probe jsonb default null, p_error jsonb default null)
 returns jsonb
 language plpgsql
 set search_path = ''
@@ -438,7 +439,7 @@ comment on function public.image_sync_finish(uuid, jsonb, jsonb) is
   'Closes a run whose chunks are all closed, with the result of the live probe; with p_error closes it as failed. Changes nothing in a run that is finished or has chunks left.';
 
 -- A worker ends before the run does: releases the leases it holds and queues the next call of the function, in one transaction.
-create function public.image_sync_hand_off(p_run uuid, p_worker uuid, p_leases uuid[])
+create or replace function public.image_sync_hand_off(p_run uuid, p_worker uuid, p_leases uuid[])
 returns jsonb
 language plpgsql
 set search_path = ''
@@ -472,7 +473,7 @@ comment on function public.image_sync_hand_off(uuid, uuid, uuid[]) is
   'Releases the worker''s leases and queues a call of the function that goes on with the run; repeated by the same worker it queues nothing again. kicked: false where nothing was queued; why stands in the run''s error.';
 
 -- Cancels an open run. What its workers still close afterwards is stale.
-create function public.image_sync_cancel(p_run uuid)
+create or replace function public.image_sync_cancel(p_run uuid)
 returns jsonb
 language plpgsql
 set search_path = ''
@@ -501,7 +502,7 @@ $$;
 comment on function public.image_sync_cancel(uuid) is 'Cancels an open run. Problems: unknown_run (404), run_finished (409).';
 
 -- One run, open or finished.
-create function public.image_sync_run(p_run uuid)
+create or replace function public.image_sync_run(p_run uuid)
 returns jsonb
 language sql
 stable

@@ -1,3 +1,45 @@
+-- step 1.0.0
+-- What was installed before 1.0.0, which was never released, makes room: its jobs, functions and indexes go, and its settings and
+-- archive wait in the schema image_sync_before until 070_archive.sql brings them home. public.part_images stays as it is and is
+-- adopted like anybody's.
+do $$
+declare
+  v_version text;
+  v_object record;
+begin
+  if to_regclass('image_sync.settings') is null
+    or to_regclass('image_sync.archive') is null
+    or to_regprocedure('image_sync.run_nightly()') is null then
+    return;
+  end if;
+  if to_regprocedure('image_sync.schema_version()') is not null then
+    execute 'select image_sync.schema_version()' into v_version;
+    if v_version !~ '^0\.' then
+      raise exception E'Cannot install image-sync: version % is installed already\nTo go on to another version: npx image-sync upgrade', v_version
+        using errcode = 'duplicate_schema',
+          hint = 'Nothing has been changed.';
+    end if;
+  end if;
+  if to_regclass('cron.job') is not null then
+    perform cron.unschedule(j.jobid)
+    from cron.job j
+    where j.username = current_user
+      and j.command in ('select image_sync.run_nightly()', 'select image_sync.watchdog()', 'select image_sync.prune_history()');
+  end if;
+  for v_object in
+    select p.oid::regprocedure as signature
+    from pg_catalog.pg_proc p
+    where p.pronamespace = 'public'::regnamespace
+      and p.proname like 'image\_sync\_%'
+  loop
+    execute format('drop function %s', v_object.signature);
+  end loop;
+  drop index if exists public.part_images_look_up_key_idx, public.part_images_object_id_idx;
+  alter schema image_sync rename to image_sync_before;
+  drop view if exists image_sync_before.records, image_sync_before.objects cascade;
+end;
+$$;
+
 -- The private home of image-sync, and the question whether the project's own public.part_images can be adopted. It is asked in the
 -- first file, because each file is a transaction of its own: a refusal further down would leave half of the schema behind. What
 -- cannot be asked beforehand (a trigger, a constraint, a view that says no) is tried: the whole adoption is rehearsed and undone.
@@ -10,7 +52,7 @@ begin
     from pg_catalog.pg_namespace n
     where n.nspname = 'image_sync'
   ) then
-    raise exception E'Cannot install image-sync: the schema image_sync exists already\nIf it is left from an earlier installation, remove that first (docs/operations.md, Uninstalling). If it is something else, run: alter schema image_sync rename to image_sync_other;'
+    raise exception E'Cannot install image-sync: the schema image_sync exists already\nIt is something else of yours. Run: alter schema image_sync rename to image_sync_other;'
       using errcode = 'duplicate_schema',
         hint = 'Nothing has been changed: run the migration again afterwards.';
   end if;
@@ -40,7 +82,7 @@ comment on schema image_sync is
 revoke all on schema image_sync from public;
 grant usage on schema image_sync to service_role;
 
--- The functions below are for adoption alone: 20261124000600_part_images.sql calls them once more and drops them.
+-- The functions below are for adoption alone: 080_part_images.sql calls them once more and drops them.
 
 -- What the table calls one of its columns is known only when it is looked at: null where it has none of that name.
 create function image_sync.column_type(p_column text)
@@ -271,7 +313,7 @@ begin
       a.attnotnull
         and not a.atthasdef
         and a.attidentity = ''
-        -- What 20261124000600_part_images.sql gives a default.
+        -- What 080_part_images.sql gives a default.
         and not (a.attname = 'id' and a.atttypid = 'uuid'::regtype)
         and not (a.attname = 'created_at' and a.atttypid in ('timestamp'::regtype, 'timestamptz'::regtype))
         and not exists (

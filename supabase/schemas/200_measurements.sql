@@ -1,8 +1,9 @@
+-- set
 -- What grows with the bucket is measured by the runs, in their chunks; reading the report adds up nothing but a handful of rows,
 -- whatever the size of the bucket.
 
 -- What a finished sync or analyze measured, merged from its chunks: stored in runs.report.
-create function image_sync.measure(p_run image_sync.runs, p_probe jsonb)
+create or replace function image_sync.measure(p_run image_sync.runs, p_probe jsonb)
 returns jsonb
 language sql
 stable
@@ -133,7 +134,7 @@ comment on function image_sync.measure(image_sync.runs, jsonb) is
   'What a finished sync or analyze found: the sections bucket, records, difference, coverage and probe of the report, and the counts that findings need. No URL, no key.';
 
 -- What a verify saw, for the report.
-create function image_sync.measure_verified(p_run image_sync.runs)
+create or replace function image_sync.measure_verified(p_run image_sync.runs)
 returns jsonb
 language sql
 stable

@@ -1,3 +1,4 @@
+-- step 1.0.0
 -- The status table: a row per pass over a bucket, with its report.
 create table image_sync.runs (
   id uuid not null default gen_random_uuid(),

@@ -1,7 +1,8 @@
+-- step 1.0.0
 -- public.part_images: the table that the register reads. Created where there is none; adopted where one exists, with every row,
 -- column, constraint, grant, policy and trigger of its owner. The names and types of its first six columns are a contract with
 -- its readers: select part_number, file_name, signed_url from part_images where signed_url is not null order by part_number.
--- How it is adopted, and what stands in the way, is in 20261124000050_adoption.sql.
+-- How it is adopted, and what stands in the way, is in 010_adoption.sql.
 do $$
 begin
   if to_regclass('public.part_images') is null then

@@ -1,4 +1,5 @@
-create function image_sync.place_in_words(p_bucket_id text, p_other_bucket_id text, p_name text)
+-- set
+create or replace function image_sync.place_in_words(p_bucket_id text, p_other_bucket_id text, p_name text)
 returns text
 language sql
 immutable
@@ -55,7 +56,7 @@ revoke all on function image_sync.verified_file(text, text) from public;
 grant execute on function image_sync.verified_file(text, text) to service_role;
 
 -- Why this file is, or is not, in sync.
-create function public.image_sync_file(p_bucket text, p_file text)
+create or replace function public.image_sync_file(p_bucket text, p_file text)
 returns jsonb
 language plpgsql
 stable

@@ -1,9 +1,10 @@
+-- set
 -- Lists for the operator: the buckets that are kept in step, and the history of runs. Pages by keyset, each bounded.
 
 -- Every bucket with settings, with its verdict.
 -- Returns {"buckets": [{"bucket_id", "exists", "nightly", "healthy", "errors", "warnings", "images", "coverage", "last_sync_at",
 -- "last_sync_state", "open_run"}], "next": the p_after of the next page or null}.
-create function public.image_sync_buckets(p_after text default '', p_limit integer default 50)
+create or replace function public.image_sync_buckets(p_after text default '', p_limit integer default 50)
 returns jsonb
 language plpgsql
 stable
@@ -49,7 +50,7 @@ comment on function public.image_sync_buckets(text, integer) is
   'A page of the buckets that have settings, in byte order behind p_after, 1 to 100 of them, each with its verdict.';
 
 -- Gives a bucket settings, the defaults: the next night keeps it in step. Its files and records stay as they are.
-create function public.image_sync_add_bucket(p_bucket text)
+create or replace function public.image_sync_add_bucket(p_bucket text)
 returns jsonb
 language plpgsql
 set search_path = ''
@@ -79,7 +80,7 @@ comment on function public.image_sync_add_bucket(text) is
   'Gives a bucket the default settings, so that it is kept in step. Returns {"bucket": {"bucket_id", "changed": false where it had some}}. Problem: bucket_missing (409).';
 
 -- Takes a bucket's settings away: no run looks at it any more. Its files, records and history stay.
-create function public.image_sync_remove_bucket(p_bucket text)
+create or replace function public.image_sync_remove_bucket(p_bucket text)
 returns jsonb
 language plpgsql
 set search_path = ''
@@ -120,7 +121,7 @@ comment on function public.image_sync_remove_bucket(text) is
 --   p_bucket, p_mode, p_state  only those, null: all; p_state as a run document says it: open, succeeded, partial, failed, cancelled
 --   p_after                    the last run of the page before
 -- Returns {"runs": [document], "next": the p_after of the next page or null}.
-create function public.image_sync_runs(
+create or replace function public.image_sync_runs(
   p_bucket text default null,
   p_mode text default null,
   p_state text default null,

@@ -1,3 +1,4 @@
+-- step 1.0.0
 -- Files that were renamed or moved. Storage's own move and rename change the row of storage.objects in place: its id stays, which the
 -- record remembers as object_id. So a record follows its file: same id, same created_at, same columns of its owner's, new name.
 -- A copy and a delete give another id: one record too many and one too few, which nobody can tell from two files.
@@ -28,9 +29,10 @@ create type image_sync.move as (from_bucket text, from_name text, to_bucket text
 
 comment on type image_sync.move is 'A record''s old and new bucket and name, and the object that it follows.';
 
+-- set
 -- Where the file of a record lies, if a sync takes the record along: under another name or in another bucket that is kept in step, as an
 -- image, where no record is known to be of it. No row where it does not.
-create function image_sync.destination_of(p_bucket_id text, p_file_name text, p_object_id uuid)
+create or replace function image_sync.destination_of(p_bucket_id text, p_file_name text, p_object_id uuid)
 returns table (bucket_id text, name text)
 language sql
 stable
@@ -60,7 +62,7 @@ end;
 comment on function image_sync.destination_of(text, text, uuid) is 'The bucket and name to which a sync takes the record of this place along; no row where its file is at its place, gone, or left out.';
 
 -- What is moved at once: names that were all shifted by one make a single chain of moves, each of which waits for the next.
-create function image_sync.max_moves()
+create or replace function image_sync.max_moves()
 returns integer
 language sql
 immutable
@@ -74,7 +76,7 @@ comment on function image_sync.max_moves() is 'How many records follow their fil
 -- A record at the place that another one goes to makes room if its own file lies elsewhere; if that file is gone, it stays, gets
 -- the file that was moved onto its name, and nobody follows into its place. Every look is one by index, so that a chain of n records
 -- costs n looks, in whatever order the names are.
-create function image_sync.find_moves(p_bucket_ids text[], p_names text[])
+create or replace function image_sync.find_moves(p_bucket_ids text[], p_names text[])
 returns image_sync.move[]
 language plpgsql
 stable
@@ -146,7 +148,7 @@ comment on function image_sync.find_moves(text[], text[]) is
   'The moves of the records at these places and of those that have to make room for them: all of them can be done together. Empty where there are none, or more than max_moves.';
 
 -- Where the records are whose files are these objects, and who has the names that they go to.
-create function image_sync.find_followers(p_bucket_id text, p_names text[], p_ids uuid[], out moves image_sync.move[])
+create or replace function image_sync.find_followers(p_bucket_id text, p_names text[], p_ids uuid[], out moves image_sync.move[])
 language plpgsql
 stable
 set search_path = ''
@@ -192,7 +194,7 @@ comment on function image_sync.find_followers(text, text[], uuid[]) is
 
 -- Moves records, all or none. The old URL is of the old name and opens nothing any more: it is taken away here and made anew where the
 -- new name lies. A part number that its owner changed by hand stays as it is.
-create function image_sync.move_together(p_moves image_sync.move[])
+create or replace function image_sync.move_together(p_moves image_sync.move[])
 returns image_sync.move[]
 language plpgsql
 set search_path = ''
@@ -264,7 +266,7 @@ comment on function image_sync.move_together(image_sync.move[]) is
   'Gives each record its new place, without a URL, and returns the moves that were done; a record that is not at its old place any more is passed over. Raises what the table raises, and has moved none then.';
 
 -- Moves records; what is held or refused costs itself alone, and those that wait for its place.
-create function image_sync.move_records(p_moves image_sync.move[], out moved image_sync.move[], out problems jsonb)
+create or replace function image_sync.move_records(p_moves image_sync.move[], out moved image_sync.move[], out problems jsonb)
 language plpgsql
 set search_path = ''
 as $$
@@ -322,7 +324,7 @@ comment on function image_sync.move_records(image_sync.move[]) is
   'Moves records together, or where one is held or refused each by itself as its new place becomes free. Returns the moves that were done and a problem not_moved for each of the others.';
 
 -- Moves records to files of a chunk, and accounts for those that could not be moved.
-create function image_sync.settle_moves(p_bucket_id text, p_chunk image_sync.chunks, p_moves image_sync.move[])
+create or replace function image_sync.settle_moves(p_bucket_id text, p_chunk image_sync.chunks, p_moves image_sync.move[])
 returns image_sync.chunks
 language plpgsql
 set search_path = ''
@@ -387,7 +389,7 @@ comment on function image_sync.settle_moves(text, image_sync.chunks, image_sync.
   'Moves records and returns the chunk (not stored) with what came of it: moved_names, and what was counted as moved and was not.';
 
 -- How many of the names, as far as they lie in the chunk's range, have a record and an object.
-create function image_sync.count_recorded(p_bucket_id text, p_chunk image_sync.chunks, p_names text[])
+create or replace function image_sync.count_recorded(p_bucket_id text, p_chunk image_sync.chunks, p_names text[])
 returns integer
 language plpgsql
 stable
@@ -418,7 +420,7 @@ $$;
 comment on function image_sync.count_recorded(text, image_sync.chunks, text[]) is 'How many of the names lie in the chunk''s range and have a record and an object.';
 
 -- Those of a range's records without an object at their name that will follow their files.
-create function image_sync.departing_names(p_bucket_id text, p_names text[])
+create or replace function image_sync.departing_names(p_bucket_id text, p_names text[])
 returns text[]
 language plpgsql
 stable
@@ -438,7 +440,7 @@ comment on function image_sync.departing_names(text, text[]) is 'Those of the re
 
 -- Tells the records of a chunk which object they are of. It can wait: what is held or refused is left out.
 -- Nor is one that should follow its file and could not: what it knows of it is all that anybody knows.
-create function image_sync.link_records(p_bucket_id text, p_chunk image_sync.chunks, p_moves image_sync.move[])
+create or replace function image_sync.link_records(p_bucket_id text, p_chunk image_sync.chunks, p_moves image_sync.move[])
 returns integer
 language plpgsql
 set search_path = ''

@@ -1,3 +1,4 @@
+-- step 1.0.0
 -- One row per bucket that is kept in step. A bucket without a row is unknown to every request.
 create table image_sync.settings (
   bucket_id text not null,

@@ -1,10 +1,11 @@
+-- set
 -- Part numbers that several images stand for, as whoever looks them up in a spreadsheet sees them: in other case, with a space at the
 -- end, as a copy that an upload or a file manager has made, or in another folder. The key by which they are compared stands in the
 -- view image_sync.records, and part_images_look_up_key_idx has all of them in order: once a run has passed its bucket, the index is
 -- walked from end to end, a page at a time. So twins are found wherever they lie, by the first sync already, and a chunk costs nothing.
 
 -- What the walk has found so far. The caller holds the run's row lock. Returns whether it is at its end; 250 ms keep a call short.
-create function image_sync.count_twins(p_run image_sync.runs)
+create or replace function image_sync.count_twins(p_run image_sync.runs)
 returns boolean
 language plpgsql
 set search_path = ''
@@ -75,7 +76,7 @@ comment on function image_sync.count_twins(image_sync.runs) is
   'Walks the look-up keys of the run''s bucket on from where it was, for 250 ms at most, and keeps in the run how many stand more than once, and the first 20. Returns whether it is at the end.';
 
 -- The files whose records have a look-up key, 20 at most: a record without its file is an orphan and no twin.
-create function image_sync.files_of_key(p_bucket_id text, p_key text)
+create or replace function image_sync.files_of_key(p_bucket_id text, p_key text)
 returns table (name text, part_number text)
 language plpgsql
 stable
@@ -109,7 +110,7 @@ comment on function image_sync.files_of_key(text, text) is 'Up to 20 files of th
 
 -- Objects named like a file but for its extension, as far as a look is bounded: between "stem." and "stem/", an order that only the
 -- index gives.
-create function image_sync.files_beside(p_bucket_id text, p_stem text)
+create or replace function image_sync.files_beside(p_bucket_id text, p_stem text)
 returns table (name text, extension text)
 language plpgsql
 stable
@@ -134,7 +135,7 @@ $$;
 
 comment on function image_sync.files_beside(text, text) is 'The pictures of a stem (a name with its folders, without its extension), of whatever extension.';
 
-create function image_sync.stem_of(p_name text)
+create or replace function image_sync.stem_of(p_name text)
 returns text
 language sql
 immutable
@@ -144,7 +145,7 @@ return left(p_name, -(length(split_part(p_name, '.', -1)) + 1));
 comment on function image_sync.stem_of(text) is 'A file''s name with its folders and without its extension.';
 
 -- The twins of a run as a person reads them: "part number: files", with pictures beside them that are left out by their extension.
-create function image_sync.twin_samples(p_bucket_id text, p_keys text[])
+create or replace function image_sync.twin_samples(p_bucket_id text, p_keys text[])
 returns jsonb
 language plpgsql
 stable
@@ -181,7 +182,7 @@ comment on function image_sync.twin_samples(text, text[]) is 'Of these look-up k
 -- images that have no record yet.
 --   p_pictures  pictures of the chunk that are no images to this bucket
 --   p_missing   images of the chunk without a record, in a run that makes none
-create function image_sync.find_several_files(
+create or replace function image_sync.find_several_files(
   p_bucket_id text,
   p_extensions text[],
   p_pictures text[],

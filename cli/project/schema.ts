@@ -1,0 +1,92 @@
+/**
+ * The schema, a noun a file (`supabase/schemas/`), and the migrations that are made of it. A line `-- step 1.0.0` begins what is done
+ * once, on the way to that version: tables, types, data. A line `-- set` begins what is said anew by every release: functions and
+ * views, each with `create or replace`. A migration is the steps since a version, in the order of versions and files, and then the
+ * whole set.
+ */
+import { readdir, readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+/** A stretch of a file: a step on the way to a version, or a part of the set. */
+export type SchemaPart = {
+  readonly file: string;
+  /** Null: of the set. */
+  readonly version: string | null;
+  readonly text: string;
+};
+
+const home = fileURLToPath(new URL("../../supabase/schemas", import.meta.url));
+const MARK = /^-- (?:step (\d+\.\d+\.\d+)|set)$/;
+
+/**
+ * The parts of the schema, in the order of their files.
+ *
+ * @throws {Error} where a file does not begin with a mark.
+ */
+export async function readSchema(directory: string = home): Promise<readonly SchemaPart[]> {
+  const names = (await readdir(directory)).filter((name) => name.endsWith(".sql")).sort();
+  const files = await Promise.all(
+    names.map(async (name) => [name, await readFile(join(directory, name), "utf8")] as const),
+  );
+  return files.flatMap(([name, text]) => partsOf(name, text));
+}
+
+function partsOf(file: string, text: string): SchemaPart[] {
+  const parts: { version: string | null; lines: string[] }[] = [];
+  for (const line of text.split("\n")) {
+    const mark = MARK.exec(line);
+    if (mark !== null) parts.push({ version: mark[1] ?? null, lines: [] });
+    else if (parts.length > 0) parts.at(-1)?.lines.push(line);
+    else throw new Error(`Cannot read ${file}: its first line is neither "-- step VERSION" nor "-- set"`);
+  }
+  return parts.map(({ version, lines }) => ({ file, version, text: lines.join("\n").trim() }));
+}
+
+/** Compares two versions: negative where the first is older. Source: https://semver.org, 11; without pre-releases. */
+export function compareVersions(one: string, other: string): number {
+  const [ones, others] = [one, other].map((version) => version.split(".").map(Number));
+  return (ones ?? []).map((part, place) => part - (others?.[place] ?? 0)).find((part) => part !== 0) ?? 0;
+}
+
+/** Which way a migration goes: from nothing, or from an installed version, to a version. */
+export type Way = { readonly from: string | null; readonly to: string };
+
+/** The migration that goes this way, as it is shipped. */
+export function migrationOf(schema: readonly SchemaPart[], { from, to }: Way): string {
+  const steps = schema
+    .filter(({ version }) => version !== null)
+    .filter(({ version }) => from === null || compareVersions(version ?? "", from) > 0)
+    .toSorted((one, other) => compareVersions(one.version ?? "", other.version ?? ""));
+  const set = schema.filter(({ version }) => version === null);
+  const title = from === null ? `image-sync ${to}` : `image-sync ${from} to ${to}`;
+  return [
+    `-- ${title}: keeps a storage bucket and the table public.part_images in step. Generated from its schema; do not edit.`,
+    ...(from === null ? [] : [guard({ from, to })]),
+    ...[...steps, ...set].map(({ file, version, text }) =>
+      `-- ${nounOf(file)}${version === null ? "" : `, ${version}`}\n\n${text}`
+    ),
+  ].join("\n\n") + "\n";
+}
+
+// The steps of a migration are right behind one version alone.
+function guard({ from, to }: { from: string; to: string }): string {
+  return `do $$
+declare
+  v_installed text := 'none';
+begin
+  if to_regprocedure('image_sync.schema_version()') is not null then
+    v_installed := image_sync.schema_version();
+  end if;
+  if v_installed <> '${from}' then
+    raise exception E'Cannot upgrade image-sync from ${from} to ${to}: version % is installed\\nMake the migration that goes on from there: npx image-sync upgrade', v_installed
+      using errcode = 'object_not_in_prerequisite_state',
+        hint = 'Nothing has been changed.';
+  end if;
+end;
+$$;`;
+}
+
+function nounOf(file: string): string {
+  return file.replace(/^\d+_|\.sql$/g, "").replaceAll("_", " ");
+}

@@ -1,0 +1,221 @@
+/** What is released, and the way from one version to the next. */
+import { createHash } from "node:crypto";
+import { readdir, readFile } from "node:fs/promises";
+import { join } from "node:path";
+import type { TransactionSql } from "postgres";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { z } from "zod";
+import { compareVersions, migrationOf, readSchema, type SchemaPart } from "../../cli/project/schema.ts";
+import { VERSION } from "../../supabase/functions/image-sync/version.ts";
+import { projectDirectory } from "../support/stack.ts";
+import { type EmptyDatabase, inTransaction, openEmptyDatabase } from "./support/adoption.ts";
+import { readOurCatalogue } from "./support/catalogue.ts";
+
+const migrations = join(projectDirectory, "supabase/migrations");
+const read = (path: string) => readFile(join(projectDirectory, path), "utf8");
+const releases = z.array(z.object({ version: z.string(), migration: z.string(), sha256: z.string() }))
+  .parse(JSON.parse(await read("supabase/schemas/releases.json")));
+const files = (await readdir(migrations)).filter((name) => name.endsWith(".sql")).sort();
+const schema = await readSchema();
+
+let db: EmptyDatabase;
+beforeAll(async () => {
+  db = await openEmptyDatabase();
+}, 90_000);
+afterAll(() => db?.close());
+
+async function apply(tx: TransactionSql, ...texts: readonly string[]): Promise<void> {
+  for (const text of texts) await tx.unsafe(text).simple();
+}
+
+/** The catalogue after these migrations, in a database that has never had us. */
+async function catalogueAfter(...texts: readonly string[]): Promise<readonly string[]> {
+  let found: readonly string[] = [];
+  await inTransaction(db.sql, "select", async (tx) => {
+    await apply(tx, ...texts);
+    found = await readOurCatalogue(tx);
+  });
+  return found;
+}
+
+test("the migration of the version at hand is what the schema says", async () => {
+  const before = releases.filter(({ version }) => compareVersions(version, VERSION) < 0).at(-1);
+  const last = files.at(-1) ?? "";
+  expect(last).toMatch(new RegExp(`_image_sync_${VERSION.replaceAll(".", "_")}\\.sql$`));
+  const expected = migrationOf(schema, { from: before?.version ?? null, to: VERSION });
+  expect(await read(`supabase/migrations/${last}`) === expected, "run npm run migration").toBe(true);
+});
+
+test("what is released never changes", async () => {
+  for (const { migration, sha256 } of releases) {
+    const text = await read(`supabase/migrations/${migration}`);
+    expect([migration, createHash("sha256").update(text).digest("hex")]).toEqual([migration, sha256]);
+  }
+  // Beside them stands one migration at most: that of the version at hand.
+  const unreleased = files.filter((file) => !releases.some(({ migration }) => migration === file));
+  expect(unreleased.length).toBeLessThanOrEqual(1);
+});
+
+test("all migrations one after the other give what installing the last version gives", async () => {
+  const texts = await Promise.all(files.map((file) => read(`supabase/migrations/${file}`)));
+  const chained = await catalogueAfter(...texts);
+  expect(chained.length).toBeGreaterThan(300);
+  expect(chained).toEqual(await catalogueAfter(migrationOf(schema, { from: null, to: VERSION })));
+}, 60_000);
+
+// A release that does each kind of thing: a column, a table, a function that goes, one that takes something else, one that changes.
+const NEXT = "99.0.0";
+const next: readonly SchemaPart[] = [
+  ...schema.map((part) => ({
+    ...part,
+    text: part.text
+      .replace(`return '${VERSION}';`, `return '${NEXT}';`)
+      .replace(
+        /create or replace function image_sync\.encode_uri_component[\s\S]*?;\n\ncomment on function image_sync\.encode_uri_component\(text\)[^\n]*\n/,
+        "",
+      )
+      .replaceAll(/^ {2}image_sync\.encode_uri_component\(text\),\n/gm, "")
+      .replace("else image_sync.encode_uri_component(p_settings.bucket_id)", "else p_settings.bucket_id")
+      .replace(
+        "create or replace function image_sync.last_key()",
+        "create or replace function image_sync.last_key(p_length integer default 700)",
+      )
+      .replace("repeat(U&'\\+10FFFF', 700)", "repeat(U&'\\+10FFFF', p_length)")
+      .replaceAll("function image_sync.last_key() ", "function image_sync.last_key(integer) "),
+  })),
+  {
+    file: "030_settings.sql",
+    version: NEXT,
+    text: `alter table image_sync.settings add column made_up integer not null default 7;
+comment on column image_sync.settings.made_up is 'Made up.';`,
+  },
+  {
+    file: "040_project.sql",
+    version: NEXT,
+    text:
+      "drop function if exists image_sync.encode_uri_component(text) cascade;\ndrop function if exists image_sync.last_key() cascade;",
+  },
+  {
+    file: "300_made_up.sql",
+    version: NEXT,
+    text: `create table image_sync.made_up (id integer constraint made_up_pkey primary key);
+alter table image_sync.made_up enable row level security;`,
+  },
+];
+
+const installed = () => Promise.all(files.map((file) => read(`supabase/migrations/${file}`)));
+
+describe("a next release", () => {
+  test("comes to the catalogue that installing it gives", async () => {
+    const upgraded = await catalogueAfter(
+      ...await installed(),
+      migrationOf(next, { from: VERSION, to: NEXT }),
+    );
+    const whole = await catalogueAfter(migrationOf(next, { from: null, to: NEXT }));
+    expect(whole.filter((thing) => /made_up|last_key\(p_length/.test(thing)).length).toBeGreaterThan(3);
+    expect(upgraded).toEqual(whole);
+  }, 60_000);
+
+  test("keeps every row, and a run that is open goes on", async () => {
+    await inTransaction(db.sql, "select", async (tx) => {
+      await apply(tx, ...await installed());
+      await tx`select image_sync_announce('https://shop.supabase.co', ${VERSION})`;
+      await tx`insert into storage.buckets (id, name) values ('part-images', 'part-images') on conflict do nothing`;
+      await tx`
+        insert into storage.objects (bucket_id, name, metadata)
+        select 'part-images', lpad(n::text, 6, '0') || '.jpg', '{"size": 1}' from generate_series(1, 25) as n`;
+      await tx`update image_sync.settings set chunk_size = 10, signed_url_ttl = '9 days'`;
+      const run = crypto.randomUUID();
+      await tx`select image_sync_start(${run}, 'part-images', 'analyze')`;
+      const advance = async () => {
+        const lease = crypto.randomUUID();
+        const [row] = await tx<{ answer: { next: string } }[]>`
+          select image_sync_advance(p_run => ${run}, p_worker => ${run}, p_lease => ${lease}) as answer`;
+        return row?.answer.next;
+      };
+      const tables = ["settings", "project", "runs", "chunks", "archive"];
+      const count = () =>
+        Promise.all(
+          tables.map(async (table) =>
+            Number((await tx.unsafe(`select count(*) from image_sync.${table}`))[0]?.["count"])
+          ),
+        );
+      await advance();
+      const before = await count();
+      await apply(tx, migrationOf(next, { from: VERSION, to: NEXT }));
+      expect(await count()).toEqual(before);
+      expect(await tx`select signed_url_ttl, made_up from image_sync.settings`).toEqual([{
+        signed_url_ttl: "9 days",
+        made_up: 7,
+      }]);
+      for (let turn = 0; turn < 10 && await advance() !== "stop"; turn++);
+      await tx`select image_sync_finish(${run})`;
+      const [ended] = await tx<
+        { run: { run: { state: string; totals: Record<string, number> } } }[]
+      >`select image_sync_run(${run}) as run`;
+      expect(ended?.run.run).toMatchObject({ state: "succeeded", totals: { listed: 25, missing: 25 } });
+    });
+  }, 60_000);
+
+  test(
+    "is refused beside another version than the one that it goes on from, and nothing is changed",
+    async () => {
+      await inTransaction(db.sql, "select", async (tx) => {
+        const refused = (text: string) => tx.savepoint((inner) => inner.unsafe(text).simple());
+        await expect(refused(migrationOf(next, { from: VERSION, to: NEXT }))).rejects.toThrow(
+          /version none is installed/,
+        );
+        await apply(tx, ...await installed());
+        const before = await readOurCatalogue(tx);
+        await expect(refused(migrationOf(next, { from: "98.0.0", to: NEXT })))
+          .rejects.toThrow(
+            `Cannot upgrade image-sync from 98.0.0 to ${NEXT}: version ${VERSION} is installed`,
+          );
+        await expect(refused(migrationOf(schema, { from: null, to: VERSION }))).rejects.toThrow(
+          /npx image-sync upgrade/,
+        );
+        expect(await readOurCatalogue(tx)).toEqual(before);
+      });
+    },
+    60_000,
+  );
+});
+
+describe("an installation of before the first release", () => {
+  test("keeps its settings, its archive and the table; what is the project's own stays", async () => {
+    const before = await read("tests/schema/fixtures/before_release.sql");
+    await inTransaction(db.sql, before, async (tx) => {
+      await apply(tx, ...await installed());
+      expect(
+        await tx`select bucket_id, extensions, signed_url_ttl, renew_before from image_sync.settings order by 1`,
+      ).toEqual([
+        { bucket_id: "other", extensions: ["gif"], signed_url_ttl: "8 days", renew_before: "2 days" },
+        {
+          bucket_id: "part-images",
+          extensions: ["jpg", "png"],
+          signed_url_ttl: "30 days",
+          renew_before: "2 days",
+        },
+      ]);
+      expect(await tx`select id, file_name, reason from image_sync.archive`).toEqual([{
+        id: "1",
+        file_name: "2.jpg",
+        reason: "orphaned",
+      }]);
+      await tx`insert into image_sync.archive (bucket_id, file_name, record, reason) values ('b', 'f', '{}', 'orphaned')`;
+      expect(await tx`select part_number, file_name from public.part_images`).toEqual([{
+        part_number: "1",
+        file_name: "1.jpg",
+      }]);
+      expect(await tx`select jobname from cron.job order by 1`).toEqual(
+        ["housekeeping", "nightly", "of-the-shop", "watchdog"].map((name) => ({
+          jobname: `image-sync-${name}`,
+        })),
+      );
+      expect(await tx`select name from vault.secrets`).toEqual([{ name: "project_url" }]);
+      expect(await tx`select from pg_catalog.pg_namespace where nspname = 'image_sync_before'`).toHaveLength(
+        0,
+      );
+    });
+  }, 60_000);
+});
