@@ -27,7 +27,7 @@ returns text
 language sql
 immutable
 set search_path = ''
-return '1.0.0';
+return '1.1.0';
 
 comment on function image_sync.schema_version() is 'The version of the schema.';
 

@@ -132,10 +132,13 @@ comment on column image_sync.chunks.soonest_expiry is 'The earliest expiry of a 
 comment on column image_sync.chunks.listing_took is 'How long listing took, with what was inserted then.';
 comment on column image_sync.chunks.storage_calls is 'Requests made to the Storage API for the chunk, retries included.';
 comment on column image_sync.chunks.retries is 'Requests to any service that had to be repeated while the chunk was worked on.';
-comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, samples, and for a dry run the orphaned records'' names.';
+comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, samples, and for a dry run the orphaned records'' names.';
 comment on column image_sync.chunks.problems is 'Items that failed or were skipped: name, code, detail.';
 comment on column image_sync.chunks.error is 'The last failure of the chunk as a whole.';
 comment on column image_sync.chunks.closed_at is 'When the chunk became done or dead.';
 
 alter table image_sync.chunks enable row level security;
 grant select, insert, update, delete on image_sync.chunks to service_role;
+
+-- step 1.1.0
+comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, samples, and for a dry run the orphaned records'' names.';

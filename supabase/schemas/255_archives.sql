@@ -1,3 +1,4 @@
+-- set
 -- What cleanups took out of the table, run by run: what can be put back.
 
 -- The cleanups of a bucket that archived something, newest first.

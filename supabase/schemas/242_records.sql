@@ -1,3 +1,4 @@
+-- set
 -- Files and records as a person looks through them: a page at a time, by name, in one state. Every page costs the same wherever it
 -- begins and however rare what is looked for: it reads a bounded number of names, and where nothing was found it says where to go on.
 

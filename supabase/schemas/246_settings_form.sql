@@ -1,3 +1,4 @@
+-- set
 -- The settings of a bucket as a form: every field with its value, what it means and what is allowed. Meaning and bounds are the
 -- comments of the column and of its check, so that a refusal is said in the same words wherever somebody meets it.
 comment on constraint settings_extensions_check on image_sync.settings is 'At least one extension, in lower case, without dots and slashes.';

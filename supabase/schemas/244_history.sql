@@ -1,3 +1,4 @@
+-- set
 -- What runs measured, by day: when URLs die, how the nights went, how the bucket grew. Read from what runs kept, never by scanning.
 
 -- URLs by the day (GMT) on which they die, as the newest measurement has it.
