@@ -1,0 +1,6967 @@
+-- image-sync 1.0.0 to 1.1.0: keeps a storage bucket and the table public.part_images in step. Generated from its schema; do not edit.
+
+do $$
+declare
+  v_installed text := 'none';
+begin
+  if to_regprocedure('image_sync.schema_version()') is not null then
+    v_installed := image_sync.schema_version();
+  end if;
+  if v_installed <> '1.0.0' then
+    raise exception E'Cannot upgrade image-sync from 1.0.0 to 1.1.0: version % is installed\nMake the migration that goes on from there: npx image-sync upgrade', v_installed
+      using errcode = 'object_not_in_prerequisite_state',
+        hint = 'Nothing has been changed.';
+  end if;
+end;
+$$;
+
+-- redaction
+
+-- Words that come from elsewhere (a trigger's message, an answer of Storage) may quote a whole row, signed URL and all. They are
+-- redacted before they are stored, here as in the function's log.ts.
+create or replace function image_sync.redact(p_words text)
+returns text
+language sql
+immutable
+set search_path = ''
+return left(
+  regexp_replace(
+    regexp_replace(
+      regexp_replace(p_words, 'token=[^\s"''&]+', 'token=[redacted]', 'g'),
+      'eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+', '[redacted]', 'g'
+    ),
+    'sb_(secret|publishable)_[A-Za-z0-9_-]+', 'sb_\1_[redacted]', 'g'
+  ),
+  500
+);
+
+comment on function image_sync.redact(text) is
+  'Words of foreign origin, fit to be stored: without tokens of signed URLs, JWTs and keys, at most 500 characters.';
+
+revoke all on function image_sync.redact(text) from public;
+grant execute on function image_sync.redact(text) to service_role;
+
+-- project
+
+-- Which version of the schema this is, as semantic versioning counts: the function refuses to work beside one that it does not fit.
+create or replace function image_sync.schema_version()
+returns text
+language sql
+immutable
+set search_path = ''
+return '1.1.0';
+
+comment on function image_sync.schema_version() is 'The version of the schema.';
+
+-- A bucket's name as encodeURIComponent() writes it. Source: ECMA-262, 19.2.6.4.
+create or replace function image_sync.encode_uri_component(p_text text)
+returns text
+language sql
+immutable
+set search_path = ''
+return (
+  select string_agg(
+    case
+      when c.character ~ '[A-Za-z0-9_.!~*''()-]' then c.character
+      else upper(regexp_replace(encode(convert_to(c.character, 'UTF8'), 'hex'), '(..)', '%\1', 'g'))
+    end, '' order by c.place)
+  from regexp_split_to_table(p_text, '') with ordinality as c (character, place)
+);
+
+comment on function image_sync.encode_uri_component(text) is 'The text with everything percent-encoded that JavaScript''s encodeURIComponent() encodes.';
+
+-- What a signed URL of the bucket begins with: the address for readers, and the bucket's path.
+create or replace function image_sync.url_base(p_settings image_sync.settings)
+returns text
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return coalesce(
+    coalesce(
+      p_settings.public_url,
+      (
+        select p.url
+        from image_sync.project p
+      )
+    )
+    || '/storage/v1/object/sign/'
+    || case
+      when p_settings.bucket_id ~ '^[A-Za-z0-9_.-]+$' then p_settings.bucket_id
+      else image_sync.encode_uri_component(p_settings.bucket_id)
+    end
+    || '/', '');
+end;
+$$;
+
+comment on function image_sync.url_base(image_sync.settings) is
+  'What every signed URL of the bucket begins with; empty, so that every text begins with it, where no address is known.';
+
+-- Written only where it differs, so that a thousand isolates cost a look each.
+create or replace function public.image_sync_announce(p_url text, p_version text)
+returns jsonb
+language plpgsql
+set search_path = ''
+set lock_timeout = '1s'
+as $$
+declare
+  v_changed integer;
+begin
+  if p_url is null or p_url !~ '^https?://[^/?#]+$' then
+    raise exception 'Cannot announce %: it is not an address', p_url
+      using errcode = 'invalid_parameter_value', hint = 'Send scheme and host, as in https://ref.supabase.co.';
+  end if;
+  if exists (
+    select
+    from image_sync.project p
+    where p.url = p_url
+      and p.function_version = p_version
+  ) then
+    return jsonb_build_object('changed', false, 'schema_version', image_sync.schema_version());
+  end if;
+  insert into image_sync.project as p (url, function_version)
+  values (p_url, p_version)
+  on conflict (singleton) do update
+  set url = excluded.url, function_version = excluded.function_version, announced_at = now()
+  where (p.url, p.function_version) is distinct from (excluded.url, excluded.function_version);
+  get diagnostics v_changed = row_count;
+  return jsonb_build_object('changed', v_changed > 0, 'schema_version', image_sync.schema_version());
+end;
+$$;
+
+comment on function public.image_sync_announce(text, text) is
+  'The function says where it lives (scheme and host) and which version it is. Returns {"changed", "schema_version"}. Raises invalid_parameter_value for anything but an http address.';
+
+revoke all on function
+  image_sync.schema_version(),
+  image_sync.encode_uri_component(text),
+  image_sync.url_base(image_sync.settings)
+from public;
+revoke all on function public.image_sync_announce(text, text) from public, anon, authenticated;
+grant execute on function
+  image_sync.schema_version(),
+  image_sync.encode_uri_component(text),
+  image_sync.url_base(image_sync.settings),
+  public.image_sync_announce(text, text)
+to service_role;
+
+-- objects and records
+
+-- What the two sides look like to a run: objects and records, each defined once.
+
+-- Delete markers and archived versions are no objects of the bucket. Older storage schemas lack those columns: an unqualified
+-- name in the lateral query means the column where there is one, and the constant beside it where there is none. A view keeps what
+-- it meant when it was made, so it is made anew once the platform has added a column that it does not look at.
+-- Of a thousand rows, in ms: the extension by split_part 0.6, by a regular expression 2.9; the size by jsonb_typeof 0.5, by a
+-- regular expression 1.9; so no pattern is matched here.
+create or replace function image_sync.refresh_objects_view()
+returns boolean
+language plpgsql
+set search_path = ''
+-- Whoever holds the view keeps it for today: everybody who came after us would wait with us.
+set lock_timeout = '1s'
+as $$
+begin
+  if to_regclass('image_sync.objects') is not null and not exists (
+    select
+    from pg_catalog.pg_attribute a
+    where a.attrelid = 'storage.objects'::regclass
+      and a.attname in ('is_delete_marker', 'archived_at')
+      and not a.attisdropped
+      and not exists (
+        select
+        from pg_catalog.pg_rewrite w
+        join pg_catalog.pg_depend d
+          on d.classid = 'pg_catalog.pg_rewrite'::regclass
+          and d.objid = w.oid
+        where w.ev_class = to_regclass('image_sync.objects')
+          and d.refclassid = 'pg_catalog.pg_class'::regclass
+          and d.refobjid = a.attrelid
+          and d.refobjsubid = a.attnum
+      )
+  ) then
+    return false;
+  end if;
+  execute $view$
+      create or replace view image_sync.objects with (security_invoker = on) as
+      select
+        o.bucket_id,
+        o.name,
+        case
+          when o.ending <> o.name and strpos(o.ending, '/') = 0 then lower(o.ending)
+          else ''
+        end as extension,
+        case jsonb_typeof(o.metadata -> 'size')
+          when 'number' then least((o.metadata -> 'size')::numeric, 1e15)::bigint
+        end as bytes,
+        o.id
+      from (select false as is_delete_marker, null::timestamptz as archived_at) as absent
+      cross join lateral (
+        select
+          s.id,
+          s.bucket_id,
+          s.name,
+          s.metadata,
+          split_part(s.name, '.', -1) as ending,
+          is_delete_marker as is_deleted,
+          archived_at is not null as is_archived
+        from storage.objects s
+      ) as o
+      where o.is_deleted is not true
+        and not o.is_archived
+        and o.name <> '.emptyFolderPlaceholder'
+        and o.name not like '%/.emptyFolderPlaceholder'
+  $view$;
+  return true;
+exception
+  when lock_not_available then
+    return false;
+end;
+$$;
+
+comment on function image_sync.refresh_objects_view() is
+  'Makes the view image_sync.objects, anew where storage.objects has gained a column that tells delete markers or archived versions. True where it did; takes no lock where there is nothing to do.';
+
+revoke all on function image_sync.refresh_objects_view() from public;
+
+select image_sync.refresh_objects_view();
+
+comment on view image_sync.objects is 'The files of every bucket: storage.objects without delete markers, archived versions and the dashboard''s folder placeholders. Walk it by (bucket_id, name collate "C"): idx_objects_bucket_id_name serves that.';
+comment on column image_sync.objects.bucket_id is 'The bucket.';
+comment on column image_sync.objects.name is 'The object''s key in the bucket, folders included.';
+comment on column image_sync.objects.extension is 'What follows the last dot of the file name, in lower case; empty where there is none.';
+comment on column image_sync.objects.id is 'What stays of an object when it is renamed or moved, also to another bucket.';
+comment on column image_sync.objects.bytes is 'Size in bytes as the upload recorded it; null where that is unknown.';
+
+create or replace view image_sync.records with (security_invoker = on) as
+select
+  p.bucket_id,
+  p.file_name,
+  p.part_number,
+  p.signed_url,
+  nullif(p.signed_url, '') is not null as signed,
+  nullif(p.signed_url, '') is not null and coalesce(p.signed_url_expires_at <= now(), true) as expired,
+  case when nullif(p.signed_url, '') is not null and p.signed_url_expires_at > now() then p.signed_url_expires_at end as usable_until,
+  p.object_id,
+  p.bucket_id || '/' || lower(regexp_replace(p.part_number, '( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$', '', 'i')) as look_up_key
+from public.part_images p;
+
+comment on view image_sync.records is 'The rows of public.part_images with the state of their URLs. Walk it by (bucket_id, file_name collate "C"): part_images_bucket_id_file_name_key serves that.';
+comment on column image_sync.records.bucket_id is 'The bucket.';
+comment on column image_sync.records.file_name is 'The object that the record is of.';
+comment on column image_sync.records.part_number is 'The file name without folders and extension, or what the record''s owner made of it.';
+comment on column image_sync.records.signed_url is 'The URL. Whether it is one of this project''s: starts_with(signed_url, image_sync.url_base(...)).';
+comment on column image_sync.records.signed is 'There is a URL, working or not.';
+comment on column image_sync.records.expired is 'There is a URL and it has expired, or its expiry is unknown.';
+comment on column image_sync.records.usable_until is 'Until when the URL works; null where it does not.';
+comment on column image_sync.records.look_up_key is 'The part number as a look-up in a spreadsheet takes it, and as copies of one file have it in common: without regard to case, spaces at the end, " (1)", " - Copy" and the like, "_JPG"; behind the bucket and a slash. The expression of part_images_look_up_key_idx.';
+comment on column image_sync.records.object_id is 'The object that the record is of, by its id; null where that is not known yet.';
+
+-- a.b/12.x.jpg: 12.x. Of many names at once: a call for each costs more than what it does.
+create or replace function image_sync.part_numbers_of(p_names text[])
+returns text[]
+language sql
+immutable
+set search_path = ''
+return array(
+  select regexp_replace(split_part(n.name, '/', -1), '\.[^.]*$', '')
+  from unnest(p_names) as n (name)
+);
+
+comment on function image_sync.part_numbers_of(text[]) is 'The part numbers of files, in their order: each is the name without folders and extension.';
+
+revoke all on function image_sync.part_numbers_of(text[]) from public;
+grant execute on function image_sync.part_numbers_of(text[]) to service_role;
+
+grant select on image_sync.objects, image_sync.records to service_role;
+
+-- Above every key of the walk in byte order: longer than any key that a btree index can hold, of the highest character there is.
+create or replace function image_sync.last_key()
+returns text
+language sql
+immutable
+set search_path = ''
+return repeat(U&'\+10FFFF', 700);
+
+comment on function image_sync.last_key() is 'A key above all others in byte order: the upper bound of a chunk that reaches to the end of the bucket.';
+
+revoke all on function image_sync.last_key() from public;
+grant execute on function image_sync.last_key() to service_role;
+
+-- missing records
+
+-- Records that the table lacks.
+
+-- Whether the table may refuse a record that has a file name of its own: by a constraint, a unique index, a trigger or a column of
+-- its owner's. Ours has nothing of the kind.
+create or replace function image_sync.may_refuse_records()
+returns boolean
+language sql
+stable
+set search_path = ''
+begin atomic
+  select
+    exists (
+      select
+      from pg_catalog.pg_constraint c
+      where c.conrelid = 'public.part_images'::regclass
+        and c.contype not in ('p', 'u', 'n')
+    )
+    or exists (
+      select
+      from pg_catalog.pg_trigger t
+      where t.tgrelid = 'public.part_images'::regclass
+        and not t.tgisinternal
+        -- On insert. Source: pg_trigger.h, TRIGGER_TYPE_INSERT.
+        and t.tgtype & 4 = 4
+        and t.tgenabled <> 'D'
+    )
+    or exists (
+      select
+      from pg_catalog.pg_index i
+      where i.indrelid = 'public.part_images'::regclass
+        and i.indisunique
+        and i.indexrelid is distinct from to_regclass('public.part_images_bucket_id_file_name_key')
+        -- A key of which every row has its own.
+        and not exists (
+          select
+          from pg_catalog.pg_attribute a
+          where a.attrelid = i.indrelid
+            and a.attnum = i.indkey[0]
+            and a.attname = 'id'
+            and i.indnkeyatts = 1
+        )
+    )
+    or exists (
+      select
+      from pg_catalog.pg_attribute a
+      where a.attrelid = 'public.part_images'::regclass
+        and a.attnum > 0
+        and not a.attisdropped
+        and a.attnotnull
+        and not a.atthasdef
+        and a.attidentity = ''
+        and a.attname not in ('bucket_id', 'file_name', 'part_number')
+    );
+end;
+
+comment on function image_sync.may_refuse_records() is
+  'True where a constraint, unique index, trigger or column of the table''s owner may refuse a record. Then records are inserted when they are listed, so that what is refused is not signed every night.';
+
+-- Whether an error is the row's: a constraint, a trigger or a type of the table's owner says no to it. What the server lacks (disk,
+-- memory, time), a connection that ends, a right that is missing for all rows alike, is none: it must not be counted against a file.
+-- Classes of SQLSTATE: Postgres' manual, appendix A.
+create or replace function image_sync.is_refusal(p_sqlstate text)
+returns boolean
+language sql
+immutable
+set search_path = ''
+return left(p_sqlstate, 2) not in ('08', '25', '40', '53', '57', '58', 'XX') and p_sqlstate <> '42501';
+
+comment on function image_sync.is_refusal(text) is 'Whether an error of this SQLSTATE is a refusal of the row that was written, rather than trouble of the server or a missing right.';
+
+-- Whether an error says that somebody else holds what a statement needs.
+create or replace function image_sync.is_held(p_sqlstate text)
+returns boolean
+language sql
+immutable
+set search_path = ''
+return p_sqlstate in ('55P03', '40P01');
+
+comment on function image_sync.is_held(text) is 'Whether an error of this SQLSTATE is a lock that was not to be had: lock_not_available or deadlock_detected.';
+
+-- A row that is tried by itself waits 20 ms for a lock, and hardly at all once a second has gone into waiting: a thousand rows that
+-- somebody holds must not add up to the statement timeout.
+create or replace function image_sync.row_patience(p_since timestamptz)
+returns text
+language sql
+volatile
+set search_path = ''
+return case when clock_timestamp() < p_since + interval '1 second' then '20ms' else '1ms' end;
+
+comment on function image_sync.row_patience(timestamptz) is 'lock_timeout for a single row of many, tried one by one since p_since.';
+
+-- A problem of one item, as runs show it.
+create or replace function image_sync.item_problem(p_name text, p_code text, p_words text default null)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return jsonb_build_object(
+  'name', p_name,
+  'code', p_code,
+  'detail', coalesce(image_sync.redact(p_words), case p_code
+    when 'row_locked' then 'Somebody else holds it locked: the next run settles it'
+  end)
+);
+
+comment on function image_sync.item_problem(text, text, text) is 'A named item that failed: name, code, and what was said of it, redacted.';
+
+-- A chunk names 20 of its items at most: the counts say how many there are.
+create or replace function image_sync.first_items(p_items jsonb)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return jsonb_path_query_array(p_items, '$[0 to 19]');
+
+comment on function image_sync.first_items(jsonb) is 'The first 20 elements of an array.';
+
+-- What went wrong for a chunk or a run, as it is stored: whoever says so, and whatever they quote.
+create or replace function image_sync.clean_fault(p_error jsonb)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return case
+  when p_error is not null then jsonb_build_object(
+    'code', coalesce(left(p_error ->> 'code', 100), 'unknown'),
+    'title', coalesce(image_sync.redact(p_error ->> 'title'), 'Something went wrong'),
+    'detail', coalesce(image_sync.redact(p_error ->> 'detail'), '')
+  )
+end;
+
+comment on function image_sync.clean_fault(jsonb) is 'An error with code, title and detail alone, its words redacted; null for null.';
+
+-- Inserts missing records one by one, without URLs: what is refused or held costs itself alone.
+create or replace function image_sync.insert_one_by_one(
+  p_bucket_id text,
+  p_names text[],
+  p_ids uuid[],
+  out inserted text[],
+  out held text[],
+  out problems jsonb
+)
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_since constant timestamptz := clock_timestamp();
+  v_missing record;
+begin
+  inserted := '{}';
+  held := '{}';
+  problems := '[]';
+  for v_missing in
+    select m.name, m.id, m.part_number
+    from unnest(p_names, p_ids, image_sync.part_numbers_of(p_names)) as m (name, id, part_number)
+    order by m.name collate "C"
+  loop
+    perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
+    begin
+      insert into public.part_images (bucket_id, file_name, part_number, object_id)
+      values (p_bucket_id, v_missing.name, v_missing.part_number, v_missing.id)
+      on conflict do nothing;
+      if found then
+        inserted := inserted || v_missing.name;
+      end if;
+    exception
+      when others then
+        if image_sync.is_held(sqlstate) then
+          held := held || v_missing.name;
+        elsif image_sync.is_refusal(sqlstate) then
+          problems := problems || image_sync.item_problem(v_missing.name, 'record_refused', sqlerrm);
+        else
+          raise;
+        end if;
+    end;
+  end loop;
+end;
+$$;
+
+comment on function image_sync.insert_one_by_one(text, text[], uuid[]) is
+  'Inserts a record for each name and object, in parallel, by itself. Returns the names inserted, those that somebody else holds, and the problems of those that the table refuses.';
+
+-- Inserts the records that a chunk lacks (its to_insert), with their URLs where there are any, and accounts for every one of them.
+-- p_names, p_urls and p_expires (seconds since 1970) are parallel; a file that is not among them gets a record without a URL.
+create or replace function image_sync.insert_missing(
+  p_bucket_id text,
+  p_chunk image_sync.chunks,
+  p_names text[] default '{}',
+  p_urls text[] default '{}',
+  p_expires bigint[] default '{}'
+)
+returns image_sync.insertion
+language plpgsql
+set search_path = ''
+-- Given back when the function ends: trying one by one sets it for itself.
+set lock_timeout = '400ms'
+as $$
+declare
+  v_chunk image_sync.chunks := p_chunk;
+  v_inserted text[] := '{}'::text[];
+  v_signed integer := 0;
+  v_held text[] := '{}'::text[];
+  v_rest record;
+  v_problems jsonb := '[]'::jsonb;
+  -- Said of both sides wherever they are looked up by name, so that a plan that reads more than one name reads this chunk at most.
+  v_last_key constant text := coalesce(p_chunk.to_key, image_sync.last_key());
+  v_present record;
+begin
+  if v_chunk.to_insert = '{}' then
+    return (v_chunk, v_inserted, v_signed, v_held)::image_sync.insertion;
+  end if;
+
+  begin
+    with added as (
+      insert into public.part_images (bucket_id, file_name, part_number, object_id, signed_url, signed_url_expires_at)
+      select p_bucket_id, m.name, m.part_number, m.id, s.url, to_timestamp(s.expires)
+      from unnest(v_chunk.to_insert, v_chunk.to_insert_ids, image_sync.part_numbers_of(v_chunk.to_insert)) as m (name, id, part_number)
+      left join unnest(p_names, p_urls, p_expires) as s (name, url, expires) on s.name = m.name
+      -- What was signed a moment ago was there; anything else may be gone since it was listed.
+      where s.name is not null or exists (
+        select
+        from image_sync.objects o
+        where o.bucket_id = p_bucket_id
+          and o.name collate "C" = m.name
+          and o.name collate "C" > v_chunk.from_key
+          and o.name collate "C" <= v_last_key
+      )
+      order by m.name collate "C"
+      returning file_name, signed_url
+    )
+    select coalesce(array_agg(added.file_name), '{}'), count(added.signed_url)
+    into v_inserted, v_signed
+    from added;
+  exception
+    -- A constraint or a trigger of the table's owner refuses a row, somebody else inserted one meanwhile, or is about to: find out
+    -- which, so that the others get in. Their URLs are stored like those of any record. Saying on conflict above would make every
+    -- row cost a quarter more: its indexes are read before they are written, and it is confirmed in the log.
+    when others then
+      if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+        raise;
+      end if;
+      select coalesce(array_agg(m.name), '{}') as names, coalesce(array_agg(m.id), '{}') as ids
+      into v_present
+      from unnest(v_chunk.to_insert, v_chunk.to_insert_ids) as m (name, id)
+      where exists (
+        select
+        from image_sync.objects o
+        where o.bucket_id = p_bucket_id
+          and o.name collate "C" = m.name
+          and o.name collate "C" > v_chunk.from_key
+          and o.name collate "C" <= v_last_key
+      );
+      select i.inserted, i.held, i.problems
+      into v_inserted, v_held, v_problems
+      from image_sync.insert_one_by_one(p_bucket_id, v_present.names, v_present.ids) as i;
+  end;
+
+  select
+    count(*) filter (where rest.is_recorded) as recorded,
+    count(*) filter (where not rest.is_recorded and not rest.is_object) as vanished,
+    count(*) filter (where not rest.is_recorded and rest.is_object) as collided,
+    (array_agg(rest.name order by rest.name collate "C") filter (where not rest.is_recorded and rest.is_object))[1:20] as samples
+  into v_rest
+  from (
+    select
+      m.name,
+      exists (
+        select
+        from public.part_images p
+        where p.bucket_id = p_bucket_id
+          and p.file_name collate "C" = m.name
+          and p.file_name collate "C" > v_chunk.from_key
+          and p.file_name collate "C" <= v_last_key
+      ) as is_recorded,
+      exists (
+        select
+        from image_sync.objects o
+        where o.bucket_id = p_bucket_id
+          and o.name collate "C" = m.name
+          and o.name collate "C" > v_chunk.from_key
+          and o.name collate "C" <= v_last_key
+      ) as is_object
+    from unnest(v_chunk.to_insert) as m (name)
+    where cardinality(v_inserted) < cardinality(v_chunk.to_insert)
+      and m.name <> all (v_inserted)
+      and m.name <> all (v_held)
+  ) as rest;
+
+  v_chunk.inserted := v_chunk.inserted + cardinality(v_inserted);
+  v_chunk.recorded := v_chunk.recorded + v_rest.recorded;
+  v_chunk.vanished := v_chunk.vanished + v_rest.vanished;
+  v_chunk.collided := v_chunk.collided + v_rest.collided;
+  v_chunk.records := v_chunk.records + cardinality(v_inserted) + v_rest.recorded;
+  -- What somebody holds may be free when the chunk is closed or tried again.
+  v_chunk.missing := cardinality(v_held);
+  v_chunk.to_insert_ids := array(
+    select m.id
+    from unnest(v_held) with ordinality as h (name, place)
+    join unnest(v_chunk.to_insert, v_chunk.to_insert_ids) as m (name, id)
+      on m.name = h.name
+    order by h.place
+  );
+  v_chunk.to_insert := v_held;
+  v_chunk.problems := v_chunk.problems || image_sync.first_items(v_problems);
+  if v_rest.samples is not null then
+    v_chunk.facts := v_chunk.facts || jsonb_build_object('collided', v_rest.samples);
+  end if;
+  return (v_chunk, v_inserted, v_signed, v_held)::image_sync.insertion;
+end;
+$$;
+
+comment on function image_sync.insert_missing(text, image_sync.chunks, text[], text[], bigint[]) is
+  'Inserts a record for each image of the chunk''s to_insert and accounts for the rest: recorded by somebody else meanwhile, vanished from the bucket, collided with what the table demands, or held by somebody else, which stays in to_insert. Returns the chunk as it is afterwards (the caller stores it), the names inserted, how many of them with a URL, and the names held.';
+
+-- Stores URLs in records that are there, one by one: what is refused or held costs itself alone.
+create or replace function image_sync.store_one_by_one(
+  p_bucket_id text,
+  p_from_key text,
+  p_last_key text,
+  p_names text[],
+  p_urls text[],
+  p_expires bigint[],
+  out stored integer,
+  out held text[],
+  out problems jsonb
+)
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_since constant timestamptz := clock_timestamp();
+  v_free text[];
+  v_signed record;
+begin
+  stored := 0;
+  problems := '[]';
+  v_free := array(
+    select p.file_name
+    from public.part_images p
+    where p.bucket_id = p_bucket_id
+      and p.file_name collate "C" = any (p_names)
+      and p.file_name collate "C" > p_from_key
+      and p.file_name collate "C" <= p_last_key
+    order by p.file_name collate "C"
+    for no key update skip locked
+  );
+  held := array(
+    select p.file_name
+    from public.part_images p
+    where p.bucket_id = p_bucket_id
+      and p.file_name collate "C" = any (p_names)
+      and p.file_name collate "C" > p_from_key
+      and p.file_name collate "C" <= p_last_key
+      and p.file_name <> all (v_free)
+  );
+  for v_signed in
+    select s.name, s.url, s.expires
+    from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
+    join unnest(v_free) as f (name) on f.name = s.name
+  loop
+    -- The row is ours; a trigger of the table's owner may want others.
+    perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
+    begin
+      update public.part_images p
+      set signed_url = v_signed.url, signed_url_expires_at = to_timestamp(v_signed.expires)
+      where p.bucket_id = p_bucket_id
+        and p.file_name collate "C" = v_signed.name;
+      if found then
+        stored := stored + 1;
+      end if;
+    exception
+      when others then
+        if image_sync.is_held(sqlstate) then
+          held := held || v_signed.name;
+        elsif image_sync.is_refusal(sqlstate) then
+          problems := problems || image_sync.item_problem(v_signed.name, 'url_refused', sqlerrm);
+        else
+          raise;
+        end if;
+    end;
+  end loop;
+end;
+$$;
+
+comment on function image_sync.store_one_by_one(text, text, text, text[], text[], bigint[]) is
+  'Stores the URL of each record by itself. Returns how many were stored, the names that somebody else holds, and the problems of those that the table refuses.';
+
+-- Stores URLs in records that are there. p_names, p_urls and p_expires (seconds since 1970) are parallel; only names in the range
+-- (p_from_key, p_last_key] count, whatever the caller sends.
+create or replace function image_sync.store_urls(
+  p_bucket_id text,
+  p_from_key text,
+  p_last_key text,
+  p_names text[],
+  p_urls text[],
+  p_expires bigint[],
+  out stored integer,
+  out held text[],
+  out problems jsonb
+)
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+begin
+  held := '{}';
+  problems := '[]';
+  update public.part_images p
+  set signed_url = s.url, signed_url_expires_at = to_timestamp(s.expires)
+  from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
+  where p.bucket_id = p_bucket_id
+    and p.file_name collate "C" = s.name
+    -- Said of the record: so the index bounds what is read, also where the planner knows nothing yet of a table that is only being
+    -- filled.
+    and p.file_name collate "C" > p_from_key
+    and p.file_name collate "C" <= p_last_key;
+  get diagnostics stored = row_count;
+exception
+  when others then
+    if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+      raise;
+    end if;
+    select o.stored, o.held, o.problems
+    into stored, held, problems
+    from image_sync.store_one_by_one(p_bucket_id, p_from_key, p_last_key, p_names, p_urls, p_expires) as o;
+end;
+$$;
+
+comment on function image_sync.store_urls(text, text, text, text[], text[], bigint[]) is
+  'Stores URLs in the records of a range. Returns how many were stored, the names that somebody else holds (a lock of more than 400 ms), and the problems of those that the table refuses: neither costs the others anything.';
+
+-- Whether two records of one part number are impossible, by a unique index of the table's owner.
+create or replace function image_sync.part_number_is_unique()
+returns boolean
+language sql
+stable
+set search_path = ''
+return exists (
+  select
+  from pg_catalog.pg_index i
+  join pg_catalog.pg_attribute a
+    on a.attrelid = i.indrelid
+    and a.attnum = i.indkey[0]
+  where i.indrelid = 'public.part_images'::regclass
+    and i.indisunique
+    and i.indnkeyatts = 1
+    and i.indpred is null
+    and a.attname = 'part_number'
+);
+
+comment on function image_sync.part_number_is_unique() is 'True where the table''s owner made part_number unique.';
+
+revoke all on function
+  image_sync.is_refusal(text),
+  image_sync.is_held(text),
+  image_sync.row_patience(timestamptz),
+  image_sync.item_problem(text, text, text),
+  image_sync.first_items(jsonb),
+  image_sync.clean_fault(jsonb),
+  image_sync.insert_one_by_one(text, text[], uuid[]),
+  image_sync.store_one_by_one(text, text, text, text[], text[], bigint[]),
+  image_sync.store_urls(text, text, text, text[], text[], bigint[]),
+  image_sync.may_refuse_records(),
+  image_sync.insert_missing(text, image_sync.chunks, text[], text[], bigint[]),
+  image_sync.part_number_is_unique()
+from public;
+grant execute on function
+  image_sync.is_refusal(text),
+  image_sync.is_held(text),
+  image_sync.row_patience(timestamptz),
+  image_sync.item_problem(text, text, text),
+  image_sync.first_items(jsonb),
+  image_sync.clean_fault(jsonb),
+  image_sync.insert_one_by_one(text, text[], uuid[]),
+  image_sync.store_one_by_one(text, text, text, text[], text[], bigint[]),
+  image_sync.store_urls(text, text, text, text[], text[], bigint[]),
+  image_sync.may_refuse_records(),
+  image_sync.insert_missing(text, image_sync.chunks, text[], text[], bigint[]),
+  image_sync.part_number_is_unique()
+to service_role;
+
+-- moves
+
+-- Where the file of a record lies, if a sync takes the record along: under another name or in another bucket that is kept in step, as an
+-- image, where no record is known to be of it. No row where it does not.
+create or replace function image_sync.destination_of(p_bucket_id text, p_file_name text, p_object_id uuid)
+returns table (bucket_id text, name text)
+language sql
+stable
+set search_path = ''
+begin atomic
+  select o.bucket_id, o.name
+  from image_sync.objects o
+  join image_sync.settings s
+    on s.bucket_id = o.bucket_id
+  where o.id = p_object_id
+    and (o.bucket_id <> p_bucket_id or o.name collate "C" <> p_file_name)
+    and o.extension = any (s.extensions)
+    and o.bytes is distinct from 0
+    and not (o.name like any (s.exclude))
+    -- The record of an object is the one at its name; of others that say they are, the first follows it.
+    and not exists (
+      select
+      from public.part_images p
+      where p.object_id = p_object_id
+        and (
+          p.bucket_id = o.bucket_id and p.file_name collate "C" = o.name
+          or (p.bucket_id, p.file_name collate "C") < (p_bucket_id, p_file_name)
+        )
+    );
+end;
+
+comment on function image_sync.destination_of(text, text, uuid) is 'The bucket and name to which a sync takes the record of this place along; no row where its file is at its place, gone, or left out.';
+
+-- What is moved at once: names that were all shifted by one make a single chain of moves, each of which waits for the next.
+create or replace function image_sync.max_moves()
+returns integer
+language sql
+immutable
+set search_path = ''
+return 10000;
+
+comment on function image_sync.max_moves() is 'How many records follow their files in one transaction at most; a longer chain of names that wait for each other stays where it is.';
+
+-- The records that follow their files, of those at the given places, with whoever stands in their way and follows its own file.
+--   p_bucket_ids, p_names  places of records, in parallel
+-- A record at the place that another one goes to makes room if its own file lies elsewhere; if that file is gone, it stays, gets
+-- the file that was moved onto its name, and nobody follows into its place. Every look is one by index, so that a chain of n records
+-- costs n looks, in whatever order the names are.
+create or replace function image_sync.find_moves(p_bucket_ids text[], p_names text[])
+returns image_sync.move[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_moves image_sync.move[];
+begin
+  with recursive follower as (
+    select p.bucket_id, p.file_name, p.object_id, d.bucket_id as to_bucket, d.name as to_name
+    from unnest(p_bucket_ids, p_names) as place (bucket_id, name)
+    cross join lateral (
+      select r.bucket_id, r.file_name, r.object_id
+      from public.part_images r
+      where r.bucket_id = place.bucket_id
+        and r.file_name collate "C" >= place.name
+        and r.file_name collate "C" <= place.name
+      order by r.file_name collate "C"
+      limit 1
+    ) as p
+    cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+    union
+    select p.bucket_id, p.file_name, p.object_id, d.bucket_id, d.name
+    from follower f
+    cross join lateral (
+      select r.bucket_id, r.file_name, r.object_id
+      from public.part_images r
+      where r.bucket_id = f.to_bucket
+        and r.file_name collate "C" >= f.to_name
+        and r.file_name collate "C" <= f.to_name
+      order by r.file_name collate "C"
+      limit 1
+    ) as p
+    left join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+      on true
+    where f.to_name is not null
+  ), found as materialized (
+    select f.*
+    from follower f
+    limit image_sync.max_moves() + 1
+  ), staying as (
+    select f.bucket_id, f.file_name
+    from found f
+    where f.to_name is null
+    union
+    -- Who wanted to go where one stays, stays.
+    select p.bucket_id, p.file_name
+    from staying s
+    join image_sync.objects o
+      on o.bucket_id = s.bucket_id
+      and o.name collate "C" = s.file_name
+    join public.part_images p
+      on p.object_id = o.id
+  )
+  select array_agg((f.bucket_id, f.file_name, f.to_bucket, f.to_name, f.object_id)::image_sync.move)
+  into v_moves
+  from found f
+  where not exists (
+    select
+    from staying s
+    where s.bucket_id = f.bucket_id
+      and s.file_name = f.file_name
+  );
+  return case when cardinality(v_moves) <= image_sync.max_moves() then v_moves else '{}' end;
+end;
+$$;
+
+comment on function image_sync.find_moves(text[], text[]) is
+  'The moves of the records at these places and of those that have to make room for them: all of them can be done together. Empty where there are none, or more than max_moves.';
+
+-- Where the records are whose files are these objects, and who has the names that they go to.
+create or replace function image_sync.find_followers(p_bucket_id text, p_names text[], p_ids uuid[], out moves image_sync.move[])
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_bucket_ids text[];
+  v_names text[];
+begin
+  select array_agg(p.bucket_id), array_agg(p.file_name)
+  into v_bucket_ids, v_names
+  from (
+    select p.bucket_id, p.file_name
+    from unnest(p_ids) as o (id)
+    cross join lateral (
+      select r.bucket_id, r.file_name
+      from public.part_images r
+      where r.object_id = o.id
+      -- One look-up by index for each, whatever the planner believes of the table.
+      offset 0
+    ) as p
+    union
+    -- The record at a name whose file is another one: its own may lie elsewhere.
+    select p.bucket_id, p.file_name
+    from unnest(p_names) as n (name)
+    cross join lateral (
+      -- A range and an order that only the index of the key gives: no other one reads the bucket for it.
+      select r.bucket_id, r.file_name, r.object_id
+      from public.part_images r
+      where r.bucket_id = p_bucket_id
+        and r.file_name collate "C" >= n.name
+        and r.file_name collate "C" <= n.name
+      order by r.file_name collate "C"
+      limit 1
+    ) as p
+    where p.object_id is not null
+  ) as p;
+  moves := case when v_names is null then '{}' else coalesce(image_sync.find_moves(v_bucket_ids, v_names), '{}') end;
+end;
+$$;
+
+comment on function image_sync.find_followers(text, text[], uuid[]) is
+  'The moves that bring the records of these objects to their names, and those that make room there. p_ids: objects whose record has another name, or none; p_names: those of their names that have a record.';
+
+-- Moves records, all or none. The old URL is of the old name and opens nothing any more: it is taken away here and made anew where the
+-- new name lies. A part number that its owner changed by hand stays as it is.
+create or replace function image_sync.move_together(p_moves image_sync.move[])
+returns image_sync.move[]
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+declare
+  v_names text[];
+  v_old_numbers text[];
+  v_new_numbers text[];
+  v_done image_sync.move[];
+begin
+  select
+    array_agg(m.from_name order by m.place),
+    image_sync.part_numbers_of(array_agg(m.from_name order by m.place)),
+    image_sync.part_numbers_of(array_agg(m.to_name order by m.place))
+  into v_names, v_old_numbers, v_new_numbers
+  from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place);
+
+  -- Records that change places step aside first: no two may have one name, not even for a moment.
+  with aside as (
+    update public.part_images p
+    set
+      file_name = '.moving/' || m.place || '/' || m.object_id,
+      part_number = case when p.part_number = v_old_numbers[m.place] and v_old_numbers[m.place] <> v_new_numbers[m.place] then '.moving/' || m.place || '/' || m.object_id else p.part_number end
+    from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place)
+    where p.bucket_id = m.from_bucket
+      and p.file_name collate "C" = m.from_name
+      and p.object_id = m.object_id
+      and exists (
+        select
+        from unnest(p_moves) as other
+        where other.to_bucket = m.from_bucket
+          and other.to_name = m.from_name
+      )
+    returning p.file_name, m.place
+  )
+  select array_agg(coalesce(aside.file_name, n.name) order by n.place)
+  into v_names
+  from unnest(v_names) with ordinality as n (name, place)
+  left join aside
+    on aside.place = n.place;
+
+  with moved as (
+    update public.part_images p
+    set
+      bucket_id = m.to_bucket,
+      file_name = m.to_name,
+      part_number = case when p.part_number in (v_old_numbers[m.place], '.moving/' || m.place || '/' || m.object_id) then v_new_numbers[m.place] else p.part_number end,
+      signed_url = null,
+      signed_url_expires_at = null
+    from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place)
+    where p.bucket_id = m.from_bucket
+      and p.file_name collate "C" = v_names[m.place]
+      and p.object_id = m.object_id
+    returning (m.from_bucket, m.from_name, m.to_bucket, m.to_name, m.object_id)::image_sync.move as move
+  ), noted as (
+    insert into image_sync.moves (bucket_id, file_name, object_id)
+    select (moved.move).from_bucket, (moved.move).from_name, (moved.move).object_id
+    from moved
+  )
+  select coalesce(array_agg(moved.move), '{}')
+  into v_done
+  from moved;
+  return v_done;
+end;
+$$;
+
+comment on function image_sync.move_together(image_sync.move[]) is
+  'Gives each record its new place, without a URL, and returns the moves that were done; a record that is not at its old place any more is passed over. Raises what the table raises, and has moved none then.';
+
+-- Moves records; what is held or refused costs itself alone, and those that wait for its place.
+create or replace function image_sync.move_records(p_moves image_sync.move[], out moved image_sync.move[], out problems jsonb)
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_since constant timestamptz := clock_timestamp();
+  v_left image_sync.move[] := p_moves;
+  v_move image_sync.move;
+  v_has_moved boolean := true;
+begin
+  problems := '[]';
+  begin
+    moved := image_sync.move_together(p_moves);
+    return;
+  exception
+    when others then
+      if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+        raise;
+      end if;
+  end;
+
+  moved := '{}';
+  while v_has_moved loop
+    v_has_moved := false;
+    foreach v_move in array v_left loop
+      continue when exists (
+        select
+        from public.part_images p
+        where p.bucket_id = v_move.to_bucket
+          and p.file_name collate "C" = v_move.to_name
+      );
+      v_left := array_remove(v_left, v_move);
+      perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
+      begin
+        moved := moved || image_sync.move_together(array[v_move]);
+        v_has_moved := true;
+      exception
+        when others then
+          if image_sync.is_held(sqlstate) then
+            problems := problems || image_sync.item_problem(v_move.to_name, 'not_moved', format('Its record is that of %s still: somebody else holds it. The next run settles it', v_move.from_name));
+          elsif image_sync.is_refusal(sqlstate) then
+            problems := problems || image_sync.item_problem(v_move.to_name, 'not_moved', format('Its record is that of %s still: the table refused to change it: %s', v_move.from_name, sqlerrm));
+          else
+            raise;
+          end if;
+      end;
+    end loop;
+  end loop;
+  foreach v_move in array v_left loop
+    problems := problems || image_sync.item_problem(v_move.to_name, 'not_moved', format('Its record is that of %s still: the place is taken by a record that could not be moved', v_move.from_name));
+  end loop;
+end;
+$$;
+
+comment on function image_sync.move_records(image_sync.move[]) is
+  'Moves records together, or where one is held or refused each by itself as its new place becomes free. Returns the moves that were done and a problem not_moved for each of the others.';
+
+-- Moves records to files of a chunk, and accounts for those that could not be moved.
+create or replace function image_sync.settle_moves(p_bucket_id text, p_chunk image_sync.chunks, p_moves image_sync.move[])
+returns image_sync.chunks
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks := p_chunk;
+  v_movement record;
+  v_kept integer;
+  v_unmoved text[];
+begin
+  select m.moved, m.problems
+  into v_movement
+  from image_sync.move_records(p_moves) as m;
+  v_chunk.moved_names := v_chunk.moved_names || array(
+    select m.to_name
+    from unnest(v_movement.moved) as m
+    where m.to_bucket = p_bucket_id
+      and m.to_name collate "C" > v_chunk.from_key
+      and m.to_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
+  );
+  v_chunk.moved_ahead := v_chunk.moved_ahead + (
+    select count(*)
+    from unnest(v_movement.moved) as m
+    where m.to_bucket = p_bucket_id
+      and m.to_name collate "C" > v_chunk.to_key
+  );
+  if cardinality(v_movement.moved) = cardinality(p_moves) then
+    return v_chunk;
+  end if;
+
+  -- Where the name has a record after all, that one keeps it; where it has none, no other is inserted beside the one that is to come.
+  v_unmoved := array(
+    select m.to_name
+    from unnest(p_moves) as m
+    where m.to_bucket = p_bucket_id
+      and m.to_name collate "C" > v_chunk.from_key
+      and m.to_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
+      and m <> all (v_movement.moved)
+  );
+  v_kept := image_sync.count_recorded(p_bucket_id, v_chunk, v_unmoved);
+  v_chunk.recorded := v_chunk.recorded + v_kept;
+  v_chunk.moved := v_chunk.moved - cardinality(v_unmoved);
+  v_chunk.unmoved := v_chunk.unmoved + cardinality(v_unmoved) - v_kept;
+  v_chunk.problems := v_chunk.problems || image_sync.first_items(v_movement.problems);
+  -- A record that was to make room and did not is there still: its file is no missing one.
+  select coalesce(array_agg(i.name order by i.place), '{}'), coalesce(array_agg(i.id order by i.place), '{}')
+  into v_chunk.to_insert, v_chunk.to_insert_ids
+  from unnest(v_chunk.to_insert, v_chunk.to_insert_ids) with ordinality as i (name, id, place)
+  where not exists (
+    select
+    from public.part_images p
+    where p.bucket_id = p_bucket_id
+      and p.file_name collate "C" = i.name
+  );
+  v_chunk.recorded := v_chunk.recorded + v_chunk.missing - cardinality(v_chunk.to_insert);
+  v_chunk.missing := cardinality(v_chunk.to_insert);
+  return v_chunk;
+end;
+$$;
+
+comment on function image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]) is
+  'Moves records and returns the chunk (not stored) with what came of it: moved_names, and what was counted as moved and was not.';
+
+-- How many of the names, as far as they lie in the chunk's range, have a record and an object.
+create or replace function image_sync.count_recorded(p_bucket_id text, p_chunk image_sync.chunks, p_names text[])
+returns integer
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select count(*)
+    from unnest(p_names) as i (name)
+    where i.name collate "C" > p_chunk.from_key
+      and i.name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
+      and exists (
+        select
+        from public.part_images p
+        where p.bucket_id = p_bucket_id
+          and p.file_name collate "C" = i.name
+      )
+      and exists (
+        select
+        from image_sync.objects o
+        where o.bucket_id = p_bucket_id
+          and o.name collate "C" = i.name
+      )
+  );
+end;
+$$;
+
+comment on function image_sync.count_recorded(text, image_sync.chunks, text[]) is 'How many of the names lie in the chunk''s range and have a record and an object.';
+
+-- Those of a range's records without an object at their name that will follow their files.
+create or replace function image_sync.departing_names(p_bucket_id text, p_names text[])
+returns text[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return array(
+    select m.from_name
+    from unnest(image_sync.find_moves(array_fill(p_bucket_id, array[cardinality(p_names)]), p_names)) as m
+    where m.from_bucket = p_bucket_id
+      and m.from_name = any (p_names)
+  );
+end;
+$$;
+
+comment on function image_sync.departing_names(text, text[]) is 'Those of the records that a sync takes along to where their files lie now.';
+
+-- Tells the records of a chunk which object they are of. It can wait: what is held or refused is left out.
+-- Nor is one that should follow its file and could not: what it knows of it is all that anybody knows.
+create or replace function image_sync.link_records(p_bucket_id text, p_chunk image_sync.chunks, p_moves image_sync.move[])
+returns integer
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+declare
+  v_last_key constant text := coalesce(p_chunk.to_key, image_sync.last_key());
+  v_linked integer;
+begin
+  with unlinked as materialized (
+    select p.file_name, o.id
+    from public.part_images p
+    join image_sync.objects o
+      on o.name collate "C" = p.file_name
+      and o.bucket_id = p_bucket_id
+      and o.name collate "C" > p_chunk.from_key
+      and o.name collate "C" <= v_last_key
+    where p.bucket_id = p_bucket_id
+      and p.file_name collate "C" > p_chunk.from_key
+      and p.file_name collate "C" <= v_last_key
+      and o.id is distinct from p.object_id
+      and not exists (
+        select
+        from unnest(p_moves) as m
+        where m.from_bucket = p_bucket_id
+          and m.from_name = p.file_name
+      )
+    for no key update of p skip locked
+  )
+  update public.part_images p
+  set object_id = u.id
+  from unlinked u
+  where p.bucket_id = p_bucket_id
+    and p.file_name collate "C" = u.file_name
+    and p.file_name collate "C" > p_chunk.from_key
+    and p.file_name collate "C" <= v_last_key;
+  get diagnostics v_linked = row_count;
+  return v_linked;
+exception
+  when others then
+    if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+      raise;
+    end if;
+    return 0;
+end;
+$$;
+
+comment on function image_sync.link_records(text, image_sync.chunks, image_sync.move[]) is 'Writes the id of its object into each record of the chunk''s range that has none or another one, and returns how many; records that somebody holds are left out, and all of them where the table refuses one.';
+
+revoke all on function
+  image_sync.destination_of(text, text, uuid),
+  image_sync.max_moves(),
+  image_sync.find_moves(text[], text[]),
+  image_sync.find_followers(text, text[], uuid[]),
+  image_sync.move_together(image_sync.move[]),
+  image_sync.move_records(image_sync.move[]),
+  image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
+  image_sync.count_recorded(text, image_sync.chunks, text[]),
+  image_sync.departing_names(text, text[]),
+  image_sync.link_records(text, image_sync.chunks, image_sync.move[])
+from public;
+grant execute on function
+  image_sync.destination_of(text, text, uuid),
+  image_sync.max_moves(),
+  image_sync.find_moves(text[], text[]),
+  image_sync.find_followers(text, text[], uuid[]),
+  image_sync.move_together(image_sync.move[]),
+  image_sync.move_records(image_sync.move[]),
+  image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
+  image_sync.count_recorded(text, image_sync.chunks, text[]),
+  image_sync.departing_names(text, text[]),
+  image_sync.link_records(text, image_sync.chunks, image_sync.move[])
+to service_role;
+
+-- several files
+
+-- Part numbers that several images stand for, as whoever looks them up in a spreadsheet sees them: in other case, with a space at the
+-- end, as a copy that an upload or a file manager has made, or in another folder. The key by which they are compared stands in the
+-- view image_sync.records, and part_images_look_up_key_idx has all of them in order: once a run has passed its bucket, the index is
+-- walked from end to end, a page at a time. So twins are found wherever they lie, by the first sync already, and a chunk costs nothing.
+
+-- What the walk has found so far. The caller holds the run's row lock. Returns whether it is at its end; 250 ms keep a call short.
+create or replace function image_sync.count_twins(p_run image_sync.runs)
+returns boolean
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_page constant integer := 2000;
+  v_until constant timestamptz := clock_timestamp() + interval '250 milliseconds';
+  v_cursor text := coalesce(p_run.twins_cursor, p_run.bucket_id || '/');
+  v_keys text[] := p_run.twin_keys;
+  v_twins bigint := p_run.twins;
+  v_is_full boolean;
+  v_found record;
+begin
+  if p_run.twins_cursor is null and p_run.twins is not null then
+    return true;
+  end if;
+  v_twins := coalesce(v_twins, 0);
+  loop
+    -- A key that stands twice has itself for a neighbour.
+    select
+      count(*) = v_page as is_full,
+      max(k.key collate "C") as last_key,
+      max(k.before collate "C") filter (where k.before <> k.key) as key_before,
+      array_agg(distinct k.key collate "C") filter (where k.before = k.key) as twins
+    into v_found
+    from (
+      select page.key, lag(page.key) over (order by page.key collate "C") as before
+      from (
+        select r.look_up_key as key
+        from image_sync.records r
+        where r.look_up_key collate "C" > v_cursor
+          -- What follows the slash is a zero.
+          and r.look_up_key collate "C" < p_run.bucket_id || '0'
+        order by r.look_up_key collate "C"
+        limit v_page
+      ) as page
+    ) as k;
+    v_is_full := v_found.is_full;
+    -- The last key of a full page may stand again behind it, if it is not known for a twin already.
+    v_cursor := coalesce(case when v_is_full and v_found.last_key <> all (coalesce(v_found.twins, '{}')) then v_found.key_before else v_found.last_key end, v_cursor);
+    if v_found.twins is not null then
+      v_found.twins := array(
+        select t.key
+        from unnest(v_found.twins) as t (key)
+        where (
+          select count(*)
+          from image_sync.files_of_key(p_run.bucket_id, t.key)
+        ) > 1
+        order by t.key collate "C"
+      );
+      v_twins := v_twins + cardinality(v_found.twins);
+      v_keys := (v_keys || v_found.twins)[1:20];
+    end if;
+    exit when not v_is_full or clock_timestamp() > v_until;
+  end loop;
+  update image_sync.runs r
+  set
+    twins = v_twins,
+    twin_keys = v_keys,
+    twins_cursor = case when v_is_full then v_cursor end,
+    moved_at = clock_timestamp()
+  where r.id = p_run.id;
+  return not v_is_full;
+end;
+$$;
+
+comment on function image_sync.count_twins(image_sync.runs) is
+  'Walks the look-up keys of the run''s bucket on from where it was, for 250 ms at most, and keeps in the run how many stand more than once, and the first 20. Returns whether it is at the end.';
+
+-- The files whose records have a look-up key, 20 at most: a record without its file is an orphan and no twin.
+create or replace function image_sync.files_of_key(p_bucket_id text, p_key text)
+returns table (name text, part_number text)
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return query
+  select r.file_name, r.part_number
+  from (
+    select q.file_name, q.part_number, q.bucket_id
+    from image_sync.records q
+    where q.look_up_key collate "C" = p_key
+    offset 0
+  ) as r
+  -- A range and an order that only the index of names gives: one look for each.
+  cross join lateral (
+    select o.name
+    from image_sync.objects o
+    where o.bucket_id = p_bucket_id
+      and o.name collate "C" >= r.file_name
+      and o.name collate "C" <= r.file_name
+    order by o.name collate "C"
+    limit 1
+  ) as file
+  where r.bucket_id = p_bucket_id
+  limit 20;
+end;
+$$;
+
+comment on function image_sync.files_of_key(text, text) is 'Up to 20 files of the bucket whose records have this look-up key, with their part numbers.';
+
+-- Objects named like a file but for its extension, as far as a look is bounded: between "stem." and "stem/", an order that only the
+-- index gives.
+create or replace function image_sync.files_beside(p_bucket_id text, p_stem text)
+returns table (name text, extension text)
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return query
+  select n.name, n.extension
+  from (
+    select o.name, o.extension
+    from image_sync.objects o
+    where o.bucket_id = p_bucket_id
+      and o.name collate "C" >= p_stem || '.'
+      and o.name collate "C" < p_stem || '/'
+    order by o.name collate "C"
+    limit 100
+  ) as n
+  where left(n.name, -(length(n.extension) + 1)) = p_stem
+    and n.extension = any ('{jpg,jpeg,png,gif,webp,avif,bmp,tif,tiff,heic}');
+end;
+$$;
+
+comment on function image_sync.files_beside(text, text) is 'The pictures of a stem (a name with its folders, without its extension), of whatever extension.';
+
+create or replace function image_sync.stem_of(p_name text)
+returns text
+language sql
+immutable
+set search_path = ''
+return left(p_name, -(length(split_part(p_name, '.', -1)) + 1));
+
+comment on function image_sync.stem_of(text) is 'A file''s name with its folders and without its extension.';
+
+-- The twins of a run as a person reads them: "part number: files", with pictures beside them that are left out by their extension.
+create or replace function image_sync.twin_samples(p_bucket_id text, p_keys text[])
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select coalesce(jsonb_agg(twins.part_number || ': ' || twins.files order by keys.place), '[]')
+    from unnest(p_keys) with ordinality as keys (key, place)
+    cross join lateral (
+      select
+        (
+          select rtrim(min(q.part_number collate "C"))
+          from image_sync.files_of_key(p_bucket_id, keys.key) q
+        ) as part_number,
+        string_agg(f.name, ', ' order by strpos(f.name, '/') = 0, f.name collate "C") as files
+      from (
+        select u.name
+        from image_sync.files_of_key(p_bucket_id, keys.key) u
+        union
+        select b.name
+        from image_sync.files_of_key(p_bucket_id, keys.key) u
+        cross join lateral image_sync.files_beside(p_bucket_id, image_sync.stem_of(u.name)) as b
+      ) as f
+      having count(*) > 1
+    ) as twins
+  );
+end;
+$$;
+
+comment on function image_sync.twin_samples(text, text[]) is 'Of these look-up keys, those that several files have, each as "part number: files".';
+
+-- What no index of records knows: pictures that are left out by their extension beside the one image of their name, and twins among
+-- images that have no record yet.
+--   p_pictures  pictures of the chunk that are no images to this bucket
+--   p_missing   images of the chunk without a record, in a run that makes none
+create or replace function image_sync.find_several_files(
+  p_bucket_id text,
+  p_extensions text[],
+  p_pictures text[],
+  p_missing text[],
+  out part_numbers integer,
+  out samples text[]
+)
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  with pictures as (
+    select image_sync.stem_of(f.name) as stem, array_agg(f.name) as names
+    from unnest(p_pictures) as f (name)
+    group by 1
+  ), beside as (
+    -- Images that have a twin beside them are counted by their key.
+    select s.stem, images.names || s.names as names
+    from pictures s
+    cross join lateral (
+      select array_agg(b.name) as names
+      from image_sync.files_beside(p_bucket_id, s.stem) b
+      where b.extension = any (p_extensions)
+    ) as images
+    where cardinality(images.names) = 1
+      and not exists (
+        select
+        from (values (' (', ' )'), (' - ', ' -!'), ('_JP', '_JQ'), ('_PN', '_PO'), ('_jp', '_jq'), ('_pn', '_po')) as copy (low, high)
+        cross join lateral (
+          select o.name
+          from image_sync.objects o
+          where o.bucket_id = p_bucket_id
+            and o.name collate "C" >= s.stem || copy.low
+            and o.name collate "C" < s.stem || copy.high
+          order by o.name collate "C"
+          limit 1
+        ) as twin
+      )
+  ), unrecorded as (
+    select lower(m.part_number) as stem, array_agg(m.name order by m.name collate "C") as names
+    from unnest(p_missing, image_sync.part_numbers_of(p_missing)) as m (name, part_number)
+    group by 1
+    having count(*) > 1
+  ), found as (
+    select b.stem, b.names
+    from beside b
+    union all
+    select u.stem, u.names
+    from unrecorded u
+  )
+  select
+    count(*)::integer,
+    (array_agg(split_part(f.stem, '/', -1) || ': ' || array_to_string(f.names[1:20], ', ') order by f.stem collate "C"))[1:20]
+  into part_numbers, samples
+  from found f;
+end;
+$$;
+
+comment on function image_sync.find_several_files(text, text[], text[], text[]) is
+  'Part numbers with several files that records say nothing of: a picture that is left out beside an image of its name, or images of one part number without a record; and up to 20 of them as "part number: files".';
+
+revoke all on function
+  image_sync.count_twins(image_sync.runs),
+  image_sync.files_of_key(text, text),
+  image_sync.files_beside(text, text),
+  image_sync.stem_of(text),
+  image_sync.twin_samples(text, text[]),
+  image_sync.find_several_files(text, text[], text[], text[])
+from public;
+grant execute on function
+  image_sync.count_twins(image_sync.runs),
+  image_sync.files_of_key(text, text),
+  image_sync.files_beside(text, text),
+  image_sync.stem_of(text),
+  image_sync.twin_samples(text, text[]),
+  image_sync.find_several_files(text, text[], text[], text[])
+to service_role;
+
+-- listing
+
+-- One chunk of a sync or analyze: list ▸ diff, and which files need a URL. A record that is missing is inserted together with its
+-- URL when the chunk is closed: written once instead of twice.
+
+create or replace function image_sync.next_number(p_run uuid)
+returns integer
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return 1 + coalesce(
+    (
+      select c.number
+      from image_sync.chunks c
+      where c.run_id = p_run
+      order by c.number desc
+      limit 1
+    ), 0);
+end;
+$$;
+
+comment on function image_sync.next_number(uuid) is 'The number of a run''s next chunk. The caller holds the run''s row lock.';
+
+create or replace function image_sync.chunk_size(p_run image_sync.runs, p_settings image_sync.settings)
+returns integer
+language sql
+immutable
+set search_path = ''
+return least(
+  p_run.chunk_size,
+  p_settings.chunk_size,
+  -- What is opened has to be opened within a lease, several times over.
+  case when p_run.mode = 'verify' then greatest(least(200, p_settings.verify_rate * extract(epoch from p_settings.lease_duration) / 4), 1)::integer end
+);
+
+comment on function image_sync.chunk_size(image_sync.runs, image_sync.settings) is
+  'How many names the run''s next chunk may have: the setting, or what the database could do of it in time.';
+
+-- Compares at most p_size objects and at most p_size records of the keys (p_from_key, p_to_key] (null: to the end of the bucket) in
+-- one statement. Both sides are read by keyset from an index in byte order (idx_objects_bucket_id_name and
+-- part_images_bucket_id_file_name_key), so that a chunk costs the same at the end of a million objects as at the beginning.
+-- p_listed is the chunk as it was listed before, if it was: what it inserted then stays counted as inserted.
+create or replace function image_sync.compare(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_from_key text,
+  p_to_key text,
+  p_size integer,
+  p_listed image_sync.chunks default null
+)
+returns image_sync.comparison
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks := p_listed;
+  v_names text[];
+  v_writes constant boolean := p_run.mode = 'sync';
+  v_renews_all constant boolean := coalesce(p_run.options ->> 'renew' = 'all', false);
+  v_renew_at constant timestamptz := now() + p_settings.renew_before;
+  v_url_base constant text := image_sync.url_base(p_settings);
+  v_last_key constant text := coalesce(p_to_key, image_sync.last_key());
+  v_orphans text[];
+  v_missing text[];
+  v_missing_ids uuid[];
+  v_changed_names text[];
+  v_changed_ids uuid[];
+  v_changed_kinds text[];
+  v_movement record;
+  v_moved_before integer;
+  v_moved_samples text[];
+  v_moves image_sync.move[] := array[]::image_sync.move[];
+  v_has_unlinked boolean;
+  v_others text[];
+  v_excluded text[];
+  v_empty text[];
+  v_by_extension jsonb;
+  v_collided text[];
+  v_pictures text[];
+  v_several_samples text[];
+begin
+  with next_objects as materialized (
+    select o.name, o.id, o.extension, o.bytes, o.extension = any (p_settings.extensions) as is_image
+    from image_sync.objects o
+    where o.bucket_id = p_run.bucket_id
+      and o.name collate "C" > p_from_key
+      and o.name collate "C" <= v_last_key
+    order by o.name collate "C"
+    limit p_size
+  ), next_records as materialized (
+    -- A URL of another address is none: no reader of this project's is meant to open it.
+    select
+      r.file_name,
+      r.signed and starts_with(r.signed_url, v_url_base) as signed,
+      r.expired and starts_with(r.signed_url, v_url_base) as expired,
+      case when starts_with(r.signed_url, v_url_base) then r.usable_until end as usable_until,
+      r.object_id
+    from image_sync.records r
+    where r.bucket_id = p_run.bucket_id
+      and r.file_name collate "C" > p_from_key
+      and r.file_name collate "C" <= v_last_key
+    order by r.file_name collate "C"
+    limit p_size
+  ), range as materialized (
+    -- Whichever side fills the chunk first ends its range, so that a range of records without objects is bounded too. The end of
+    -- what was asked for is the end all the same where nothing lies behind it.
+    select nullif(least(
+      v_last_key collate "C",
+      (
+        select max(n.name collate "C")
+        from next_objects n
+        having count(*) = p_size
+      ),
+      (
+        select max(n.file_name collate "C")
+        from next_records n
+        having count(*) = p_size
+      )
+    ), image_sync.last_key()) as to_key
+  ), objects as materialized (
+    select n.*
+    from next_objects n
+    cross join range
+    where range.to_key is null or n.name collate "C" <= range.to_key
+  ), records as materialized (
+    select n.*
+    from next_records n
+    cross join range
+    where range.to_key is null or n.file_name collate "C" <= range.to_key
+  ), compared as (
+    select
+      o.name,
+      o.id,
+      o.bytes,
+      o.extension,
+      r.file_name,
+      r.object_id,
+      r.signed,
+      r.expired,
+      r.usable_until,
+      -- A record that exists is kept whatever its file is called; so patterns are matched with new names alone, which are few.
+      case
+        when o.name is null then null
+        when r.file_name is null and o.name like any (p_settings.exclude) then 'excluded'
+        when o.is_image and o.bytes = 0 then 'empty'
+        when o.is_image then 'image'
+        else 'other'
+      end as kind
+    from objects o
+    full join records r on r.file_name = o.name
+    -- Each kind is found out once, not in each of the counts below.
+    offset 0
+  )
+  select
+    (select range.to_key from range),
+    count(c.name),
+    coalesce(sum(c.bytes), 0),
+    count(*) filter (where c.kind = 'image'),
+    count(*) filter (where c.kind <> 'image'),
+    count(*) filter (where c.kind = 'excluded'),
+    count(*) filter (where c.kind = 'empty'),
+    count(*) filter (where c.kind = 'image' and c.file_name is not null),
+    count(*) filter (where c.kind = 'image' and c.usable_until is not null),
+    count(*) filter (where c.name is null),
+    count(*) filter (where c.name is null and not c.signed),
+    count(*) filter (where c.name is null and c.expired),
+    count(c.file_name),
+    count(*) filter (where c.signed),
+    count(*) filter (where c.expired),
+    min(c.usable_until),
+    coalesce(array_agg(c.file_name) filter (where c.name is not null and c.file_name is not null and (v_renews_all or coalesce(c.usable_until < v_renew_at, true))), '{}'),
+    array_agg(c.file_name order by c.file_name collate "C") filter (where c.name is null),
+    array_agg(c.name) filter (where c.kind = 'image' and c.file_name is null),
+    array_agg(c.id) filter (where c.kind = 'image' and c.file_name is null),
+    -- Records whose object is another one than they know: made by hand, of an older version, uploaded anew, or moved onto their name.
+    coalesce(bool_or(c.id is distinct from c.object_id) filter (where c.name is not null and c.file_name is not null), false),
+    array_agg(c.name) filter (where c.id <> c.object_id),
+    array_agg(c.id) filter (where c.id <> c.object_id),
+    array_agg(c.kind) filter (where c.id <> c.object_id),
+    (array_agg(c.name order by c.name collate "C") filter (where c.kind = 'other'))[1:20],
+    (array_agg(c.name order by c.name collate "C") filter (where c.kind = 'excluded'))[1:20],
+    (array_agg(c.name order by c.name collate "C") filter (where c.kind = 'empty'))[1:20],
+    array_agg(c.name) filter (where c.kind = 'other' and c.extension = any ('{jpg,jpeg,png,gif,webp,avif,bmp,tif,tiff,heic}'::text[])),
+    (
+      select jsonb_object_agg(e.extension, e.files)
+      from (
+        select left(objects.extension, 16) as extension, count(*) as files
+        from objects
+        group by left(objects.extension, 16)
+      ) as e
+    )
+  into
+    v_chunk.to_key, v_chunk.listed, v_chunk.bytes, v_chunk.images, v_chunk.not_images, v_chunk.excluded, v_chunk.empty_files, v_chunk.recorded, v_chunk.images_signed, v_chunk.orphaned, v_chunk.orphans_unsigned, v_chunk.orphans_expired,
+    v_chunk.records, v_chunk.records_signed, v_chunk.records_expired, v_chunk.soonest_expiry,
+    v_names, v_orphans, v_missing, v_missing_ids, v_has_unlinked, v_changed_names, v_changed_ids, v_changed_kinds, v_others, v_excluded, v_empty, v_pictures, v_by_extension
+  from compared c;
+
+  v_chunk.from_key := p_from_key;
+  v_chunk.inserted := 0;
+  v_chunk.moved := 0;
+  v_chunk.unmoved := 0;
+  v_chunk.moved_ahead := coalesce(v_chunk.moved_ahead, 0);
+  v_chunk.linked := 0;
+  v_chunk.departing := '{}';
+  v_chunk.collided := 0;
+  v_chunk.vanished := 0;
+  v_chunk.inserted_names := coalesce(v_chunk.inserted_names, '{}');
+  v_chunk.moved_names := coalesce(v_chunk.moved_names, '{}');
+  v_chunk.problems := '[]';
+  v_chunk.to_open := 0;
+
+  if v_missing is not null or v_changed_names is not null then
+    v_moves := image_sync.find_followers(p_run.bucket_id, v_changed_names, v_missing_ids || v_changed_ids);
+  end if;
+  if v_moves <> '{}' then
+    select
+      coalesce(array_agg(i.name) filter (where i.is_missing and not i.is_followed), '{}') as missing,
+      coalesce(array_agg(i.id) filter (where i.is_missing and not i.is_followed), '{}') as missing_ids,
+      count(*) filter (where i.is_followed) as moved,
+      count(*) filter (where not i.was_missing and i.is_left and i.kind = 'image') as left_images,
+      (array_agg(i.followed_by || ' → ' || i.name order by i.name collate "C") filter (where i.is_followed))[1:20] as samples
+    into v_movement
+    from (
+      select n.name, n.id, n.kind, n.was_missing, f.from_name is not null as is_followed, f.from_name as followed_by, l.from_name is not null as is_left, n.was_missing or l.from_name is not null and n.kind = 'image' as is_missing
+      from (
+        select m.name, m.id, 'image' as kind, true as was_missing
+        from unnest(v_missing, v_missing_ids) as m (name, id)
+        union all
+        select c.name, c.id, c.kind, false
+        from unnest(v_changed_names, v_changed_ids, v_changed_kinds) as c (name, id, kind)
+      ) as n
+      left join unnest(v_moves) as f
+        on f.to_bucket = p_run.bucket_id
+        and f.to_name = n.name
+      left join unnest(v_moves) as l
+        on l.from_bucket = p_run.bucket_id
+        and l.from_name = n.name
+    ) as i;
+    v_moved_samples := v_movement.samples;
+    v_missing := v_movement.missing;
+    v_missing_ids := v_movement.missing_ids;
+    v_chunk.moved := v_movement.moved;
+    v_chunk.recorded := v_chunk.recorded - v_movement.left_images;
+  end if;
+  if v_orphans is not null then
+    -- Records that follow their files are no orphans, and are counted where the files are.
+    v_chunk.departing := image_sync.departing_names(p_run.bucket_id, v_orphans);
+    if v_chunk.departing <> '{}' then
+      v_orphans := array(
+        select o.name
+        from unnest(v_orphans) as o (name)
+        where o.name <> all (v_chunk.departing)
+        order by o.name collate "C"
+      );
+      v_chunk.orphaned := cardinality(v_orphans);
+      v_chunk.records := v_chunk.records - cardinality(v_chunk.departing);
+      select
+        v_chunk.records_signed - count(*) filter (where r.signed),
+        v_chunk.records_expired - count(*) filter (where r.expired),
+        v_chunk.orphans_unsigned - count(*) filter (where not r.signed),
+        v_chunk.orphans_expired - count(*) filter (where r.expired)
+      into v_chunk.records_signed, v_chunk.records_expired, v_chunk.orphans_unsigned, v_chunk.orphans_expired
+      from (
+        select
+          r.signed and starts_with(r.signed_url, v_url_base) as signed,
+          r.expired and starts_with(r.signed_url, v_url_base) as expired
+        from image_sync.records r
+        where r.bucket_id = p_run.bucket_id
+          and r.file_name collate "C" = any (v_chunk.departing)
+          and r.file_name collate "C" > p_from_key
+          and r.file_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
+      ) as r;
+    end if;
+  end if;
+  v_chunk.missing := coalesce(cardinality(v_missing), 0);
+  v_chunk.to_insert := case when v_writes then coalesce(v_missing, '{}') else '{}' end;
+  v_chunk.to_insert_ids := case when v_writes then coalesce(v_missing_ids, '{}') else '{}' end;
+  if v_chunk.inserted_names <> '{}' then
+    v_chunk.inserted := image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.inserted_names);
+    v_chunk.recorded := v_chunk.recorded - v_chunk.inserted;
+  end if;
+  if v_chunk.moved_names <> '{}' then
+    v_moved_before := image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.moved_names);
+    v_chunk.moved := v_chunk.moved + v_moved_before;
+    v_chunk.recorded := v_chunk.recorded - v_moved_before;
+  end if;
+  if v_chunk.missing > 0 and not v_writes and image_sync.part_number_is_unique() then
+    select count(*), (array_agg(m.name order by m.name collate "C"))[1:20]
+    into v_chunk.collided, v_collided
+    from unnest(v_missing, image_sync.part_numbers_of(v_missing)) as m (name, part_number)
+    where exists (
+      select
+      from public.part_images p
+      where p.part_number = m.part_number
+    );
+    v_chunk.missing := v_chunk.missing - v_chunk.collided;
+  end if;
+
+  v_chunk.several_files := 0;
+  if v_pictures is not null or (v_missing is not null and not v_writes) then
+    select f.part_numbers, f.samples
+    into v_chunk.several_files, v_several_samples
+    from image_sync.find_several_files(p_run.bucket_id, p_settings.extensions, coalesce(v_pictures, '{}'), case when v_writes then '{}' else coalesce(v_missing, '{}') end) as f;
+  end if;
+  v_chunk.facts := jsonb_strip_nulls(jsonb_build_object(
+    'by_extension', v_by_extension,
+    'orphaned', case when p_run.mode = 'cleanup' then v_orphans else v_orphans[1:20] end,
+    'missing', case when not v_writes and v_chunk.missing > 0 then v_missing[1:20] end,
+    'moved', v_moved_samples,
+    'collided', v_collided,
+    'other_extensions', v_others,
+    'excluded', v_excluded,
+    'empty_files', v_empty,
+    'several_files', v_several_samples
+  ));
+  return (v_chunk, v_names, v_moves, v_has_unlinked)::image_sync.comparison;
+end;
+$$;
+
+comment on function image_sync.compare(image_sync.runs, image_sync.settings, text, text, integer, image_sync.chunks) is
+  'Lists and compares a range of keys. Returns the chunk as it would be stored, missing records in to_insert, the names of those recorded that need a URL, and the moves that bring records to files of the range, counted as if all of them succeeded. Writes nothing.';
+
+-- Makes a chunk of what was compared: leased with p_lease where records need a URL, done where none does. Where the table may refuse
+-- records they are inserted now, so that what is refused is not signed every night.
+create or replace function image_sync.settle_listing(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_compared image_sync.comparison,
+  p_lease uuid
+)
+returns image_sync.chunk_to_sign
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks := p_compared.chunk;
+  v_names text[] := p_compared.names;
+  v_insertion image_sync.insertion;
+  v_arrived text[];
+begin
+  if p_run.mode = 'sync' and p_compared.moves <> '{}' then
+    v_chunk := image_sync.settle_moves(p_run.bucket_id, v_chunk, p_compared.moves);
+    v_arrived := array(
+      select n.name
+      from unnest(v_chunk.moved_names) as n (name)
+      where n.name <> all (v_names)
+    );
+    v_names := v_names || v_arrived;
+  end if;
+  if p_run.mode = 'sync' and p_compared.has_unlinked then
+    v_chunk.linked := image_sync.link_records(p_run.bucket_id, v_chunk, p_compared.moves);
+  end if;
+  if p_run.mode = 'sync' and v_chunk.to_insert <> '{}' then
+    if image_sync.may_refuse_records() then
+      v_insertion := image_sync.insert_missing(p_run.bucket_id, v_chunk);
+      v_chunk := v_insertion.chunk;
+      v_chunk.inserted_names := v_chunk.inserted_names || v_insertion.inserted;
+      v_names := v_names || v_insertion.inserted;
+    end if;
+    v_names := v_names || v_chunk.to_insert;
+  end if;
+  v_chunk.relist_size := null;
+  v_chunk.to_sign := case when p_run.mode = 'sync' then cardinality(v_names) else 0 end;
+  if p_run.mode = 'verify' then
+    v_names := image_sync.names_to_open(p_run, p_settings, v_chunk);
+    v_chunk.to_open := cardinality(v_names);
+  end if;
+  if v_chunk.to_sign > 0 or v_chunk.to_open > 0 then
+    v_chunk.state := 'leased';
+    v_chunk.lease_token := p_lease;
+    v_chunk.lease_expires_at := clock_timestamp() + p_settings.lease_duration;
+  else
+    v_chunk.state := 'done';
+    v_chunk.inserted_names := '{}';
+    v_chunk.moved_names := '{}';
+    v_chunk.lease_expires_at := null;
+    v_chunk.error := null;
+    v_chunk.closed_at := clock_timestamp();
+    v_names := '{}';
+  end if;
+  return (v_chunk, v_names)::image_sync.chunk_to_sign;
+end;
+$$;
+
+comment on function image_sync.settle_listing(image_sync.runs, image_sync.settings, image_sync.comparison, uuid) is
+  'Decides what becomes of a chunk that was compared: leased with its names to sign, or done. Moves the records that follow their files, tells records which object they are of, and inserts the missing ones where the table may refuse them. The caller stores the chunk.';
+
+-- Makes the run's next chunk behind its cursor. The caller holds the run's row lock.
+create or replace function image_sync.make_chunk(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_worker uuid,
+  p_lease uuid
+)
+returns image_sync.chunk_to_sign
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_since constant timestamptz := clock_timestamp();
+  v_made image_sync.chunk_to_sign;
+  v_chunk image_sync.chunks;
+begin
+  v_made := image_sync.settle_listing(
+    p_run, p_settings,
+    image_sync.compare(p_run, p_settings, p_run.cursor, null, image_sync.chunk_size(p_run, p_settings)),
+    p_lease
+  );
+  v_chunk := v_made.chunk;
+  v_chunk.run_id := p_run.id;
+  v_chunk.number := image_sync.next_number(p_run.id);
+  v_chunk.worker_id := p_worker;
+  insert into image_sync.chunks (
+    run_id, number, from_key, to_key, state, lease_token, lease_expires_at, worker_id,
+    listed, bytes, images, not_images, excluded, empty_files, recorded, inserted, moved, unmoved, moved_ahead, collided, vanished, missing, to_insert, to_insert_ids, inserted_names, moved_names, departing, images_signed, to_sign, to_open, orphaned, several_files,
+    linked, records, records_signed, records_expired, orphans_unsigned, orphans_expired, soonest_expiry, facts, problems, listing_took, closed_at
+  )
+  values (
+    v_chunk.run_id, v_chunk.number, v_chunk.from_key, v_chunk.to_key, v_chunk.state, v_chunk.lease_token, v_chunk.lease_expires_at, v_chunk.worker_id,
+    v_chunk.listed, v_chunk.bytes, v_chunk.images, v_chunk.not_images, v_chunk.excluded, v_chunk.empty_files, v_chunk.recorded, v_chunk.inserted, v_chunk.moved, v_chunk.unmoved, v_chunk.moved_ahead, v_chunk.collided, v_chunk.vanished, v_chunk.missing, v_chunk.to_insert, v_chunk.to_insert_ids, v_chunk.inserted_names, v_chunk.moved_names, v_chunk.departing, v_chunk.images_signed, v_chunk.to_sign, v_chunk.to_open, v_chunk.orphaned, v_chunk.several_files,
+    v_chunk.linked, v_chunk.records, v_chunk.records_signed, v_chunk.records_expired, v_chunk.orphans_unsigned, v_chunk.orphans_expired, v_chunk.soonest_expiry, v_chunk.facts, v_chunk.problems, clock_timestamp() - v_since, v_chunk.closed_at
+  );
+  return (v_chunk, v_made.names)::image_sync.chunk_to_sign;
+end;
+$$;
+
+comment on function image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid) is
+  'Lists and compares the run''s next range of keys and stores the chunk: leased where files need a URL (their names are returned), done where none does.';
+
+revoke all on function
+  image_sync.next_number(uuid),
+  image_sync.chunk_size(image_sync.runs, image_sync.settings),
+  image_sync.compare(image_sync.runs, image_sync.settings, text, text, integer, image_sync.chunks),
+  image_sync.settle_listing(image_sync.runs, image_sync.settings, image_sync.comparison, uuid),
+  image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid)
+from public;
+grant execute on function
+  image_sync.next_number(uuid),
+  image_sync.chunk_size(image_sync.runs, image_sync.settings),
+  image_sync.compare(image_sync.runs, image_sync.settings, text, text, integer, image_sync.chunks),
+  image_sync.settle_listing(image_sync.runs, image_sync.settings, image_sync.comparison, uuid),
+  image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid)
+to service_role;
+
+-- verify
+
+-- Verifying: every URL of a bucket is opened as a reader does. The bucket is walked and counted as in an analyze; a chunk that holds
+-- URLs is leased to a worker that opens them, no faster than settings.verify_rate over all workers of the run.
+
+-- The names in a chunk whose record has a URL that should work: with an object, of this project, not expired.
+create or replace function image_sync.names_to_open(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
+returns text[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_url_base constant text := image_sync.url_base(p_settings);
+begin
+  return (
+    with objects as (
+      select o.name
+      from image_sync.objects o
+      where o.bucket_id = p_run.bucket_id
+        and o.name collate "C" > p_chunk.from_key
+        and o.name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
+    ), records as (
+      select r.file_name
+      from image_sync.records r
+      where r.bucket_id = p_run.bucket_id
+        and r.file_name collate "C" > p_chunk.from_key
+        and r.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
+        and r.usable_until is not null
+        and starts_with(r.signed_url, v_url_base)
+    )
+    select coalesce(array_agg(records.file_name order by records.file_name collate "C"), '{}')
+    from records
+    join objects on objects.name = records.file_name
+  );
+end;
+$$;
+
+comment on function image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks) is
+  'Files of the chunk whose record has a URL of this project that has not expired.';
+
+-- What there is to do in a chunk that is leased: names to sign in a sync, names to open in a verify.
+create or replace function image_sync.names_to_work(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
+returns text[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  if p_run.mode = 'verify' then
+    return image_sync.names_to_open(p_run, p_settings, p_chunk);
+  end if;
+  return image_sync.names_to_sign(p_run, p_settings, p_chunk);
+end;
+$$;
+
+comment on function image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks) is
+  'The names of a leased chunk that need something: a URL in a sync, a look in a verify.';
+
+-- How long until a run may lease its next chunk to open. The caller holds the run's row lock.
+create or replace function image_sync.pace_left(p_run image_sync.runs)
+returns integer
+language sql
+stable
+set search_path = ''
+return case
+  when p_run.mode = 'verify' then nullif(greatest(ceil(1000 * extract(epoch from p_run.paced_until - clock_timestamp()))::integer, 0), 0)
+end;
+
+comment on function image_sync.pace_left(image_sync.runs) is 'Milliseconds until a verify may open more URLs; null where it may.';
+
+-- Takes the time that so many URLs cost at the setting's rate, and returns them with their names. The caller holds the run's row lock.
+create or replace function image_sync.lease_targets(p_run image_sync.runs, p_settings image_sync.settings, p_names text[])
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+begin
+  update image_sync.runs r
+  set paced_until = clock_timestamp() + make_interval(secs => cardinality(p_names)::double precision / p_settings.verify_rate)
+  where r.id = p_run.id;
+  return (
+    select coalesce(jsonb_agg(jsonb_build_object('name', p.file_name, 'url', p.signed_url)), '[]')
+    from public.part_images p
+    where p.bucket_id = p_run.bucket_id
+      and p.file_name collate "C" = any (p_names)
+  );
+end;
+$$;
+
+comment on function image_sync.lease_targets(image_sync.runs, image_sync.settings, text[]) is
+  'The URLs of these names as [{"name", "url"}], for the worker''s eyes alone; the run''s next chunk waits until they can have been opened at settings.verify_rate.';
+
+-- Closes a chunk of a verify.
+--   p_shown     the names whose URL showed an image
+--   p_failures  [{"name", "code", "error", "url"}], the URL only where it was rejected: such a record's expiry is forgotten, so that
+--               the next sync signs it anew, unless it has got another URL meanwhile
+create or replace function image_sync.close_verified(p_run image_sync.runs, p_token uuid, p_shown text[], p_failures jsonb, p_storage_calls integer, p_retries integer)
+returns text
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks := image_sync.lock_chunk(p_run.id, p_token);
+  v_failures jsonb;
+  v_counts jsonb;
+  v_forgotten integer;
+begin
+  if v_chunk.state is distinct from 'leased' then
+    return case when v_chunk.state = 'done' then 'already_closed' else 'stale' end;
+  end if;
+  -- The object tells whether a file that Storage does not find was deleted or lost; one that was deleted meanwhile shows nothing to
+  -- nobody, and is an orphan from now on.
+  with seen as (
+    select e.name, e.code, e.error, o.name is not null as has_object
+    from jsonb_to_recordset(p_failures) as e (name text, code text, error text)
+    left join image_sync.objects o
+      on o.bucket_id = p_run.bucket_id
+      and o.name collate "C" = e.name
+      and o.name collate "C" > v_chunk.from_key
+      and o.name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
+  ), told as (
+    select s.name, case when s.code = 'file_gone' and s.has_object then 'file_lost' when s.has_object then s.code else 'file_gone' end as code, s.error
+    from seen s
+  ), numbered as (
+    select t.*, row_number() over (partition by t.code order by t.name collate "C") as place
+    from told t
+  )
+  select
+    coalesce(jsonb_agg(image_sync.item_problem(n.name, n.code, n.error) order by n.code, n.place) filter (where n.place <= 20), '[]'),
+    coalesce(
+      (
+        select jsonb_object_agg(k.code, k.files)
+        from (
+          select told.code, count(*) as files
+          from told
+          group by told.code
+        ) as k
+      ), '{}')
+  into v_failures, v_counts
+  from numbered n;
+
+  with free as (
+    -- A row that somebody holds is not waited for.
+    select p.bucket_id, p.file_name
+    from jsonb_to_recordset(p_failures) as e (name text, code text, url text)
+    join public.part_images p
+      on p.bucket_id = p_run.bucket_id
+      and p.file_name collate "C" = e.name
+      and p.file_name collate "C" > v_chunk.from_key
+      and p.file_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
+      and p.signed_url = e.url
+    where e.code = 'url_rejected'
+    for update of p skip locked
+  ), forgotten as (
+    update public.part_images p
+    set signed_url_expires_at = null
+    from free f
+    where p.bucket_id = f.bucket_id
+      and p.file_name = f.file_name
+    returning 1
+  )
+  select count(*)
+  into v_forgotten
+  from forgotten;
+
+  update image_sync.chunks c
+  set
+    state = 'done',
+    to_open = cardinality(p_shown) + jsonb_array_length(p_failures),
+    shown = cardinality(p_shown),
+    broken = jsonb_array_length(p_failures),
+    updated = v_forgotten,
+    records_expired = c.records_expired + v_forgotten,
+    images_signed = greatest(c.images_signed - v_forgotten, 0),
+    facts = c.facts || jsonb_build_object('broken', v_counts),
+    problems = c.problems || v_failures,
+    storage_calls = c.storage_calls + p_storage_calls,
+    retries = c.retries + p_retries,
+    lease_expires_at = null,
+    error = null,
+    closed_at = clock_timestamp()
+  where c.run_id = v_chunk.run_id
+    and c.number = v_chunk.number;
+  return 'closed';
+end;
+$$;
+
+comment on function image_sync.close_verified(image_sync.runs, uuid, text[], jsonb, integer, integer) is
+  'Closes a chunk whose URLs were opened: counts what showed an image and what did not, by reason, and makes the next sync sign anew what Storage rejected. Returns closed, already_closed or stale.';
+
+-- A file that Storage does not find although its object is there is lost, not deleted.
+create or replace function image_sync.tell_lost(p_bucket_id text, p_probe jsonb)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return case
+  when jsonb_path_exists(p_probe, '$.failures[*] ? (@.code == "file_gone")') then p_probe || jsonb_build_object('failures', (
+    select jsonb_agg(
+      case
+        when p.failure ->> 'code' = 'file_gone' and exists (
+          select
+          from image_sync.objects o
+          where o.bucket_id = p_bucket_id
+            and o.name collate "C" = p.failure ->> 'name'
+        ) then p.failure || '{"code": "file_lost"}'
+        else p.failure
+      end
+    )
+    from jsonb_array_elements(p_probe -> 'failures') as p (failure)
+  ))
+  else p_probe
+end;
+
+comment on function image_sync.tell_lost(text, jsonb) is 'What a probe gave, with file_gone turned into file_lost where the object is there.';
+
+revoke all on function
+  image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
+  image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
+  image_sync.pace_left(image_sync.runs),
+  image_sync.lease_targets(image_sync.runs, image_sync.settings, text[]),
+  image_sync.close_verified(image_sync.runs, uuid, text[], jsonb, integer, integer),
+  image_sync.tell_lost(text, jsonb)
+from public;
+grant execute on function
+  image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
+  image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
+  image_sync.pace_left(image_sync.runs),
+  image_sync.lease_targets(image_sync.runs, image_sync.settings, text[]),
+  image_sync.close_verified(image_sync.runs, uuid, text[], jsonb, integer, integer),
+  image_sync.tell_lost(text, jsonb)
+to service_role;
+
+-- leases
+
+-- The lease on a chunk: who may close it, and what becomes of it when its worker does not. docs/leases.md has the whole of it.
+
+-- The names in a leased chunk that need a URL now. A worker that takes a chunk over asks again instead of trusting what a dead
+-- one was told: objects may be gone and URLs may have been made since. What has no record yet comes from the chunk's own list, so
+-- that a file that was uploaded after the listing is left to the next run and the ledger balances.
+create or replace function image_sync.names_to_sign(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
+returns text[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_renews_all constant boolean := coalesce(p_run.options ->> 'renew' = 'all', false);
+  v_url_base constant text := image_sync.url_base(p_settings);
+begin
+  return (
+    with objects as (
+      select o.name
+      from image_sync.objects o
+      where o.bucket_id = p_run.bucket_id
+        and o.name collate "C" > p_chunk.from_key
+        and o.name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
+    ), records as (
+      select r.file_name, case when starts_with(r.signed_url, v_url_base) then r.usable_until end as usable_until
+      from image_sync.records r
+      where r.bucket_id = p_run.bucket_id
+        and r.file_name collate "C" > p_chunk.from_key
+        and r.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
+    )
+    select coalesce(array_agg(objects.name), '{}')
+    from objects
+    left join records on records.file_name = objects.name
+    where case
+      when records.file_name is null then objects.name = any (p_chunk.to_insert)
+      else v_renews_all or coalesce(records.usable_until < now() + p_settings.renew_before, true)
+    end
+  );
+end;
+$$;
+
+comment on function image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks) is
+  'Files of the chunk that need a URL: those whose record is to be inserted, and those whose record has none, one of another address, an expired one, one that expires within renew_before, or any after renew = all.';
+
+-- Ends an attempt that failed: the chunk waits for the next one, longer each time, or is dead. Its images get their records all the
+-- same, without a URL.
+create or replace function image_sync.end_attempt(
+  p_bucket_id text,
+  p_settings image_sync.settings,
+  p_chunk image_sync.chunks,
+  p_error jsonb,
+  p_storage_calls integer default 0,
+  p_retries integer default 0
+)
+returns image_sync.chunks
+language plpgsql
+set search_path = ''
+as $$
+declare
+  -- Attempts that the database ended say nothing of the chunk.
+  v_is_last constant boolean := p_chunk.attempts - p_chunk.interrupted + 1 >= p_settings.max_attempts;
+  v_insertion image_sync.insertion;
+  v_chunk image_sync.chunks;
+begin
+  v_insertion := image_sync.insert_missing(p_bucket_id, p_chunk);
+  v_chunk := v_insertion.chunk;
+
+  update image_sync.chunks c
+  set
+    state = case when v_is_last then 'dead' else 'pending' end,
+    attempts = c.attempts + 1,
+    inserted = v_chunk.inserted,
+    recorded = v_chunk.recorded,
+    collided = v_chunk.collided,
+    vanished = v_chunk.vanished,
+    missing = v_chunk.missing,
+    -- What somebody held is missing for good where no attempt is left.
+    to_insert = case when v_is_last then '{}' else v_chunk.to_insert end,
+    to_insert_ids = case when v_is_last then '{}' else v_chunk.to_insert_ids end,
+    inserted_names = case when v_is_last then '{}' else v_chunk.inserted_names || v_insertion.inserted end,
+    moved_names = case when v_is_last then '{}' else v_chunk.moved_names end,
+    records = v_chunk.records,
+    facts = v_chunk.facts,
+    problems = v_chunk.problems,
+    -- A chunk that failed costs its records their URLs, not their place in the ledger.
+    failed = case when v_is_last then c.to_sign else 0 end,
+    broken = case when v_is_last then c.to_open else 0 end,
+    not_before = clock_timestamp() + p_settings.retry_delay * power(2, least(c.attempts - c.interrupted, 10)),
+    lease_expires_at = null,
+    storage_calls = c.storage_calls + p_storage_calls,
+    retries = c.retries + p_retries,
+    error = p_error,
+    closed_at = case when v_is_last then clock_timestamp() end
+  where c.run_id = p_chunk.run_id
+    and c.number = p_chunk.number
+  returning c.*
+  into v_chunk;
+  return v_chunk;
+end;
+$$;
+
+comment on function image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer) is
+  'Counts a failed attempt at a leased chunk, which is pending again after retry_delay, doubled each time, or dead after max_attempts; inserts the records that it was to insert. Returns the chunk.';
+
+-- The chunk that a token holds or held last, its row locked. Null columns where there is none or where somebody else holds the row
+-- for more than 400 ms: another call with the same token would be over by then.
+create or replace function image_sync.lock_chunk(p_run uuid, p_token uuid)
+returns image_sync.chunks
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+declare
+  v_chunk image_sync.chunks;
+begin
+  select c.*
+  into v_chunk
+  from image_sync.chunks c
+  where c.run_id = p_run
+    and c.lease_token = p_token
+  for update;
+  return v_chunk;
+exception
+  when lock_not_available then
+    return null;
+end;
+$$;
+
+comment on function image_sync.lock_chunk(uuid, uuid) is 'Locks the row of the chunk that holds the token and returns it; null columns where there is none, or after 400 ms without the lock.';
+
+-- Closes the chunk that p_token holds with what signing gave: inserts the records that are missing and stores the URLs. p_names,
+-- p_urls and p_expires (seconds since 1970) are parallel.
+-- Returns closed; already_closed where this very call was made before (its answer got lost); stale where the token is not, or no
+-- longer, the chunk's: then nothing changes; held where somebody else holds the chunk's row.
+create or replace function image_sync.close_chunk(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_token uuid,
+  p_names text[],
+  p_urls text[],
+  p_expires bigint[],
+  p_failures jsonb,
+  p_error jsonb,
+  p_storage_calls integer,
+  p_retries integer
+)
+returns text
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks;
+  v_is_held boolean;
+  v_last_key text;
+  v_insertion image_sync.insertion;
+  v_update record;
+  v_stored integer;
+  v_refused integer := 0;
+  v_held text[];
+  v_withdrawn integer;
+  v_to_sign integer;
+  v_failures jsonb;
+  v_url_base constant text := image_sync.url_base(p_settings);
+begin
+  if p_run.mode = 'verify' then
+    return image_sync.close_verified(p_run, p_token, p_names, p_failures, p_storage_calls, p_retries);
+  end if;
+  select c.*
+  into v_chunk
+  from image_sync.chunks c
+  where c.run_id = p_run.id
+    and c.lease_token = p_token
+  for update skip locked;
+  if v_chunk.run_id is null then
+    v_chunk := image_sync.lock_chunk(p_run.id, p_token);
+  end if;
+  v_is_held := v_chunk.run_id is null;
+  if v_is_held then
+    -- Somebody else holds the chunk's row. What was signed is stored all the same, once the row, as it is, says that the token is
+    -- still the chunk's; whoever gets the row later finds nothing left to sign and closes it.
+    select c.*
+    into v_chunk
+    from image_sync.chunks c
+    where c.run_id = p_run.id
+      and c.lease_token = p_token;
+  end if;
+
+  if v_chunk.state is distinct from 'leased' then
+    return case
+      when v_chunk.state is null or v_chunk.error ->> 'code' = 'lease_expired' or v_chunk.interrupted > 0 and v_chunk.state <> 'done' then 'stale'
+      else 'already_closed'
+    end;
+  end if;
+
+  -- One update of the chunk and no more: a second one of a row that this transaction wrote would check its foreign key again
+  -- and share-lock the run's row, which two workers that go on to lock it for themselves turn into a deadlock.
+  if p_error is not null then
+    if not v_is_held then
+      perform image_sync.end_attempt(p_run.bucket_id, p_settings, v_chunk, p_error, p_storage_calls, p_retries);
+    end if;
+    return case when v_is_held then 'held' else 'closed' end;
+  end if;
+
+  v_last_key := coalesce(v_chunk.to_key, image_sync.last_key());
+  v_insertion := image_sync.insert_missing(p_run.bucket_id, v_chunk, p_names, p_urls, p_expires);
+  v_stored := v_insertion.signed;
+  v_held := v_insertion.held;
+  v_failures := '[]'::jsonb;
+  if v_insertion.signed < cardinality(p_names) then
+    select u.*
+    into v_update
+    from (
+      select array_agg(s.name) as names, array_agg(s.url) as urls, array_agg(s.expires) as expires
+      from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
+      where v_insertion.signed = 0
+        or s.name <> all (v_insertion.inserted)
+    ) as rest
+    cross join lateral image_sync.store_urls(p_run.bucket_id, v_chunk.from_key, v_last_key, rest.names, rest.urls, rest.expires) as u;
+    v_stored := v_stored + v_update.stored;
+    v_held := v_held || v_update.held;
+    v_failures := v_update.problems;
+    v_refused := jsonb_array_length(v_failures);
+  end if;
+  if v_is_held then
+    return 'held';
+  end if;
+  v_chunk := v_insertion.chunk;
+
+  -- A URL of a name that no URL can open is none.
+  if p_failures <> '[]' then
+    update public.part_images p
+    set signed_url = null, signed_url_expires_at = null
+    from jsonb_to_recordset(p_failures) as e (name text)
+    where p.bucket_id = p_run.bucket_id
+      and p.file_name collate "C" = e.name
+      and p.file_name collate "C" > v_chunk.from_key
+      and p.file_name collate "C" <= v_last_key
+      and p.signed_url is not null
+      and not image_sync.is_signable(e.name);
+  end if;
+
+  -- An object that went away since it was listed is no failure: its record is orphaned from now on.
+  select
+    count(*) filter (where not f.is_object),
+    v_failures || coalesce(jsonb_agg(image_sync.item_problem(f.name, case when image_sync.is_signable(f.name) then 'signing_failed' else 'unsignable_name' end, f.error)) filter (where f.is_object), '[]')
+  into v_withdrawn, v_failures
+  from (
+    select
+      e.name,
+      e.error,
+      exists (
+        select
+        from image_sync.objects o
+        where o.bucket_id = p_run.bucket_id
+          and o.name collate "C" = e.name
+          and o.name collate "C" > v_chunk.from_key
+          and o.name collate "C" <= v_last_key
+      ) as is_object
+    from jsonb_to_recordset(p_failures) as e (name text, error text)
+  ) as f;
+  v_held := array(
+    select h.name
+    from unnest(v_held) as h (name)
+    where h.name = any (p_names)
+  );
+  v_withdrawn := v_withdrawn + cardinality(p_names) - v_stored - cardinality(v_held) - v_refused;
+
+  -- A call that was repeated gave its worker the names of that moment, which need not be those that were counted first. What
+  -- counts is what the worker was given and what is owed still: a name that got lost on the way unbalances the ledger.
+  v_to_sign := v_stored + cardinality(v_held) + v_withdrawn + jsonb_array_length(v_failures);
+  if v_to_sign <> v_chunk.to_sign then
+    select v_to_sign + count(*)
+    into v_to_sign
+    from unnest(image_sync.names_to_sign(p_run, p_settings, v_chunk)) as owed (name)
+    where owed.name <> all (p_names)
+      and not exists (
+        select
+        from jsonb_to_recordset(p_failures) as e (name text)
+        where e.name = owed.name
+      );
+  end if;
+
+  with measured as (
+    select
+      count(*) as records,
+      count(*) filter (where r.signed) as records_signed,
+      count(*) filter (where r.expired) as records_expired,
+      count(r.usable_until) as usable,
+      min(r.usable_until) as soonest_expiry
+    from (
+      select
+        q.bucket_id,
+        q.file_name,
+        q.signed and starts_with(q.signed_url, v_url_base) as signed,
+        q.expired and starts_with(q.signed_url, v_url_base) as expired,
+        case when starts_with(q.signed_url, v_url_base) then q.usable_until end as usable_until
+      from image_sync.records q
+    ) as r
+    where r.bucket_id = p_run.bucket_id
+      and r.file_name collate "C" > v_chunk.from_key
+      and r.file_name collate "C" <= v_last_key
+      -- Counted where their files are.
+      and r.file_name <> all (v_chunk.departing)
+  )
+  update image_sync.chunks c
+  set
+    state = 'done',
+    inserted = v_chunk.inserted,
+    recorded = v_chunk.recorded,
+    collided = v_chunk.collided,
+    vanished = v_chunk.vanished,
+    missing = v_chunk.missing,
+    to_insert = '{}',
+    to_insert_ids = '{}',
+    inserted_names = '{}',
+    moved_names = '{}',
+    facts = v_chunk.facts,
+    to_sign = v_to_sign,
+    signed = v_stored,
+    updated = v_stored - v_insertion.signed,
+    withdrawn = v_withdrawn,
+    held = cardinality(v_held),
+    failed = jsonb_array_length(v_failures),
+    storage_calls = c.storage_calls + p_storage_calls,
+    retries = c.retries + p_retries,
+    problems = v_chunk.problems || v_failures || (
+      select coalesce(jsonb_agg(image_sync.item_problem(h.name, 'row_locked')), '[]')
+      from unnest(v_held[1:20]) as h (name)
+    ),
+    records = measured.records,
+    records_signed = measured.records_signed,
+    records_expired = measured.records_expired,
+    soonest_expiry = measured.soonest_expiry,
+    images_signed = measured.usable - case
+      -- Only where the range holds records of no image are those with a URL told apart.
+      when measured.records > v_chunk.recorded + v_chunk.inserted + v_chunk.moved then (
+        select count(*)
+        from image_sync.records r
+        left join image_sync.objects o
+          on o.bucket_id = r.bucket_id
+          and o.name collate "C" = r.file_name
+          and o.extension = any (p_settings.extensions)
+          and o.bytes is distinct from 0
+        where r.bucket_id = p_run.bucket_id
+          and r.file_name collate "C" > v_chunk.from_key
+          and r.file_name collate "C" <= v_last_key
+          and r.usable_until is not null
+          and starts_with(r.signed_url, v_url_base)
+          and r.file_name <> all (v_chunk.departing)
+          and o.name is null
+      )
+      else 0
+    end,
+    lease_expires_at = null,
+    error = null,
+    closed_at = clock_timestamp()
+  from measured
+  where c.run_id = v_chunk.run_id
+    and c.number = v_chunk.number;
+  return 'closed';
+end;
+$$;
+
+comment on function image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer) is
+  'Inserts the missing records of a leased chunk, stores its URLs and closes it, or counts its failed attempt (p_error). Returns closed, already_closed, stale (nothing changes) or held (somebody else holds the chunk''s row: the URLs are stored, the chunk stays open).';
+
+-- Leases a chunk that waits or whose lease ran out. The caller holds the run's row lock, which makes claiming one at a time;
+-- skip locked passes over a chunk that its late worker is closing at this moment.
+create or replace function image_sync.claim_chunk(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_worker uuid,
+  p_lease uuid
+)
+returns image_sync.chunk_to_sign
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks;
+  v_names text[];
+begin
+  loop
+    select c.*
+    into v_chunk
+    from image_sync.chunks c
+    where c.run_id = p_run.id
+      and (
+        c.state = 'pending' and coalesce(c.not_before <= clock_timestamp(), true)
+        or c.state = 'leased' and c.lease_expires_at <= clock_timestamp()
+      )
+    order by c.number
+    limit 1
+    for update skip locked;
+    if not found then
+      return null;
+    end if;
+
+    if v_chunk.state = 'leased' then
+      v_chunk := image_sync.end_attempt(
+        p_run.bucket_id, p_settings, v_chunk,
+        jsonb_build_object('code', 'lease_expired', 'title', 'A worker did not finish its chunk in time', 'detail', format('Worker %s leased chunk %s and was not heard of again.', v_chunk.worker_id, v_chunk.number))
+      );
+      continue when v_chunk.state = 'dead';
+    end if;
+
+    v_names := case when v_chunk.relist_size is null then image_sync.names_to_work(p_run, p_settings, v_chunk) else '{}' end;
+    update image_sync.chunks c
+    set
+      state = 'leased',
+      past_leases = array_remove(c.past_leases || c.lease_token, null),
+      lease_token = p_lease,
+      lease_expires_at = clock_timestamp() + p_settings.lease_duration,
+      not_before = null,
+      worker_id = p_worker,
+      to_sign = case when p_run.mode = 'sync' then cardinality(v_names) else 0 end,
+      to_open = case when p_run.mode = 'verify' then cardinality(v_names) else 0 end
+    where c.run_id = v_chunk.run_id
+      and c.number = v_chunk.number
+    returning c.*
+    into v_chunk;
+    return (v_chunk, v_names)::image_sync.chunk_to_sign;
+  end loop;
+end;
+$$;
+
+comment on function image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid) is
+  'Leases the first chunk that waits or whose lease expired, with the names in it that need a URL now (none yet where it has still to be listed); null where there is none. A lease that expired counts as a failed attempt.';
+
+-- Lists a chunk that p_token leased and that was never listed, or has to be listed again in smaller parts: relist_size names of it
+-- stay the chunk, what lies behind them becomes another one that waits. Takes a transaction of its own: should it take too long,
+-- the lease says which chunk that was.
+create or replace function image_sync.relist_chunk(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_chunk image_sync.chunks,
+  p_token uuid
+)
+returns image_sync.chunk_to_sign
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_since constant timestamptz := clock_timestamp();
+  v_listed image_sync.chunk_to_sign;
+  v_chunk image_sync.chunks;
+begin
+  v_listed := image_sync.settle_listing(
+    p_run, p_settings,
+    image_sync.compare(p_run, p_settings, p_chunk.from_key, p_chunk.to_key, p_chunk.relist_size, p_chunk),
+    p_token
+  );
+  v_chunk := v_listed.chunk;
+  if v_chunk.to_key is distinct from p_chunk.to_key then
+    perform image_sync.add_unlisted_chunk(p_run.id, v_chunk.to_key, p_chunk.to_key, p_chunk.relist_size, p_chunk.inserted_names, p_chunk.moved_names);
+  end if;
+  update image_sync.chunks c
+  set
+    to_key = v_chunk.to_key,
+    state = v_chunk.state,
+    relist_size = null,
+    lease_expires_at = v_chunk.lease_expires_at,
+    listed = v_chunk.listed,
+    bytes = v_chunk.bytes,
+    images = v_chunk.images,
+    not_images = v_chunk.not_images,
+    excluded = v_chunk.excluded,
+    empty_files = v_chunk.empty_files,
+    recorded = v_chunk.recorded,
+    inserted = v_chunk.inserted,
+    moved = v_chunk.moved,
+    unmoved = v_chunk.unmoved,
+    moved_ahead = v_chunk.moved_ahead,
+    collided = v_chunk.collided,
+    vanished = v_chunk.vanished,
+    missing = v_chunk.missing,
+    to_insert = v_chunk.to_insert,
+    to_insert_ids = v_chunk.to_insert_ids,
+    inserted_names = v_chunk.inserted_names,
+    moved_names = v_chunk.moved_names,
+    departing = v_chunk.departing,
+    linked = c.linked + v_chunk.linked,
+    images_signed = v_chunk.images_signed,
+    to_sign = v_chunk.to_sign,
+    to_open = v_chunk.to_open,
+    orphaned = v_chunk.orphaned,
+    records = v_chunk.records,
+    records_signed = v_chunk.records_signed,
+    records_expired = v_chunk.records_expired,
+    several_files = v_chunk.several_files,
+    orphans_unsigned = v_chunk.orphans_unsigned,
+    orphans_expired = v_chunk.orphans_expired,
+    soonest_expiry = v_chunk.soonest_expiry,
+    facts = v_chunk.facts,
+    problems = v_chunk.problems,
+    listing_took = clock_timestamp() - v_since,
+    error = v_chunk.error,
+    closed_at = v_chunk.closed_at
+  where c.run_id = p_chunk.run_id
+    and c.number = p_chunk.number;
+  return (v_chunk, v_listed.names)::image_sync.chunk_to_sign;
+end;
+$$;
+
+comment on function image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid) is
+  'Lists a leased chunk with relist_size: leased still where files of it need a URL (their names are returned), else done. What does not fit becomes a chunk that waits. The caller holds the run''s row lock.';
+
+-- A range of keys that has still to be listed, for whoever comes.
+create or replace function image_sync.add_unlisted_chunk(p_run uuid, p_from_key text, p_to_key text, p_size integer, p_inserted_names text[], p_moved_names text[])
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  insert into image_sync.chunks (run_id, number, from_key, to_key, state, relist_size, inserted_names, moved_names)
+  values (p_run, image_sync.next_number(p_run), p_from_key, p_to_key, 'pending', p_size, p_inserted_names, p_moved_names);
+end;
+$$;
+
+comment on function image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]) is
+  'Stores a chunk of a range of keys that has still to be listed, p_size names at once. The caller holds the run''s row lock.';
+
+-- Takes a chunk back to where it is listed again, in parts of half its size: what is listed again is counted again.
+create or replace function image_sync.halve_chunk(p_chunk image_sync.chunks, p_size integer, p_error jsonb)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  update image_sync.chunks c
+  set
+    state = 'pending',
+    attempts = c.attempts + 1,
+    interrupted = c.interrupted + 1,
+    relist_size = p_size,
+    not_before = null,
+    lease_expires_at = null,
+    listed = 0,
+    bytes = 0,
+    images = 0,
+    not_images = 0,
+    excluded = 0,
+    empty_files = 0,
+    recorded = 0,
+    inserted = 0,
+    moved = 0,
+    unmoved = 0,
+    collided = 0,
+    vanished = 0,
+    missing = 0,
+    to_insert = '{}',
+    to_insert_ids = '{}',
+    departing = '{}',
+    images_signed = 0,
+    to_sign = 0,
+    to_open = 0,
+    orphaned = 0,
+    records = 0,
+    records_signed = 0,
+    records_expired = 0,
+    several_files = 0,
+    orphans_unsigned = 0,
+    orphans_expired = 0,
+    soonest_expiry = null,
+    facts = '{}',
+    problems = '[]',
+    error = p_error
+  where c.run_id = p_chunk.run_id
+    and c.number = p_chunk.number;
+end;
+$$;
+
+comment on function image_sync.halve_chunk(image_sync.chunks, integer, jsonb) is
+  'Makes a chunk that took too long wait to be listed again, p_size names at once.';
+
+-- Gives up the one name that the database cannot do in time, and names it. What lies behind it was not the cause: it is tried in full
+-- size again.
+create or replace function image_sync.give_up_name(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_chunk image_sync.chunks,
+  p_error jsonb
+)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_listed image_sync.comparison := image_sync.compare(p_run, p_settings, p_chunk.from_key, p_chunk.to_key, 1, p_chunk);
+  v_chunk image_sync.chunks := v_listed.chunk;
+  v_name text := coalesce(v_chunk.to_insert[1], v_listed.names[1], v_chunk.to_key);
+  -- Its record was to come along, and does not.
+  v_unmoved constant integer := v_chunk.moved - image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.moved_names);
+  v_to_sign integer := case when p_run.mode = 'sync' then cardinality(v_listed.names) + cardinality(v_chunk.to_insert) else 0 end;
+begin
+  if v_chunk.to_key is distinct from p_chunk.to_key then
+    perform image_sync.add_unlisted_chunk(p_run.id, v_chunk.to_key, p_chunk.to_key, p_settings.chunk_size, p_chunk.inserted_names, p_chunk.moved_names);
+  end if;
+  update image_sync.chunks c
+  set
+    to_key = v_chunk.to_key,
+    state = 'dead',
+    attempts = c.attempts + 1,
+    interrupted = c.interrupted + 1,
+    relist_size = null,
+    lease_expires_at = null,
+    listed = v_chunk.listed,
+    bytes = v_chunk.bytes,
+    images = v_chunk.images,
+    not_images = v_chunk.not_images,
+    excluded = v_chunk.excluded,
+    empty_files = v_chunk.empty_files,
+    recorded = v_chunk.recorded,
+    inserted = v_chunk.inserted,
+    moved = v_chunk.moved - v_unmoved,
+    unmoved = v_unmoved,
+    missing = v_chunk.missing,
+    to_insert = '{}',
+    to_insert_ids = '{}',
+    inserted_names = '{}',
+    moved_names = '{}',
+    departing = v_chunk.departing,
+    images_signed = v_chunk.images_signed,
+    to_sign = v_to_sign,
+    to_open = 0,
+    failed = v_to_sign,
+    orphaned = v_chunk.orphaned,
+    records = v_chunk.records,
+    records_signed = v_chunk.records_signed,
+    records_expired = v_chunk.records_expired,
+    several_files = v_chunk.several_files,
+    orphans_unsigned = v_chunk.orphans_unsigned,
+    orphans_expired = v_chunk.orphans_expired,
+    soonest_expiry = v_chunk.soonest_expiry,
+    facts = v_chunk.facts,
+    problems = jsonb_build_array(image_sync.item_problem(v_name, p_error ->> 'code', p_error ->> 'detail')),
+    error = p_error,
+    closed_at = clock_timestamp()
+  where c.run_id = p_chunk.run_id
+    and c.number = p_chunk.number;
+end;
+$$;
+
+comment on function image_sync.give_up_name(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb) is
+  'Closes a chunk of one name as dead, without writing the record, and names it with the database''s error. The caller holds the run''s row lock.';
+
+-- Ends an attempt at a chunk that the database ended: its transaction is gone, so nothing of it is known but the error. What took too
+-- long is halved until it fits, at one name given up; what somebody held waits for them, however often. Returns the size that is left.
+-- The caller holds the run's row lock.
+create or replace function image_sync.interrupt_chunk(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_chunk image_sync.chunks,
+  p_error jsonb
+)
+returns integer
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_size constant integer := coalesce(p_chunk.relist_size, greatest(p_chunk.listed, p_chunk.records, 1));
+begin
+  if p_error ->> 'code' <> 'database_timeout' then
+    update image_sync.chunks c
+    set
+      state = 'pending',
+      attempts = c.attempts + 1,
+      interrupted = c.interrupted + 1,
+      not_before = clock_timestamp() + least(p_settings.retry_delay, interval '10 seconds'),
+      lease_expires_at = null,
+      error = p_error
+    where c.run_id = p_chunk.run_id
+      and c.number = p_chunk.number;
+    return null;
+  end if;
+  if v_size = 1 then
+    perform image_sync.give_up_name(p_run, p_settings, p_chunk, p_error);
+    return p_settings.chunk_size;
+  end if;
+  perform image_sync.halve_chunk(p_chunk, (v_size + 1) / 2, p_error);
+  return (v_size + 1) / 2;
+end;
+$$;
+
+comment on function image_sync.interrupt_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb) is
+  'Counts an attempt that the database ended: halves the chunk after a timeout, gives it up at one name, or lets it wait for a lock. Returns how many names the next chunks may have, null: as before.';
+
+-- The walk took too long to make its next chunk: the range is stored as a chunk that has still to be listed, half at once, so that it
+-- has a lease of its own when it is. Returns that half. The caller holds the run's row lock.
+create or replace function image_sync.interrupt_walk(p_run image_sync.runs, p_settings image_sync.settings)
+returns integer
+language plpgsql
+set search_path = ''
+-- As image_sync_advance reads a range, and for the same reason.
+set enable_seqscan = 'off'
+set enable_bitmapscan = 'off'
+set enable_sort = 'off'
+as $$
+declare
+  v_size constant integer := image_sync.chunk_size(p_run, p_settings);
+  v_to_key text;
+begin
+  select least(
+    (
+      select o.name collate "C"
+      from image_sync.objects o
+      where o.bucket_id = p_run.bucket_id
+        and o.name collate "C" > p_run.cursor
+      order by o.name collate "C"
+      offset v_size - 1
+      limit 1
+    ),
+    (
+      select r.file_name collate "C"
+      from image_sync.records r
+      where r.bucket_id = p_run.bucket_id
+        and r.file_name collate "C" > p_run.cursor
+      order by r.file_name collate "C"
+      offset v_size - 1
+      limit 1
+    )
+  )
+  into v_to_key;
+  perform image_sync.add_unlisted_chunk(p_run.id, p_run.cursor, v_to_key, (v_size + 1) / 2, '{}', '{}');
+  update image_sync.runs r
+  set cursor = coalesce(v_to_key, r.cursor), exhausted = v_to_key is null
+  where r.id = p_run.id;
+  return (v_size + 1) / 2;
+end;
+$$;
+
+comment on function image_sync.interrupt_walk(image_sync.runs, image_sync.settings) is
+  'Stores the range that the walk could not do in time as a chunk to be listed in halves, and moves the cursor behind it. Returns how many names the next chunks may have.';
+
+-- Gives back what a worker holds and will not do any more: no attempt is counted.
+create or replace function image_sync.release_chunks(p_run uuid, p_leases uuid[])
+returns integer
+language sql
+set search_path = ''
+begin atomic
+  with free as materialized (
+    -- A row that somebody else holds is not waited for: its lease runs out.
+    select c.number
+    from image_sync.chunks c
+    where c.run_id = p_run
+      and c.state = 'leased'
+      and (p_leases is null or c.lease_token = any (p_leases))
+    for update skip locked
+  ), released as (
+    update image_sync.chunks c
+    set state = 'pending', past_leases = c.past_leases || c.lease_token, lease_token = null, lease_expires_at = null, not_before = null
+    from free
+    where c.run_id = p_run
+      and c.number = free.number
+    returning 1
+  )
+  select count(*)::integer
+  from released;
+end;
+
+comment on function image_sync.release_chunks(uuid, uuid[]) is 'Makes the chunks that hold these leases (null: all leases of the run) pending again and returns how many there were.';
+
+revoke all on function
+  image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks),
+  image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer),
+  image_sync.lock_chunk(uuid, uuid),
+  image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
+  image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid),
+  image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid),
+  image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]),
+  image_sync.halve_chunk(image_sync.chunks, integer, jsonb),
+  image_sync.give_up_name(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
+  image_sync.interrupt_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
+  image_sync.interrupt_walk(image_sync.runs, image_sync.settings),
+  image_sync.release_chunks(uuid, uuid[])
+from public;
+grant execute on function
+  image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks),
+  image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer),
+  image_sync.lock_chunk(uuid, uuid),
+  image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
+  image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid),
+  image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid),
+  image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]),
+  image_sync.halve_chunk(image_sync.chunks, integer, jsonb),
+  image_sync.give_up_name(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
+  image_sync.interrupt_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
+  image_sync.interrupt_walk(image_sync.runs, image_sync.settings),
+  image_sync.release_chunks(uuid, uuid[])
+to service_role;
+
+-- run documents
+
+-- A run as the world sees it: what its chunks add up to, how far it is, and how it ends.
+
+-- The first 20 names that a run's chunks kept under a key of their facts.
+create or replace function image_sync.samples(p_run uuid, p_key text)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  -- A name may have 1,024 characters and more: a sample is for the eye.
+  select coalesce(jsonb_agg(case when length(s.name) > 300 then left(s.name, 299) || '…' else s.name end), '[]')
+  from (
+    select name #>> '{}' as name
+    from image_sync.chunks c
+    cross join lateral jsonb_array_elements(c.facts -> p_key) as name
+    where c.run_id = p_run
+      and c.facts ? p_key
+    order by c.number
+    limit 20
+  ) as s
+);
+
+comment on function image_sync.samples(uuid, text) is 'Up to 20 sample names of a kind, of 300 characters at most, from the chunks of a run in key order.';
+
+-- The same of the items that failed with a code.
+create or replace function image_sync.problem_samples(p_run uuid, p_code text)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  select coalesce(jsonb_agg(case when length(s.name) > 300 then left(s.name, 299) || '…' else s.name end), '[]')
+  from (
+    select problem ->> 'name' as name
+    from image_sync.chunks c
+    cross join lateral jsonb_array_elements(c.problems) as problem
+    where c.run_id = p_run
+      and c.problems <> '[]'
+      and problem ->> 'code' = p_code
+    order by c.number
+    limit 20
+  ) as s
+);
+
+comment on function image_sync.problem_samples(uuid, text) is 'Up to 20 names of items that failed with this code, of 300 characters at most, from the chunks of a run in key order.';
+
+-- The totals of a run, from its chunks. Kept in runs.summary when it finishes, because chunks are pruned.
+create or replace function image_sync.summarize(p_run uuid)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  select jsonb_build_object(
+    'chunks', count(*),
+    'dead_chunks', count(*) filter (where c.state = 'dead'),
+    'invocations', count(distinct c.worker_id),
+    'done', coalesce(sum(greatest(c.listed, c.removed + c.restored + c.skipped)) filter (where c.state in ('done', 'dead')), 0),
+    'balanced', coalesce(bool_and(
+      c.listed = c.images + c.not_images
+      and c.images = c.recorded + c.inserted + c.moved + c.unmoved + c.collided + c.vanished + c.missing
+      and (c.state not in ('done', 'dead') or c.to_sign = c.signed + c.withdrawn + c.failed + c.held and c.to_open = c.shown + c.broken)
+    ), true),
+    'totals', jsonb_build_object(
+      'listed', coalesce(sum(c.listed), 0),
+      'images', coalesce(sum(c.images), 0),
+      'not_images', coalesce(sum(c.not_images), 0),
+      'recorded', coalesce(sum(c.recorded - c.moved_ahead), 0),
+      'inserted', coalesce(sum(c.inserted), 0),
+      'moved', coalesce(sum(c.moved + c.moved_ahead), 0),
+      'unmoved', coalesce(sum(c.unmoved), 0),
+      'collided', coalesce(sum(c.collided), 0),
+      'vanished', coalesce(sum(c.vanished), 0),
+      'missing', coalesce(sum(c.missing), 0),
+      'to_sign', coalesce(sum(c.to_sign), 0),
+      'signed', coalesce(sum(c.signed), 0),
+      'withdrawn', coalesce(sum(c.withdrawn), 0),
+      'failed', coalesce(sum(c.failed), 0),
+      'held', coalesce(sum(c.held), 0),
+      'opened', coalesce(sum(c.shown + c.broken), 0),
+      'shown', coalesce(sum(c.shown), 0),
+      'orphaned', coalesce(sum(c.orphaned), 0),
+      'records', coalesce(sum(c.records), 0),
+      'removed', coalesce(sum(c.removed), 0),
+      'restored', coalesce(sum(c.restored), 0),
+      'skipped', coalesce(sum(c.skipped), 0),
+      'rows_written', coalesce(sum(c.inserted + c.updated + c.linked + c.removed + c.restored), 0) + case
+        when (
+          select r.mode = 'sync'
+          from image_sync.runs r
+          where r.id = p_run
+        ) then coalesce(sum(c.moved + c.moved_ahead), 0)
+        else 0
+      end,
+      'storage_calls', coalesce(sum(c.storage_calls), 0),
+      'retries', coalesce(sum(c.retries), 0)
+    ),
+    'orphaned_samples', image_sync.samples(p_run, 'orphaned'),
+    'problems', (
+      select coalesce(jsonb_agg(p.problem), '[]')
+      from (
+        select problem
+        from image_sync.chunks d
+        cross join lateral jsonb_array_elements(
+          d.problems || case when d.state = 'dead' then jsonb_build_object('name', format('chunk %s', d.number)) || d.error else '[]' end
+        ) as problem
+        where d.run_id = p_run
+          and (d.problems <> '[]' or d.state = 'dead')
+        order by d.number
+        limit 20
+      ) as p
+    )
+  )
+  from image_sync.chunks c
+  where c.run_id = p_run
+);
+
+comment on function image_sync.summarize(uuid) is
+  'What a run''s chunks add up to: chunks, invocations, whether the ledger balances in every chunk, totals, and up to 20 named problems.';
+
+-- The run as GET answers it. Never a URL, a key or a lease.
+create or replace function image_sync.run_document(p_run uuid)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+  v_summary jsonb;
+  v_seconds numeric;
+  v_done bigint;
+  v_total bigint;
+  v_rate numeric;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run;
+  if not found then
+    return null;
+  end if;
+
+  v_summary := coalesce(v_run.summary, image_sync.summarize(p_run));
+  v_seconds := extract(epoch from coalesce(v_run.finished_at, now()) - v_run.started_at);
+  v_done := (v_summary ->> 'done')::bigint;
+  v_total := case when v_run.exhausted and v_run.finished_at is not null then v_done else greatest(v_run.total_estimate, v_done) end;
+  v_rate := round(v_done / greatest(v_seconds, 0.001), 1);
+
+  return jsonb_build_object(
+    'id', v_run.id,
+    'bucket_id', v_run.bucket_id,
+    'mode', v_run.mode,
+    'trigger', v_run.trigger,
+    'options', v_run.options,
+    'plan_id', v_run.plan_id,
+    'state', coalesce(v_run.outcome, 'open'),
+    'stop_reason', v_run.stop_reason,
+    'started_at', v_run.started_at,
+    'finished_at', v_run.finished_at,
+    'duration_seconds', round(v_seconds, 3),
+    'progress', jsonb_build_object(
+      'done', v_done,
+      'total_estimate', v_total,
+      'percent', case
+        when v_run.finished_at is not null and v_run.exhausted then 100
+        when v_total > 0 then least(99, floor(100.0 * v_done / v_total))
+        else 0
+      end,
+      'rate_per_second', v_rate,
+      'eta_seconds', case
+        when v_run.finished_at is not null then 0
+        when v_rate > 0 then ceil((v_total - v_done) / v_rate)
+      end
+    ),
+    'totals', v_summary -> 'totals',
+    'chunks', v_summary -> 'chunks',
+    'invocations', v_summary -> 'invocations',
+    'balanced', v_summary -> 'balanced',
+    'error', v_run.error,
+    'problems', v_summary -> 'problems'
+  ) || case
+    -- What a dry run would remove: the list itself stays in its chunks.
+    when v_run.mode = 'cleanup' and v_run.plan_id is null then jsonb_build_object('plan', jsonb_build_object(
+      'count', v_summary #> '{totals,orphaned}', 'samples', v_summary -> 'orphaned_samples'
+    ))
+    else '{}'
+  end;
+end;
+$$;
+
+comment on function image_sync.run_document(uuid) is 'One run as JSON: identity, state, progress, totals, ledger, error and problems; null for an unknown id.';
+
+-- How many objects the run can expect: what the last run of the bucket counted, else a count that gives up at 100,000 and then
+-- trusts the statistics of the table.
+create or replace function image_sync.estimate_total(p_bucket_id text)
+returns bigint
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_total bigint;
+begin
+  select (r.summary #>> '{totals,listed}')::bigint
+  into v_total
+  from image_sync.runs r
+  where r.bucket_id = p_bucket_id
+    and r.mode in ('sync', 'analyze', 'verify')
+    and r.outcome in ('succeeded', 'partial')
+  order by r.started_at desc
+  limit 1;
+  if v_total > 0 then
+    return v_total;
+  end if;
+
+  select count(*)
+  into v_total
+  from (
+    select
+    from storage.objects o
+    where o.bucket_id = p_bucket_id
+    limit 100000
+  ) as counted;
+  if v_total < 100000 then
+    return v_total;
+  end if;
+  return greatest(
+    v_total,
+    (
+      select c.reltuples::bigint
+      from pg_catalog.pg_class c
+      where c.oid = 'storage.objects'::regclass
+    )
+  );
+end;
+$$;
+
+comment on function image_sync.estimate_total(text) is 'About how many objects the bucket holds, in a few milliseconds at any size; for progress alone.';
+
+revoke all on function
+  image_sync.samples(uuid, text),
+  image_sync.problem_samples(uuid, text),
+  image_sync.summarize(uuid),
+  image_sync.run_document(uuid),
+  image_sync.estimate_total(text)
+from public;
+grant execute on function
+  image_sync.samples(uuid, text),
+  image_sync.problem_samples(uuid, text),
+  image_sync.summarize(uuid),
+  image_sync.run_document(uuid),
+  image_sync.estimate_total(text)
+to service_role;
+
+-- run lifecycle
+
+-- How a run begins, moves and ends.
+
+-- A problem that a caller can do something about: an expected condition, so a return value (docs: RFC 9457 in the API).
+create or replace function image_sync.problem(p_status integer, p_code text, p_title text, p_detail text, p_numbers jsonb default '{}')
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return jsonb_build_object('problem', p_numbers || jsonb_build_object('status', p_status, 'code', p_code, 'title', p_title, 'detail', p_detail));
+
+comment on function image_sync.problem(integer, text, text, text, jsonb) is 'A refusal as the API answers it: HTTP status, stable code, title, detail with the way out, and the numbers behind it.';
+
+create or replace function image_sync.unknown_run(p_run uuid)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return image_sync.problem(404, 'unknown_run', 'There is no such run', format('Cannot find run %s: it never was, or housekeeping pruned it.', p_run));
+
+comment on function image_sync.unknown_run(uuid) is 'The refusal of a request about a run that does not exist.';
+
+-- Opens a run, or finds the one that is open in this mode. p_run is made by the caller: repeating the call opens nothing twice.
+create or replace function image_sync.open_run(
+  p_run uuid,
+  p_bucket_id text,
+  p_mode text,
+  p_trigger text,
+  p_options jsonb,
+  p_plan uuid,
+  p_total bigint
+)
+returns image_sync.runs
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+begin
+  insert into image_sync.runs (id, bucket_id, mode, trigger, options, plan_id, total_estimate, bucket_created_at)
+  values (
+    p_run, p_bucket_id, p_mode, p_trigger, p_options, p_plan, p_total,
+    (
+      select b.created_at
+      from storage.buckets b
+      where b.id = p_bucket_id
+    )
+  )
+  on conflict do nothing
+  returning *
+  into v_run;
+  if v_run.id is null then
+    -- This very call made before, else the run that is open in this mode.
+    select r.*
+    into v_run
+    from image_sync.runs r
+    where r.id = p_run
+      or (r.bucket_id = p_bucket_id and r.mode = p_mode and r.finished_at is null)
+    order by (r.id = p_run) desc
+    limit 1;
+  end if;
+  return v_run;
+end;
+$$;
+
+comment on function image_sync.open_run(uuid, text, text, text, jsonb, uuid, bigint) is
+  'Opens a run with this id, or returns the one that has it, or the one that is open for the bucket and mode; a partial unique index decides.';
+
+-- Whether the name of an object is one that Storage signs: of the characters that it accepts, and without the segments . and ..
+-- that every URL parser removes. Objects of an older Storage may have other names.
+create or replace function image_sync.is_signable(p_name text)
+returns boolean
+language sql
+immutable
+set search_path = ''
+return p_name ~ '^[A-Za-z0-9_/!.*''() &$@=;:+,?-]+$' and p_name !~ '(^|/)\.{1,2}(/|$)';
+
+comment on function image_sync.is_signable(text) is 'Whether Storage signs an object of this name.';
+
+-- How a run that came to its end turned out, by its chunks: outcome and stop_reason.
+create or replace function image_sync.judge_run(p_run image_sync.runs, p_summary jsonb, out outcome text, out stop_reason text)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_totals record;
+  v_chunks record;
+begin
+  select t.*
+  into v_totals
+  from jsonb_to_record(p_summary -> 'totals') as t (signed bigint, failed bigint, held bigint, unmoved bigint, restored bigint, skipped bigint);
+  select
+    coalesce(bool_or(c.state = 'dead' and c.error ->> 'code' = 'database_timeout'), false) as too_slow,
+    coalesce(bool_or(c.state = 'dead' and c.error ->> 'code' <> 'database_timeout'), false) as dead,
+    coalesce(bool_or(c.problems @> '[{"code": "record_refused"}]'), false) as refused,
+    -- Storage is at fault where nothing could be signed, unless nothing was left to sign but names that can never be.
+    coalesce(bool_or(c.failed > 0 and (
+      c.state = 'dead' and c.error ->> 'code' <> 'database_timeout'
+      or c.problems @> '[{"code": "signing_failed"}]'
+    )), false) as unsigned
+  into v_chunks
+  from image_sync.chunks c
+  where c.run_id = p_run.id
+    and (c.state = 'dead' or c.failed > 0 or c.problems <> '[]');
+
+  stop_reason := case
+    when v_totals.signed = 0 and v_chunks.unsigned then 'signing_impossible'
+    when p_run.mode = 'restore' and v_totals.skipped > 0 and v_totals.restored = 0 then 'nothing_restored'
+    when v_chunks.dead then 'dead_chunks'
+    when v_chunks.too_slow then 'database_timeout'
+    when v_totals.failed + v_totals.unmoved > 0 then 'items_failed'
+    when v_totals.held > 0 then 'row_locked'
+    when v_chunks.refused then 'records_refused'
+    when p_run.mode = 'restore' and v_totals.skipped > 0 then 'records_skipped'
+    when not (p_summary ->> 'balanced')::boolean then 'unbalanced'
+  end;
+  outcome := case
+    when stop_reason is null then 'succeeded'
+    when stop_reason in ('signing_impossible', 'nothing_restored') then 'failed'
+    else 'partial'
+  end;
+end;
+$$;
+
+comment on function image_sync.judge_run(image_sync.runs, jsonb) is
+  'Outcome and stop reason of a run that came to its end. stop_reason: signing_impossible, nothing_restored (failed); dead_chunks, database_timeout, items_failed, row_locked, records_refused, records_skipped, unbalanced (partial); null (succeeded).';
+
+-- Closes a run for good. The caller holds the run's row lock. Without p_outcome the chunks decide.
+create or replace function image_sync.finish_run(p_run uuid, p_outcome text, p_stop_reason text, p_error jsonb, p_probe jsonb)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+  v_summary jsonb;
+  v_verdict record;
+begin
+  perform image_sync.release_chunks(p_run, null);
+  v_summary := image_sync.summarize(p_run);
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run;
+  v_verdict := image_sync.judge_run(v_run, v_summary);
+
+  update image_sync.runs r
+  set
+    finished_at = clock_timestamp(),
+    moved_at = clock_timestamp(),
+    outcome = coalesce(p_outcome, v_verdict.outcome),
+    stop_reason = coalesce(p_stop_reason, v_verdict.stop_reason),
+    error = coalesce(p_error, case
+      -- Why a call could not be queued matters only where the run did not get through all the same.
+      when p_outcome is null and image_sync.is_kick_problem(r.error) then null
+      else r.error
+    end, case
+      when (v_summary #>> '{totals,held}')::bigint > 0 then image_sync.held_error((v_summary #>> '{totals,held}')::bigint)
+    end),
+    summary = v_summary
+  where r.id = p_run
+    and r.finished_at is null
+  returning *
+  into v_run;
+
+  if v_run.exhausted and v_run.mode in ('sync', 'analyze', 'verify') then
+    update image_sync.runs r
+    set report = image_sync.measure(v_run, p_probe) || case when v_run.mode = 'verify' then jsonb_build_object('verified', image_sync.measure_verified(v_run)) else '{}' end
+    where r.id = v_run.id;
+  end if;
+end;
+$$;
+
+comment on function image_sync.finish_run(uuid, text, text, jsonb, jsonb) is
+  'Closes an open run: releases its leases, keeps its totals and, for a sync or analyze that reached the end, what it measured. Outcome and stop reason follow from the chunks where none is given.';
+
+create or replace function image_sync.is_kick_problem(p_error jsonb)
+returns boolean
+language sql
+immutable
+set search_path = ''
+return coalesce(p_error ->> 'code' in ('function_unknown', 'call_not_queued'), false);
+
+comment on function image_sync.is_kick_problem(jsonb) is 'Whether an error of a run says that the function could not be called.';
+
+create or replace function image_sync.held_error(p_held bigint)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return jsonb_build_object(
+  'code', 'row_locked',
+  'title', 'Somebody else holds records',
+  'detail', format('%s records were locked by other sessions and left as they are. The next sync settles them; if it does not, look for a session that stays idle in a transaction (pg_stat_activity).', p_held)
+);
+
+comment on function image_sync.held_error(bigint) is 'What a run says of records that other sessions held.';
+
+-- Why an open run does not move, as far as it is known.
+create or replace function image_sync.standstill_reason(p_run image_sync.runs)
+returns text
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return coalesce(
+    (
+      select format('%s: %s', coalesce(p_run.error, open_chunk.error) ->> 'title', coalesce(p_run.error, open_chunk.error) ->> 'detail')
+      from (select) as always
+      left join lateral (
+        select c.error
+        from image_sync.chunks c
+        where c.run_id = p_run.id
+          and c.state in ('pending', 'leased')
+          and c.error is not null
+        order by c.number
+        limit 1
+      ) as open_chunk on true
+      where coalesce(p_run.error, open_chunk.error) is not null
+    ),
+    'The function may not be deployed, or cannot reach the database.'
+  );
+end;
+$$;
+
+comment on function image_sync.standstill_reason(image_sync.runs) is 'In words: the last error of a run that does not move, or of its first open chunk.';
+
+-- Takes the run's row lock, which makes walking and claiming one worker at a time, and gives up soon: a worker that has to wait
+-- is told so instead of holding a connection.
+create or replace function image_sync.lock_run(p_run uuid)
+returns image_sync.runs
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+declare
+  v_run image_sync.runs;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run
+  for update;
+  return v_run;
+exception
+  when lock_not_available then
+    return null;
+end;
+$$;
+
+comment on function image_sync.lock_run(uuid) is 'Locks the run''s row and returns it; null after 400 ms without the lock.';
+
+-- The bucket as Storage has it. A listing by a key without rights, or of a bucket that does not exist, is empty and proves
+-- nothing; only storage.buckets says whether there is a bucket.
+create or replace function image_sync.bucket_problem(p_run image_sync.runs)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select case
+      when b.id is null and coalesce(coalesce(plan.options, p_run.options) ->> 'bucket_is_gone' = 'true', false) then null
+      when b.id is null then jsonb_build_object(
+        'code', 'bucket_missing',
+        'title', 'The bucket does not exist',
+        'detail', format('Cannot list bucket %s: storage.buckets has no such id. Create it; or, if it is gone for good, archive its records: {"mode": "cleanup", "bucket_is_gone": true}.', p_run.bucket_id)
+      )
+      when b.created_at is distinct from p_run.bucket_created_at then jsonb_build_object(
+        'code', 'bucket_recreated',
+        'title', 'The bucket was deleted and made again',
+        'detail', format('Bucket %s is not the one that run %s began with. Start a new run.', p_run.bucket_id, p_run.id)
+      )
+    end
+    from (select) as always
+    left join storage.buckets b on b.id = p_run.bucket_id
+    left join image_sync.runs plan on plan.id = p_run.plan_id
+    -- Putting records back needs no bucket.
+    where p_run.mode <> 'restore'
+  );
+end;
+$$;
+
+comment on function image_sync.bucket_problem(image_sync.runs) is 'Why the run''s bucket cannot be walked: it is missing, or another one than at the beginning; null where it can.';
+
+-- What a chunk's time says of the next one's size, where the database was too slow before: twice as many after one of full size
+-- that took less than a second. Null: as the settings say.
+create or replace function image_sync.grown_size(p_run image_sync.runs, p_settings image_sync.settings, p_names integer, p_took interval)
+returns integer
+language sql
+immutable
+set search_path = ''
+return nullif(
+  least(
+    p_run.chunk_size * case when p_took < interval '1 second' and p_names >= p_run.chunk_size then 2 else 1 end,
+    p_settings.chunk_size
+  ),
+  case when p_run.chunk_size is null then null else p_settings.chunk_size end
+);
+
+comment on function image_sync.grown_size(image_sync.runs, image_sync.settings, integer, interval) is
+  'runs.chunk_size after a chunk of p_names names that took p_took.';
+
+-- Walks over chunks that need no signing, up to the first that does, bounded in names and in time. The caller holds the run's
+-- row lock. 250 ms keep every call far from the API's limits, and others waiting for the lock no longer than that.
+create or replace function image_sync.walk(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_worker uuid,
+  p_lease uuid
+)
+returns image_sync.chunk_to_sign
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_until constant timestamptz := clock_timestamp() + interval '250 milliseconds';
+  v_since timestamptz := clock_timestamp();
+  v_run image_sync.runs := p_run;
+  v_made image_sync.chunk_to_sign;
+  v_passed integer := 0;
+begin
+  if v_run.exhausted then
+    return null;
+  end if;
+  loop
+    if v_run.plan_id is not null then
+      v_made := (image_sync.settle_chunk(v_run, p_settings, p_worker), null);
+    else
+      v_made := image_sync.make_chunk(v_run, p_settings, p_worker, p_lease);
+    end if;
+    v_run.exhausted := (v_made.chunk).to_key is null;
+    v_run.cursor := coalesce((v_made.chunk).to_key, v_run.cursor);
+    v_passed := v_passed + (v_made.chunk).listed + 1;
+    -- How long a chunk that needs signing takes shows when it is closed.
+    exit when (v_made.chunk).state = 'leased';
+    if v_run.chunk_size is not null then
+      v_run.chunk_size := image_sync.grown_size(
+        v_run, p_settings,
+        greatest((v_made.chunk).listed, (v_made.chunk).records, (v_made.chunk).removed + (v_made.chunk).restored + (v_made.chunk).skipped),
+        clock_timestamp() - v_since
+      );
+    end if;
+    v_since := clock_timestamp();
+    -- Where the database was too slow before, a call that it ends again is one chunk's.
+    exit when v_run.exhausted or p_run.chunk_size is not null or v_passed >= 100000 or v_since >= v_until;
+  end loop;
+
+  update image_sync.runs r
+  set cursor = v_run.cursor, exhausted = v_run.exhausted, chunk_size = v_run.chunk_size, moved_at = clock_timestamp()
+  where r.id = v_run.id;
+  return case when (v_made.chunk).state = 'leased' then v_made end;
+end;
+$$;
+
+comment on function image_sync.walk(image_sync.runs, image_sync.settings, uuid, uuid) is
+  'Makes chunks from the cursor on until one needs signing (leased with p_lease and returned with its names), the bucket ends, 100,000 names are passed or 250 ms are over.';
+
+-- The next chunk of a run that applies a plan took too long: half as many records next time, at one record it is left alone and
+-- named, once it has taken too long twice: between the call that the database ended and this one another worker may have got past it.
+-- Returns how many records the next chunks may have. The caller holds the run's row lock.
+create or replace function image_sync.interrupt_plan(p_run image_sync.runs, p_settings image_sync.settings, p_worker uuid, p_error jsonb)
+returns integer
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_size constant integer := image_sync.chunk_size(p_run, p_settings);
+  v_skipped image_sync.chunks;
+begin
+  if v_size > 1 or p_run.error ->> 'cursor' is distinct from p_run.cursor then
+    return (v_size + 1) / 2;
+  end if;
+  v_skipped := image_sync.skip_next(p_run, p_worker, p_error);
+  update image_sync.runs r
+  set cursor = coalesce(v_skipped.to_key, r.cursor), exhausted = v_skipped.to_key is null, moved_at = clock_timestamp()
+  where r.id = p_run.id;
+  return p_settings.chunk_size;
+end;
+$$;
+
+comment on function image_sync.interrupt_plan(image_sync.runs, image_sync.settings, uuid, jsonb) is
+  'Halves the chunks of a cleanup or restore whose last one took too long, or leaves the one record alone that does. Returns how many records the next chunks may have.';
+
+-- Storage that refuses every call would otherwise be asked max_attempts times for every chunk of a large bucket.
+create or replace function image_sync.too_many_failures(p_run image_sync.runs, p_settings image_sync.settings)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select jsonb_build_object(
+      'code', coalesce(max(last_failed.error ->> 'code'), 'too_many_failures'),
+      'title', 'Too many chunks failed in a row',
+      'detail', format('The last %s chunks that needed signing all failed. The last error: %s', count(*), image_sync.redact(max(last_failed.error ->> 'detail')))
+    )
+    from (
+      select c.error, c.state
+      from image_sync.chunks c
+      where c.run_id = p_run.id
+        and c.to_sign > 0
+        -- Attempts that the database ended are no failures of Storage, but for what was given up.
+        and (c.state in ('done', 'dead') or c.attempts > c.interrupted)
+      order by c.closed_at desc nulls first
+      limit 3 * p_settings.max_attempts
+    ) as last_failed
+    having count(*) >= 3 * p_settings.max_attempts
+      and bool_and(last_failed.state <> 'done' and last_failed.error ->> 'code' <> 'lease_expired')
+  );
+end;
+$$;
+
+comment on function image_sync.too_many_failures(image_sync.runs, image_sync.settings) is
+  'Why a run should stop before its end: its last 3 x max_attempts chunks to sign all failed at signing; null where it should go on.';
+
+-- Random URLs for the live probe: a random record in each of a few random chunks, so that the cost does not grow with the table.
+create or replace function image_sync.pick_probe_targets(p_run image_sync.runs, p_settings image_sync.settings)
+returns jsonb
+language sql
+set search_path = ''
+return (
+  select coalesce(jsonb_agg(jsonb_build_object('name', chosen.file_name, 'url', chosen.signed_url)), '[]')
+  from (
+    select distinct picked.file_name, picked.signed_url
+    from (
+      -- At least so many have an object: an offset beyond the last one would probe nothing.
+      select c.from_key, c.to_key, c.records_signed - c.orphaned as usable, image_sync.url_base(p_settings) as url_base
+      from image_sync.chunks c
+      -- Drawn more often than needed: chance meets a file twice, and each is opened once.
+      cross join generate_series(1, 3 * p_settings.probe_size)
+      where p_run.mode = 'sync'
+        and c.run_id = p_run.id
+        and c.records_signed > c.orphaned
+      order by random()
+      limit 3 * p_settings.probe_size
+    ) as spots
+    cross join lateral (
+      -- The first one with an object from a random place on. There is one: behind that place are more records than lack an object.
+      select p.file_name, p.signed_url
+      from (
+        select r.file_name, r.signed_url
+        from public.part_images r
+        where r.bucket_id = p_run.bucket_id
+          and r.file_name collate "C" > spots.from_key
+          and r.file_name collate "C" <= coalesce(spots.to_key, image_sync.last_key())
+          and r.signed_url_expires_at > now()
+          and starts_with(r.signed_url, spots.url_base)
+        order by r.file_name collate "C"
+        -- Not computed beside "order by random()" above: the planner would take the sort's value for it, always next to 0.
+        offset floor(random() * spots.usable)
+      ) as p
+      where exists (
+        select
+        from image_sync.objects o
+        where o.bucket_id = p_run.bucket_id
+          and o.name collate "C" = p.file_name
+      )
+      limit 1
+    ) as picked
+    limit p_settings.probe_size
+  ) as chosen
+);
+
+comment on function image_sync.pick_probe_targets(image_sync.runs, image_sync.settings) is 'Up to probe_size records of a sync that have an object, chosen at random, as [{"name", "url"}]: for the worker''s eyes alone.';
+
+revoke all on function
+  image_sync.is_signable(text),
+  image_sync.too_many_failures(image_sync.runs, image_sync.settings),
+  image_sync.pick_probe_targets(image_sync.runs, image_sync.settings),
+  image_sync.unknown_run(uuid),
+  image_sync.problem(integer, text, text, text, jsonb),
+  image_sync.open_run(uuid, text, text, text, jsonb, uuid, bigint),
+  image_sync.judge_run(image_sync.runs, jsonb),
+  image_sync.is_kick_problem(jsonb),
+  image_sync.held_error(bigint),
+  image_sync.finish_run(uuid, text, text, jsonb, jsonb),
+  image_sync.grown_size(image_sync.runs, image_sync.settings, integer, interval),
+  image_sync.interrupt_plan(image_sync.runs, image_sync.settings, uuid, jsonb),
+  image_sync.standstill_reason(image_sync.runs),
+  image_sync.lock_run(uuid),
+  image_sync.bucket_problem(image_sync.runs),
+  image_sync.walk(image_sync.runs, image_sync.settings, uuid, uuid)
+from public;
+grant execute on function
+  image_sync.is_signable(text),
+  image_sync.too_many_failures(image_sync.runs, image_sync.settings),
+  image_sync.pick_probe_targets(image_sync.runs, image_sync.settings),
+  image_sync.unknown_run(uuid),
+  image_sync.problem(integer, text, text, text, jsonb),
+  image_sync.open_run(uuid, text, text, text, jsonb, uuid, bigint),
+  image_sync.judge_run(image_sync.runs, jsonb),
+  image_sync.is_kick_problem(jsonb),
+  image_sync.held_error(bigint),
+  image_sync.finish_run(uuid, text, text, jsonb, jsonb),
+  image_sync.grown_size(image_sync.runs, image_sync.settings, integer, interval),
+  image_sync.interrupt_plan(image_sync.runs, image_sync.settings, uuid, jsonb),
+  image_sync.standstill_reason(image_sync.runs),
+  image_sync.lock_run(uuid),
+  image_sync.bucket_problem(image_sync.runs),
+  image_sync.walk(image_sync.runs, image_sync.settings, uuid, uuid)
+to service_role;
+
+-- rpc
+
+-- What the function calls, by name, through the Data API. All are security invoker and executable by service_role alone, and all
+-- can be repeated after a lost answer: supabase-js never retries a POST, so the worker does.
+
+-- Opens a run in a mode, or finds the one that is open.
+-- Returns {"run": document, "created": boolean} or {"problem": {...}}: unknown_bucket (404), conflicting_run (409), and for
+-- cleanup and restore the guards.
+create or replace function public.image_sync_start(p_run uuid, p_bucket text, p_mode text, p_options jsonb default '{}')
+returns jsonb
+language plpgsql
+set search_path = ''
+set lock_timeout = '2s'
+as $$
+declare
+  v_run image_sync.runs;
+  v_problem jsonb;
+  v_plan uuid;
+  v_total bigint;
+begin
+  if p_mode = 'cleanup' and coalesce((p_options ->> 'bucket_is_gone')::boolean, false) and not exists (
+    select
+    from storage.buckets b
+    where b.id = p_bucket
+  ) then
+    -- Records of a bucket that is gone, and maybe of one that never had settings: their cleanup goes by the defaults.
+    insert into image_sync.settings (bucket_id, nightly)
+    select p_bucket, false
+    where exists (
+      select
+      from public.part_images p
+      where p.bucket_id = p_bucket
+    )
+    on conflict do nothing;
+  end if;
+  if not exists (
+    select
+    from image_sync.settings s
+    where s.bucket_id = p_bucket
+  ) then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot %s bucket %s: image_sync.settings has no row for it. Add one with: insert into image_sync.settings (bucket_id) values (%L);', p_mode, p_bucket, p_bucket)
+    );
+  end if;
+
+  -- Starting is one at a time per bucket, so that what excludes each other cannot begin together.
+  perform pg_advisory_xact_lock(hashtextextended('image_sync.start ' || p_bucket, 0));
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run
+    or (r.bucket_id = p_bucket and r.mode = p_mode and r.finished_at is null)
+  order by (r.id = p_run) desc
+  limit 1;
+
+  -- The same list confirmed twice is one run; another list has to wait.
+  if v_run.id is null or (v_run.id <> p_run and v_run.plan_id is distinct from coalesce(p_options ->> 'confirm', p_options ->> 'restore')::uuid) then
+    if p_mode in ('cleanup', 'restore') then
+      select g.problem, g.plan, g.total
+      into v_problem, v_plan, v_total
+      from image_sync.check_guards(p_bucket, p_mode, p_options) as g;
+      if v_problem is not null then
+        return v_problem;
+      end if;
+    end if;
+    v_run := image_sync.open_run(p_run, p_bucket, p_mode, 'request', p_options, v_plan, coalesce(v_total, image_sync.estimate_total(p_bucket)));
+  end if;
+  return jsonb_build_object('run', image_sync.run_document(v_run.id), 'created', v_run.id = p_run);
+end;
+$$;
+
+comment on function public.image_sync_start(uuid, text, text, jsonb) is
+  'Opens a run with the id that the caller made, or returns the run that is open in this mode (created: false). Problems: unknown_bucket, conflicting_run, and the guards of cleanup and restore.';
+
+-- The one call of a worker at work: closes the chunk just finished, if any, and leases the next. Two requests per chunk that
+-- needs signing (this one and the signing), none per chunk that does not: one call walks over many of those.
+--   p_lease    the token of the next chunk, made by the worker: repeating the call returns the same chunk; null: close only
+--   p_closing  the token of the chunk just finished; p_names, p_paths, p_tokens and p_expires (seconds since 1970) are parallel,
+--              p_failures is [{"name", "error"}], p_error says why the whole chunk failed
+--   p_around   what all URLs share, said once: a URL is p_around[1], its path (null: the name itself), p_around[2], its token
+-- Returns {"closed": closed | already_closed | stale | held | null, "next": ..., ...} with next one of
+--   list    {"chunk_number"}: p_lease holds a chunk that has still to be listed: call again with the same p_lease, which lists it
+--   sign    {"chunk": {"number", "names", "expires_in" (s), "lease_ms", "public_url", "chunks_left" (about)}}
+--   again   the bounds of this call were reached, nothing is left to sign up to here: call again
+--   busy    other workers are at the run's row: call again in a moment
+--   wait    {"wait_ms"}: others hold what is left, or it waits for its next attempt
+--   open    {"chunk": {"number", "targets": [{"name", "url"}], "lease_ms", "rate" (URLs a second), "public_url"}}: in a verify
+--   probe   {"targets": [{"name", "url"}], "public_url"}: all is done; fetch these URLs and call image_sync_finish
+--   stop    the run is finished
+create or replace function public.image_sync_advance(
+  p_run uuid,
+  p_worker uuid,
+  p_lease uuid default null,
+  p_closing uuid default null,
+  p_names text[] default '{}',
+  p_around text[] default '{"",""}',
+  p_paths text[] default '{}',
+  p_tokens text[] default '{}',
+  p_expires bigint[] default '{}',
+  p_failures jsonb default '[]',
+  p_error jsonb default null,
+  p_storage_calls integer default 0,
+  p_retries integer default 0
+)
+returns jsonb
+language plpgsql
+set search_path = ''
+-- A range of keys is read by its index and in its order, whatever the statistics say. A plan that was made while a table was nearly
+-- empty stays in its session's cache while a first night fills the table: it would read all of the table for every chunk. And as
+-- the arguments decide nothing, a session plans each statement once instead of six times.
+set enable_seqscan = 'off'
+set enable_bitmapscan = 'off'
+set enable_sort = 'off'
+set plan_cache_mode = 'force_generic_plan'
+-- Whatever somebody else holds: no call waits for it long.
+set lock_timeout = '400ms'
+as $$
+declare
+  v_since constant timestamptz := clock_timestamp();
+  v_run image_sync.runs;
+  v_settings image_sync.settings;
+  v_leased image_sync.chunk_to_sign;
+  v_urls text[];
+  v_closed text;
+  v_chunk image_sync.chunks;
+  v_names text[];
+  v_error jsonb;
+  v_wait_ms integer;
+  v_targets jsonb;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run;
+  if v_run.id is null then
+    raise exception 'Cannot advance run %: there is no such run', p_run
+      using errcode = 'no_data_found', hint = 'Start one with image_sync_start.';
+  end if;
+  select s.*
+  into v_settings
+  from image_sync.settings s
+  where s.bucket_id = v_run.bucket_id;
+
+  -- Closing touches this worker's chunk alone and comes before the run's lock: the expensive part runs side by side.
+  if p_closing is not null and v_settings.bucket_id is not null then
+    v_urls := array(
+      select p_around[1] || coalesce(s.path, s.name) || p_around[2] || s.token
+      from unnest(p_names, p_paths, p_tokens) as s (name, path, token)
+    );
+    v_closed := image_sync.close_chunk(v_run, v_settings, p_closing, p_names, v_urls, p_expires, p_failures, image_sync.clean_fault(p_error), p_storage_calls, p_retries);
+  end if;
+
+  -- A close that took long has the statement's time to itself: what would be listed now could undo it.
+  if p_lease is null or clock_timestamp() > v_since + interval '1 second' then
+    perform image_sync.note_progress(p_run, v_settings, p_closing, v_closed, clock_timestamp() - v_since);
+    return jsonb_build_object('closed', v_closed, 'next', 'again');
+  end if;
+
+  v_run := image_sync.lock_run(p_run);
+  if v_run.id is null then
+    return jsonb_build_object('closed', v_closed, 'next', 'busy');
+  end if;
+  if v_run.finished_at is not null then
+    return jsonb_build_object('closed', v_closed, 'next', 'stop');
+  end if;
+  -- Making the next chunk notes it too.
+  if v_closed = 'closed' and (v_run.exhausted or v_run.chunk_size is not null) then
+    perform image_sync.note_progress(p_run, v_settings, p_closing, v_closed, clock_timestamp() - v_since);
+    select r.*
+    into v_run
+    from image_sync.runs r
+    where r.id = p_run;
+  end if;
+
+  v_error := case
+    when v_settings.bucket_id is null then jsonb_build_object(
+      'code', 'settings_missing', 'title', 'The bucket''s settings were removed', 'detail', format('image_sync.settings has no row for bucket %s any more.', v_run.bucket_id)
+    )
+    else coalesce(image_sync.bucket_problem(v_run), image_sync.too_many_failures(v_run, v_settings))
+  end;
+  if v_error is not null then
+    perform image_sync.finish_run(p_run, 'failed', v_error ->> 'code', v_error, null);
+    return jsonb_build_object('closed', v_closed, 'next', 'stop');
+  end if;
+
+  -- This very call made before, its answer lost. Where the lease is over meanwhile this is a late duplicate that nobody waits
+  -- for: a token leases once in its life, or a repeated close could meet a chunk that it does not mean.
+  select c.*
+  into v_chunk
+  from image_sync.chunks c
+  where c.run_id = p_run
+    and (c.lease_token = p_lease or p_lease = any (c.past_leases));
+  if found and (v_chunk.state <> 'leased' or v_chunk.lease_token <> p_lease) then
+    return jsonb_build_object('closed', v_closed, 'next', 'again');
+  elsif found and v_chunk.relist_size is not null then
+    v_leased := image_sync.relist_chunk(v_run, v_settings, v_chunk, p_lease);
+    update image_sync.runs r
+    set moved_at = clock_timestamp()
+    where r.id = p_run;
+    if (v_leased.chunk).state = 'done' then
+      return jsonb_build_object('closed', v_closed, 'next', 'again');
+    end if;
+    v_chunk := v_leased.chunk;
+    v_names := v_leased.names;
+  elsif found then
+    v_names := image_sync.names_to_work(v_run, v_settings, v_chunk);
+  else
+    v_wait_ms := image_sync.pace_left(v_run);
+    if v_wait_ms is not null then
+      return jsonb_build_object('closed', v_closed, 'next', 'wait', 'wait_ms', v_wait_ms);
+    end if;
+    v_leased := image_sync.claim_chunk(v_run, v_settings, p_worker, p_lease);
+    if (v_leased.chunk).relist_size is not null then
+      return jsonb_build_object('closed', v_closed, 'next', 'list', 'chunk_number', (v_leased.chunk).number);
+    elsif (v_leased.chunk).run_id is null then
+      v_leased := image_sync.walk(v_run, v_settings, p_worker, p_lease);
+    end if;
+    v_chunk := v_leased.chunk;
+    v_names := v_leased.names;
+  end if;
+
+  if v_chunk.run_id is not null and v_run.mode = 'verify' then
+    return jsonb_build_object(
+      'closed', v_closed,
+      'next', 'open',
+      'chunk', jsonb_build_object(
+        'number', v_chunk.number,
+        'targets', image_sync.lease_targets(v_run, v_settings, v_names),
+        'lease_ms', floor(1000 * extract(epoch from v_chunk.lease_expires_at - clock_timestamp())),
+        'rate', v_settings.verify_rate,
+        'public_url', v_settings.public_url
+      )
+    );
+  end if;
+  if v_chunk.run_id is not null then
+    return jsonb_build_object(
+      'closed', v_closed,
+      'next', 'sign',
+      'chunk', jsonb_build_object(
+        'number', v_chunk.number,
+        'names', v_names,
+        'expires_in', extract(epoch from v_settings.signed_url_ttl)::integer,
+        'lease_ms', floor(1000 * extract(epoch from v_chunk.lease_expires_at - clock_timestamp())),
+        'public_url', v_settings.public_url,
+        'chunks_left', (
+          select case when r.exhausted then 0 else greatest(ceil(1.0 * r.total_estimate / v_settings.chunk_size) - v_chunk.number, 1) end
+          from image_sync.runs r
+          where r.id = p_run
+        )
+      )
+    );
+  end if;
+  if not exists (
+    select
+    from image_sync.runs r
+    where r.id = p_run
+      and r.exhausted
+  ) then
+    return jsonb_build_object('closed', v_closed, 'next', 'again');
+  end if;
+
+  -- What is due and was not to be had is held: by its late worker, which is about to close it, or by somebody who stays.
+  select ceil(1000 * extract(epoch from min(case
+    when coalesce(c.lease_expires_at, c.not_before) > clock_timestamp() then coalesce(c.lease_expires_at, c.not_before)
+    else clock_timestamp() + interval '1 second'
+  end) - clock_timestamp()))
+  into v_wait_ms
+  from image_sync.chunks c
+  where c.run_id = p_run
+    and c.state in ('pending', 'leased');
+  if v_wait_ms is not null then
+    return jsonb_build_object('closed', v_closed, 'next', 'wait', 'wait_ms', greatest(v_wait_ms, 50));
+  end if;
+
+  if v_run.mode in ('sync', 'analyze', 'verify') and not image_sync.count_twins(v_run) then
+    return jsonb_build_object('closed', v_closed, 'next', 'again');
+  end if;
+  v_targets := image_sync.pick_probe_targets(v_run, v_settings);
+  if jsonb_array_length(v_targets) > 0 then
+    return jsonb_build_object('closed', v_closed, 'next', 'probe', 'targets', v_targets, 'public_url', v_settings.public_url);
+  end if;
+  perform image_sync.finish_run(p_run, null, null, null, null);
+  return jsonb_build_object('closed', v_closed, 'next', 'stop');
+end;
+$$;
+
+comment on function public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer) is
+  'Closes the chunk that a worker finished and leases its next one, in one transaction; answers list, sign, open, again, busy, wait, probe or stop. Can be repeated with the same tokens. A late close with a token that is no longer the chunk''s changes nothing and answers closed: stale.';
+
+-- A run moves when a chunk is made or closed, not when somebody looks at it. Closing does not wait for the run's row: whoever holds
+-- it is moving the run.
+create or replace function image_sync.note_progress(
+  p_run uuid,
+  p_settings image_sync.settings,
+  p_closing uuid,
+  p_closed text,
+  p_took interval
+)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+  v_names integer;
+  v_took interval;
+begin
+  select c.listed, p_took + c.listing_took
+  into v_names, v_took
+  from image_sync.chunks c
+  where c.run_id = p_run
+    and c.lease_token = p_closing
+    and c.state in ('done', 'dead');
+  if p_closed is distinct from 'closed' or not found then
+    return;
+  end if;
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run
+    and r.finished_at is null
+  for no key update skip locked;
+  if found then
+    update image_sync.runs r
+    set moved_at = clock_timestamp(), chunk_size = image_sync.grown_size(v_run, p_settings, v_names, v_took)
+    where r.id = p_run;
+  end if;
+end;
+$$;
+
+comment on function image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval) is
+  'Notes that a chunk was closed in this time: the run has moved, and its chunks may grow again.';
+
+-- Counts an attempt that the database ended. What went wrong in a transaction that rolled back is written down in this one.
+--   p_lease    the call that wanted a chunk under this token failed; or
+--   p_closing  the call that wanted to close the chunk of this token failed
+--   p_error    {"code", "title", "detail"}; database_timeout halves what was tried, any other code lets it wait
+-- Returns {"ended": whether the token was that of a chunk, or the run's next one, that was waiting for it}.
+create or replace function public.image_sync_end_attempt(
+  p_run uuid,
+  p_worker uuid,
+  p_lease uuid default null,
+  p_closing uuid default null,
+  p_error jsonb default '{}',
+  p_storage_calls integer default 0,
+  p_retries integer default 0
+)
+returns jsonb
+language plpgsql
+set search_path = ''
+set lock_timeout = '2s'
+as $$
+declare
+  v_run image_sync.runs;
+  v_settings image_sync.settings;
+  v_chunk image_sync.chunks;
+  v_error jsonb;
+  v_size integer;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run
+  for update;
+  select s.*
+  into v_settings
+  from image_sync.settings s
+  where s.bucket_id = v_run.bucket_id;
+  if v_run.id is null or v_run.finished_at is not null or v_settings.bucket_id is null then
+    return jsonb_build_object('ended', false);
+  end if;
+
+  v_error := image_sync.clean_fault(p_error);
+  select c.*
+  into v_chunk
+  from image_sync.chunks c
+  where c.run_id = p_run
+    and c.lease_token = coalesce(p_closing, p_lease)
+    and c.state = 'leased'
+  for update skip locked;
+  if v_chunk.run_id is not null then
+    update image_sync.chunks c
+    set storage_calls = c.storage_calls + p_storage_calls, retries = c.retries + p_retries
+    where c.run_id = p_run
+      and c.number = v_chunk.number;
+    v_size := image_sync.interrupt_chunk(v_run, v_settings, v_chunk, v_error);
+  elsif p_lease is not null and v_error ->> 'code' = 'database_timeout' and not v_run.exhausted then
+    if v_run.plan_id is null then
+      v_size := image_sync.interrupt_walk(v_run, v_settings);
+    else
+      v_size := image_sync.interrupt_plan(v_run, v_settings, p_worker, v_error);
+      v_error := v_error || jsonb_build_object('cursor', v_run.cursor);
+    end if;
+  end if;
+
+  update image_sync.runs r
+  set
+    error = v_error,
+    chunk_size = case when v_size < v_settings.chunk_size then least(v_size, r.chunk_size) when v_size is null then r.chunk_size end
+  where r.id = p_run;
+  return jsonb_build_object('ended', v_chunk.run_id is not null or v_size is not null);
+end;
+$$;
+
+comment on function public.image_sync_end_attempt(uuid, uuid, uuid, uuid, jsonb, integer, integer) is
+  'Counts an attempt that the database ended by a lock or its statement timeout, in a transaction of its own, and keeps the error in the run: halves the chunk after a timeout, lets it wait otherwise. Returns {"ended"}: false where the token holds nothing any more.';
+
+-- Finishes a run whose chunks are all closed with what probing gave, or fails it with p_error.
+-- p_probe is {"checked", "ok", "failures": [{"name", "code", "status", "content_type", "error"}]}.
+create or replace function public.image_sync_finish(p_run uuid, p_probe jsonb default null, p_error jsonb default null)
+returns jsonb
+language plpgsql
+set search_path = ''
+set lock_timeout = '2s'
+as $$
+declare
+  v_run image_sync.runs;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run
+  for update;
+  if v_run.finished_at is null and p_error is not null then
+    perform image_sync.finish_run(p_run, 'failed', p_error ->> 'code', image_sync.clean_fault(p_error), null);
+  elsif v_run.finished_at is null and v_run.exhausted and not exists (
+    select
+    from image_sync.chunks c
+    where c.run_id = p_run
+      and c.state in ('pending', 'leased')
+  ) then
+    perform image_sync.finish_run(p_run, null, null, null, image_sync.tell_lost(v_run.bucket_id, p_probe));
+  end if;
+  return jsonb_build_object('run', image_sync.run_document(p_run));
+end;
+$$;
+
+comment on function public.image_sync_finish(uuid, jsonb, jsonb) is
+  'Closes a run whose chunks are all closed, with the result of the live probe; with p_error closes it as failed. Changes nothing in a run that is finished or has chunks left.';
+
+-- A worker ends before the run does: releases the leases it holds and queues the next call of the function, in one transaction.
+create or replace function public.image_sync_hand_off(p_run uuid, p_worker uuid, p_leases uuid[])
+returns jsonb
+language plpgsql
+set search_path = ''
+set lock_timeout = '2s'
+as $$
+declare
+  v_run image_sync.runs;
+  v_problem jsonb;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run
+  for update;
+  if v_run.id is null then
+    return jsonb_build_object('kicked', false);
+  end if;
+  perform image_sync.release_chunks(p_run, p_leases);
+  if v_run.finished_at is not null or v_run.handed_off_by = p_worker then
+    return jsonb_build_object('kicked', false);
+  end if;
+  update image_sync.runs r
+  set handed_off_by = p_worker
+  where r.id = p_run;
+  v_problem := image_sync.kick(p_run);
+  return jsonb_build_object('kicked', v_problem is null);
+end;
+$$;
+
+comment on function public.image_sync_hand_off(uuid, uuid, uuid[]) is
+  'Releases the worker''s leases and queues a call of the function that goes on with the run; repeated by the same worker it queues nothing again. kicked: false where nothing was queued; why stands in the run''s error.';
+
+-- Cancels an open run. What its workers still close afterwards is stale.
+create or replace function public.image_sync_cancel(p_run uuid)
+returns jsonb
+language plpgsql
+set search_path = ''
+set lock_timeout = '2s'
+as $$
+declare
+  v_run image_sync.runs;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run
+  for update;
+  if v_run.id is null then
+    return image_sync.unknown_run(p_run);
+  end if;
+  if v_run.finished_at is null then
+    perform image_sync.finish_run(p_run, 'cancelled', 'cancelled', null, null);
+  elsif v_run.outcome <> 'cancelled' then
+    return image_sync.problem(409, 'run_finished', 'The run is finished', format('Cannot cancel run %s: it ended as %s at %s.', p_run, v_run.outcome, v_run.finished_at));
+  end if;
+  return jsonb_build_object('run', image_sync.run_document(p_run));
+end;
+$$;
+
+comment on function public.image_sync_cancel(uuid) is 'Cancels an open run. Problems: unknown_run (404), run_finished (409).';
+
+-- One run, open or finished.
+create or replace function public.image_sync_run(p_run uuid)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return coalesce(
+  (
+    select jsonb_build_object('run', d.document)
+    from (select image_sync.run_document(p_run) as document) as d
+    where d.document is not null
+  ),
+  image_sync.unknown_run(p_run)
+);
+
+comment on function public.image_sync_run(uuid) is 'One run with its progress or final report. Problem: unknown_run (404).';
+
+revoke all on function image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval) from public;
+grant execute on function image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval) to service_role;
+revoke all on function
+  public.image_sync_start(uuid, text, text, jsonb),
+  public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer),
+  public.image_sync_end_attempt(uuid, uuid, uuid, uuid, jsonb, integer, integer),
+  public.image_sync_finish(uuid, jsonb, jsonb),
+  public.image_sync_hand_off(uuid, uuid, uuid[]),
+  public.image_sync_cancel(uuid),
+  public.image_sync_run(uuid)
+from public, anon, authenticated;
+grant execute on function
+  public.image_sync_start(uuid, text, text, jsonb),
+  public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer),
+  public.image_sync_end_attempt(uuid, uuid, uuid, uuid, jsonb, integer, integer),
+  public.image_sync_finish(uuid, jsonb, jsonb),
+  public.image_sync_hand_off(uuid, uuid, uuid[]),
+  public.image_sync_cancel(uuid),
+  public.image_sync_run(uuid)
+to service_role;
+
+-- schedule
+
+-- The night: who calls the function, what happens when a call is lost, and what is thrown away afterwards.
+-- A cron job that "succeeded" only queued a request, and pg_net neither retries nor guarantees delivery: the run's own row is
+-- the truth, and the watchdog calls again for a run that does not move.
+
+-- Queues one call of the function for an open run. Security definer, because service_role does not see pg_net on every project: it
+-- takes an id that only selects among open runs and returns what was wrong.
+-- The call carries no key. Every database role may read pg_net's queue, so what stands there is a token that is good for waking this
+-- one run, once, while it is open; the run's row keeps its hash.
+create or replace function image_sync.kick(p_run uuid)
+returns jsonb
+language plpgsql
+security definer
+set search_path = ''
+set lock_timeout = '1s'
+as $$
+declare
+  v_url text;
+  -- 256 bits out of three times 122 random ones.
+  v_token constant bytea := sha256(convert_to(concat(gen_random_uuid(), gen_random_uuid(), gen_random_uuid()), 'UTF8'));
+  v_kick_id bigint;
+  v_problem jsonb;
+begin
+  select p.url
+  into v_url
+  from image_sync.project p;
+
+  if v_url is null then
+    v_problem := jsonb_build_object(
+      'code', 'function_unknown',
+      'title', 'The function has not said where it lives',
+      'detail', 'Cannot call the function: it announces its address with its first request. Deploy it and call it once: npx image-sync status'
+    );
+  else
+    begin
+      v_kick_id := net.http_post(
+        url := v_url || '/functions/v1/image-sync',
+        body := jsonb_build_object('run', p_run, 'token', encode(v_token, 'hex')),
+        -- pg_net takes this one content type, to the letter.
+        headers := '{"Content-Type": "application/json"}'::jsonb,
+        timeout_milliseconds := 5000
+      );
+    exception
+      when undefined_function or undefined_table or invalid_schema_name or insufficient_privilege or raise_exception then
+        v_problem := jsonb_build_object(
+          'code', 'call_not_queued',
+          'title', 'The call of the function could not be queued',
+          'detail', format('net.http_post failed: %s Enable the extension pg_net.', image_sync.redact(sqlerrm) || '.')
+        );
+    end;
+  end if;
+
+  update image_sync.runs r
+  set
+    kicked_at = case when v_problem is null then clock_timestamp() else r.kicked_at end,
+    kick_id = coalesce(v_kick_id, r.kick_id),
+    -- A call that comes after the next one is as good.
+    wake_hashes = case when v_problem is null then array[sha256(v_token)] || r.wake_hashes[1:1] else r.wake_hashes end,
+    error = case when v_problem is not null or image_sync.is_kick_problem(r.error) then v_problem else r.error end
+  where r.id = p_run
+    and r.finished_at is null;
+  return v_problem;
+end;
+$$;
+
+comment on function image_sync.kick(uuid) is
+  'Queues a call of the function (net.http_post, to the address that it announced) that goes on with an open run; the call carries a token that is good for that alone. Returns null, or why it could not.';
+
+-- Who brings the token of a queued call may wake its run. Used up with that; one look-up by the run's id, whatever the token.
+create or replace function public.image_sync_wake(p_run uuid, p_token text)
+returns jsonb
+language plpgsql
+set search_path = ''
+set lock_timeout = '2s'
+as $$
+begin
+  if p_token !~ '^[0-9a-f]{64}$' then
+    return image_sync.problem(401, 'unauthorized', 'No valid token', 'The token is none of a call that was queued for this run and not used yet.');
+  end if;
+  update image_sync.runs r
+  set wake_hashes = array_remove(r.wake_hashes, sha256(decode(p_token, 'hex')))
+  where r.id = p_run
+    and r.finished_at is null
+    and sha256(decode(p_token, 'hex')) = any (r.wake_hashes);
+  if not found then
+    return image_sync.problem(401, 'unauthorized', 'No valid token', 'The token is none of a call that was queued for this run and not used yet.');
+  end if;
+  return jsonb_build_object('run', image_sync.run_document(p_run));
+end;
+$$;
+
+comment on function public.image_sync_wake(uuid, text) is
+  'The open run that a queued call''s token (64 hexadecimal digits) is for; the token is used up. Problem: unauthorized (401) for any other token, and for every token of a run that is finished.';
+
+revoke all on function public.image_sync_wake(uuid, text) from public, anon, authenticated;
+grant execute on function public.image_sync_wake(uuid, text) to service_role;
+
+-- Closes a run that has not moved for six hours.
+create or replace function image_sync.close_stalled(p_run uuid)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run
+    and r.finished_at is null
+  for update;
+  if not found then
+    return;
+  end if;
+  perform image_sync.finish_run(p_run, 'failed', 'stalled', jsonb_build_object(
+    'code', 'stalled',
+    'title', 'The run stood still',
+    'detail', format('Nothing moved since %s. %s', v_run.moved_at, image_sync.standstill_reason(v_run))
+  ), null);
+end;
+$$;
+
+comment on function image_sync.close_stalled(uuid) is 'Closes an open run as failed (stalled), with the reason as far as it is known.';
+
+-- One bucket's night: its sync is opened, or the open one found, and the function called.
+create or replace function image_sync.start_night(p_bucket_id text)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+  v_problem jsonb;
+begin
+  v_run := image_sync.open_run(gen_random_uuid(), p_bucket_id, 'sync', 'schedule', '{}', null, image_sync.estimate_total(p_bucket_id));
+  if v_run.moved_at < now() - interval '6 hours' then
+    raise exception 'Run % stands still since % and could not be closed', v_run.id, v_run.moved_at
+      using errcode = 'lock_not_available', hint = 'Somebody holds its row: look for a session that stays idle in a transaction.';
+  end if;
+  v_problem := image_sync.kick(v_run.id);
+  if v_problem is not null then
+    perform image_sync.finish_run(v_run.id, 'failed', v_problem ->> 'code', v_problem, null);
+  end if;
+end;
+$$;
+
+comment on function image_sync.start_night(text) is 'Opens the nightly sync of a bucket, or finds the open one, and queues the call of the function. Raises what keeps it from that.';
+
+-- A night that could not begin stands in the status table like any other.
+create or replace function image_sync.note_failed_night(p_bucket_id text, p_sqlstate text, p_words text)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_code constant text := case when image_sync.is_held(p_sqlstate) then 'row_locked' else 'night_failed' end;
+begin
+  insert into image_sync.runs (bucket_id, mode, trigger, finished_at, outcome, stop_reason, error, summary)
+  values (
+    p_bucket_id, 'sync', 'schedule', clock_timestamp(), 'failed', v_code,
+    jsonb_build_object(
+      'code', v_code,
+      'title', 'The night could not begin',
+      'detail', format('Cannot open and call the nightly sync of bucket %s: %s (%s)', p_bucket_id, image_sync.redact(p_words), p_sqlstate)
+    ),
+    image_sync.summarize(null)
+  );
+end;
+$$;
+
+comment on function image_sync.note_failed_night(text, text, text) is 'Writes a failed run for a bucket whose night could not begin, with the database''s words.';
+
+-- The nightly job. A run that has not moved for six hours is closed first: one bad night never costs the next. Each bucket's night
+-- stands alone: what goes wrong with one is written down and costs no other anything.
+create or replace function image_sync.run_nightly()
+returns void
+language plpgsql
+set search_path = ''
+set lock_timeout = '2s'
+as $$
+declare
+  v_stalled uuid;
+  v_bucket text;
+begin
+  begin
+    perform image_sync.refresh_objects_view();
+  exception
+    when others then
+      raise warning 'Cannot make the view image_sync.objects anew: % (%)', image_sync.redact(sqlerrm), sqlstate;
+  end;
+  for v_stalled in
+    select r.id
+    from image_sync.runs r
+    where r.finished_at is null
+      and r.moved_at < now() - interval '6 hours'
+  loop
+    begin
+      perform image_sync.close_stalled(v_stalled);
+    exception
+      when others then
+        -- Its bucket's night says so, and the next night tries again.
+        raise warning 'Cannot close run %: % (%)', v_stalled, image_sync.redact(sqlerrm), sqlstate;
+    end;
+  end loop;
+
+  for v_bucket in
+    select s.bucket_id
+    from image_sync.settings s
+    where s.nightly
+    order by s.bucket_id
+  loop
+    begin
+      perform image_sync.start_night(v_bucket);
+    exception
+      when others then
+        perform image_sync.note_failed_night(v_bucket, sqlstate, sqlerrm);
+    end;
+  end loop;
+end;
+$$;
+
+comment on function image_sync.run_nightly() is
+  'Closes stalled runs, opens a sync for every bucket with nightly settings (or finds the open one) and queues the call of the function. A bucket that this cannot be done for has a failed run that says why.';
+
+-- The watchdog, every minute: while nothing is open it looks into an empty partial index and does no more.
+-- It waits for no row, so that it can stand in nobody's way: a run that somebody works on at this moment needs no call. A run that
+-- cannot be called costs no other one its call.
+create or replace function image_sync.watchdog()
+returns void
+language plpgsql
+set search_path = ''
+set lock_timeout = '2s'
+as $$
+declare
+  v_still uuid;
+begin
+  for v_still in
+    select r.id
+    from image_sync.runs r
+    where r.finished_at is null
+      and greatest(r.moved_at, r.kicked_at) < now() - interval '30 seconds'
+      -- A worker is at it as long as a lease is alive.
+      and not exists (
+        select
+        from image_sync.chunks c
+        where c.run_id = r.id
+          and c.state = 'leased'
+          and c.lease_expires_at > now()
+      )
+      -- Nothing to call for while all that is left waits for its next attempt.
+      and (
+        not r.exhausted
+        or not exists (
+          select
+          from image_sync.chunks c
+          where c.run_id = r.id
+            and c.state = 'pending'
+            and c.not_before > now()
+        )
+      )
+    for update skip locked
+  loop
+    begin
+      perform image_sync.kick(v_still);
+    exception
+      when others then
+        raise warning 'Cannot call the function for run %: % (%)', v_still, image_sync.redact(sqlerrm), sqlstate;
+    end;
+  end loop;
+end;
+$$;
+
+comment on function image_sync.watchdog() is 'Queues a call of the function for every open run that has not moved for 30 s, holds no live lease and has something to do.';
+
+-- History that nobody reads again. The last run of each mode stays, and so do a plan that another run refers to and a cleanup whose
+-- records can still be restored.
+create or replace function image_sync.prune_history()
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  delete from image_sync.chunks c
+  using image_sync.runs r
+  left join image_sync.settings s on s.bucket_id = r.bucket_id
+  where r.id = c.run_id
+    and r.finished_at < now() - coalesce(s.keep_chunks, interval '14 days');
+
+  delete from image_sync.moves m
+  where m.moved_at < now() - coalesce(
+      (
+        select s.keep_runs
+        from image_sync.settings s
+        where s.bucket_id = m.bucket_id
+      ), interval '90 days');
+
+  delete from image_sync.runs r
+  where r.finished_at < now() - coalesce(
+      (
+        select s.keep_runs
+        from image_sync.settings s
+        where s.bucket_id = r.bucket_id
+      ), interval '90 days')
+    and exists (
+      select
+      from image_sync.runs newer
+      where newer.bucket_id = r.bucket_id
+        and newer.mode = r.mode
+        and newer.started_at > r.started_at
+    )
+    and not exists (
+      select
+      from image_sync.runs follower
+      where follower.plan_id = r.id
+    )
+    and not exists (
+      select
+      from image_sync.archive a
+      where a.run_id = r.id
+        and a.restored_at is null
+    );
+
+  -- pg_cron keeps a row per job run for ever; ours write 1,440 a day.
+  delete from cron.job_run_details d
+  using image_sync.scheduled_jobs() j
+  where j.jobid = d.jobid
+    and d.end_time < now() - interval '7 days';
+  perform image_sync.refresh_objects_view();
+end;
+$$;
+
+comment on function image_sync.prune_history() is 'Deletes chunks and runs past their keep_ settings and week-old entries of our own jobs in cron.job_run_details.';
+
+-- The jobs run as their owner, who owns these functions; nobody else has business with them.
+revoke all on function
+  image_sync.kick(uuid),
+  image_sync.close_stalled(uuid),
+  image_sync.start_night(text),
+  image_sync.note_failed_night(text, text, text),
+  image_sync.run_nightly(),
+  image_sync.watchdog(),
+  image_sync.prune_history()
+from public;
+grant execute on function image_sync.kick(uuid) to service_role;
+
+-- measurements
+
+-- What grows with the bucket is measured by the runs, in their chunks; reading the report adds up nothing but a handful of rows,
+-- whatever the size of the bucket.
+
+-- What a finished sync or analyze measured, merged from its chunks: stored in runs.report.
+create or replace function image_sync.measure(p_run image_sync.runs, p_probe jsonb)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  with counted as (
+    select
+      coalesce(sum(c.listed), 0) as objects,
+      coalesce(sum(c.images), 0) as images,
+      coalesce(sum(c.not_images), 0) as not_images,
+      coalesce(sum(c.excluded), 0) as excluded,
+      coalesce(sum(c.empty_files), 0) as empty_files,
+      coalesce(sum(c.bytes), 0) as bytes,
+      coalesce(sum(c.recorded + c.inserted + case when p_run.mode = 'sync' then c.moved else 0 end), 0) as recorded,
+      coalesce(sum(c.moved), 0) as moved,
+      coalesce(sum(c.unmoved), 0) as unmoved,
+      coalesce(sum(c.images_signed), 0) as images_signed,
+      coalesce(sum(c.records), 0) as records,
+      coalesce(sum(c.records_signed - c.records_expired), 0) as signed,
+      coalesce(sum(c.records - c.records_signed), 0) as unsigned,
+      coalesce(sum(c.records_expired), 0) as expired,
+      coalesce(sum(c.records - c.records_signed - c.orphans_unsigned), 0) as unsigned_with_object,
+      coalesce(sum(c.records_expired - c.orphans_expired), 0) as expired_with_object,
+      coalesce(sum(c.orphaned + c.withdrawn), 0) as orphaned,
+      coalesce(sum(c.missing), 0) as missing,
+      coalesce(sum(c.collided), 0) as collided,
+      coalesce(sum(c.failed), 0) as failed,
+      coalesce(sum(c.held), 0) as held,
+      coalesce(sum(c.failed) filter (where c.error ->> 'code' = 'database_timeout'), 0) as too_slow,
+      count(*) filter (where c.state = 'dead' and c.error ->> 'code' = 'database_timeout') as too_slow_names,
+      coalesce(sum(jsonb_array_length(jsonb_path_query_array(c.problems, '$[*] ? (@.code == "url_refused")'))) filter (where c.problems <> '[]'), 0) as url_refused,
+      coalesce(sum(jsonb_array_length(jsonb_path_query_array(c.problems, '$[*] ? (@.code == "unsignable_name")'))) filter (where c.problems <> '[]'), 0) as unsignable,
+      coalesce(sum(c.several_files), 0) as several_files,
+      min(c.soonest_expiry) as soonest_expiry
+    from image_sync.chunks c
+    where c.run_id = p_run.id
+  ), extensions as (
+    select
+      coalesce(nullif(e.extension, ''), '(none)') as extension,
+      sum(e.files::bigint) as files,
+      row_number() over (order by sum(e.files::bigint) desc, e.extension) as place
+    from image_sync.chunks c
+    cross join lateral jsonb_each_text(c.facts -> 'by_extension') as e (extension, files)
+    where c.run_id = p_run.id
+    group by e.extension
+  )
+  select jsonb_build_object(
+    'measured_at', clock_timestamp(),
+    'bucket', jsonb_build_object(
+      'objects', counted.objects,
+      'images', counted.images,
+      'bytes', counted.bytes,
+      'by_extension', coalesce(
+        (
+          select jsonb_object_agg(shown.extension, shown.files)
+          from (
+            select case when x.place <= 20 then x.extension else 'other' end as extension, sum(x.files) as files
+            from extensions x
+            group by 1
+          ) as shown
+        ), '{}')
+    ),
+    'records', jsonb_build_object(
+      'total', counted.records,
+      'signed', counted.signed,
+      'unsigned', counted.unsigned,
+      'expired', counted.expired,
+      'soonest_expiry', counted.soonest_expiry
+    ),
+    'difference', jsonb_build_object(
+      'missing', jsonb_build_object('count', counted.missing, 'samples', image_sync.samples(p_run.id, 'missing')),
+      'orphaned', jsonb_build_object('count', counted.orphaned, 'samples', image_sync.samples(p_run.id, 'orphaned')),
+      'collided', jsonb_build_object('count', counted.collided, 'samples', image_sync.samples(p_run.id, 'collided')),
+      -- In an analyze: that would move. In a sync they did.
+      'moved', jsonb_build_object('count', case when p_run.mode = 'sync' then 0 else counted.moved end, 'samples', case when p_run.mode = 'sync' then '[]' else image_sync.samples(p_run.id, 'moved') end)
+    ),
+    -- Rounded down: 1 means all of them.
+    'coverage', jsonb_build_object(
+      'recorded', case when counted.images > 0 then trunc(counted.recorded::numeric / counted.images, 6) else 1 end,
+      'signed', case when counted.images > 0 then trunc(counted.images_signed::numeric / counted.images, 6) else 1 end
+    ),
+    'probe', coalesce(p_probe, '{"checked": 0, "ok": 0, "failures": []}'),
+    'other_extensions', jsonb_build_object('count', counted.not_images - counted.excluded - counted.empty_files, 'samples', image_sync.samples(p_run.id, 'other_extensions')),
+    'excluded', jsonb_build_object('count', counted.excluded, 'samples', image_sync.samples(p_run.id, 'excluded')),
+    'empty_files', jsonb_build_object('count', counted.empty_files, 'samples', image_sync.samples(p_run.id, 'empty_files')),
+    'several_files', jsonb_build_object(
+      'count', counted.several_files + coalesce(p_run.twins, 0),
+      'samples', jsonb_path_query_array(image_sync.twin_samples(p_run.bucket_id, p_run.twin_keys) || image_sync.samples(p_run.id, 'several_files'), '$[0 to 19]')
+    ),
+    'unsigned_with_object', counted.unsigned_with_object,
+    'expired_with_object', counted.expired_with_object,
+    'failed', jsonb_build_object(
+      'count', counted.failed - counted.too_slow - counted.url_refused, 'samples', image_sync.problem_samples(p_run.id, 'signing_failed')
+    ),
+    'unsignable', jsonb_build_object('count', counted.unsignable, 'samples', image_sync.problem_samples(p_run.id, 'unsignable_name')),
+    'unmoved', jsonb_build_object('count', counted.unmoved, 'samples', image_sync.problem_samples(p_run.id, 'not_moved')),
+    'held', jsonb_build_object('count', counted.held, 'samples', image_sync.problem_samples(p_run.id, 'row_locked')),
+    'too_slow', jsonb_build_object('count', counted.too_slow_names, 'samples', image_sync.problem_samples(p_run.id, 'database_timeout')),
+    'url_refused', jsonb_build_object('count', counted.url_refused, 'samples', image_sync.problem_samples(p_run.id, 'url_refused')),
+    -- Two look-ups by index: what has no name, and what has the empty one, which the walk begins behind.
+    'unnamed', (
+      select count(*)
+      from public.part_images p
+      where p.bucket_id = p_run.bucket_id
+        and p.file_name is null
+    ) + (
+      select count(*)
+      from public.part_images p
+      where p.bucket_id = p_run.bucket_id
+        and p.file_name collate "C" = ''
+    )
+  )
+  from counted
+);
+
+comment on function image_sync.measure(image_sync.runs, jsonb) is
+  'What a finished sync or analyze found: the sections bucket, records, difference, coverage and probe of the report, and the counts that findings need. No URL, no key.';
+
+-- What a verify saw, for the report.
+create or replace function image_sync.measure_verified(p_run image_sync.runs)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  select jsonb_build_object(
+    'run', p_run.id,
+    'at', clock_timestamp(),
+    'checked', coalesce(sum(c.shown + c.broken), 0),
+    'ok', coalesce(sum(c.shown), 0),
+    'failures', (
+      select coalesce(jsonb_object_agg(b.code, jsonb_build_object('count', b.files, 'samples', image_sync.problem_samples(p_run.id, b.code))), '{}')
+      from (
+        select e.code, sum(e.files::bigint) as files
+        from image_sync.chunks k
+        cross join lateral jsonb_each_text(k.facts -> 'broken') as e (code, files)
+        where k.run_id = p_run.id
+          and k.broken > 0
+        group by e.code
+      ) as b
+    )
+  )
+  from image_sync.chunks c
+  where c.run_id = p_run.id
+);
+
+comment on function image_sync.measure_verified(image_sync.runs) is
+  'What a finished verify saw: {"run", "at", "checked", "ok", "failures": {reason: {"count", "samples"}}}. Reasons: file_lost, file_gone, not_an_image, wrong_content_type, url_rejected, unreachable.';
+
+revoke all on function
+  image_sync.measure(image_sync.runs, jsonb),
+  image_sync.measure_verified(image_sync.runs)
+from public;
+grant execute on function
+  image_sync.measure(image_sync.runs, jsonb),
+  image_sync.measure_verified(image_sync.runs)
+to service_role;
+
+-- live facts
+
+-- What the report asks at the moment of reading, because it is cheap: the schedule and the bucket itself.
+
+-- The values of one field of a cron expression: *, lists, ranges and steps.
+create or replace function image_sync.cron_field(p_field text, p_low integer, p_high integer)
+returns integer[]
+language sql
+immutable
+set search_path = ''
+return (
+  select array_agg(distinct v.value)
+  from regexp_split_to_table(p_field, ',') as part
+  cross join lateral regexp_matches(part, '^(?:(\*)|(\d{1,2})(?:-(\d{1,2}))?)(?:/(\d{1,2}))?$') as m
+  cross join lateral generate_series(
+    coalesce(m[2]::integer, p_low),
+    case when m[1] = '*' or (m[3] is null and m[4] is not null) then p_high else coalesce(m[3], m[2])::integer end,
+    greatest(coalesce(m[4]::integer, 1), 1)
+  ) as v (value)
+  where v.value between p_low and p_high
+);
+
+comment on function image_sync.cron_field(text, integer, integer) is 'The values that a field of a cron expression stands for; null where it is none of *, a, a-b, */n, a-b/n or a list of those.';
+
+-- Names of months or days as numbers: FRI is 5.
+create or replace function image_sync.number_names(p_field text, p_names text[], p_first integer)
+returns text
+language sql
+immutable
+set search_path = ''
+return (
+  select string_agg(coalesce((array_position(p_names, part.word) + p_first - 1)::text, part.word), '' order by part.place)
+  from regexp_matches(p_field, '[a-z]+|[^a-z]+', 'g') with ordinality as m (words, place)
+  cross join lateral (select m.words[1] as word, m.place) as part
+);
+
+comment on function image_sync.number_names(text, text[], integer) is 'A field of a cron expression with its names (lower case) replaced by their numbers, the first of which is p_first.';
+
+-- When a schedule of pg_cron is due next, in GMT as pg_cron has it: five fields with lists, ranges, steps, names of months and days and
+-- $ for the last day of a month; @daily and its like; or a number of seconds. Source: pg_cron's documentation.
+create or replace function image_sync.next_time(p_schedule text, p_after timestamptz)
+returns timestamptz
+language sql
+immutable
+set search_path = ''
+return (
+  with spelled as (
+    select
+      case lower(trim(p_schedule))
+        when '@yearly' then '0 0 1 1 *'
+        when '@annually' then '0 0 1 1 *'
+        when '@monthly' then '0 0 1 * *'
+        when '@weekly' then '0 0 * * 0'
+        when '@daily' then '0 0 * * *'
+        when '@midnight' then '0 0 * * *'
+        when '@hourly' then '0 * * * *'
+        else lower(trim(p_schedule))
+      end as schedule
+  ), fields as (
+    select regexp_split_to_array(spelled.schedule, '\s+') as f
+    from spelled
+  ), sets as (
+    select
+      image_sync.cron_field(f[1], 0, 59) as minutes,
+      image_sync.cron_field(f[2], 0, 23) as hours,
+      image_sync.cron_field(nullif(array_to_string(array_remove(string_to_array(f[3], ','), '$'), ','), ''), 1, 31) as month_days,
+      '$' = any (string_to_array(f[3], ',')) as last_day,
+      image_sync.cron_field(image_sync.number_names(f[4], '{jan,feb,mar,apr,may,jun,jul,aug,sep,oct,nov,dec}', 1), 1, 12) as months,
+      -- Both 0 and 7 are Sunday.
+      image_sync.cron_field(image_sync.number_names(f[5], '{sun,mon,tue,wed,thu,fri,sat}', 0), 0, 7) as week_days,
+      f[3] like '*%' or f[5] like '*%' as any_day,
+      -- Every month has such a day, or every week: two months tell. Else February 29th may be eight years away.
+      case when f[4] = '*' and (f[3] = '*' or f[5] = '*') then 62 else 2922 end as days_ahead
+    from fields
+    where cardinality(f) = 5
+  ), days as (
+    -- Two days are enough: today's times may be over, those of the next day that matches are not.
+    select d.day
+    from sets
+    cross join generate_series(0, sets.days_ahead) as n (days)
+    cross join lateral (select date_trunc('day', p_after at time zone 'UTC') + make_interval(days => n.days) as day) as d
+    cross join lateral (
+      select
+        coalesce(extract(day from d.day)::integer = any (sets.month_days), false)
+          or (sets.last_day and extract(month from d.day + interval '1 day') <> extract(month from d.day)) as fits_month,
+        extract(dow from d.day)::integer = any (sets.week_days) or extract(isodow from d.day)::integer = any (sets.week_days) as fits_week
+    ) as fits
+    where extract(month from d.day)::integer = any (sets.months)
+      -- Where both kinds of day are restricted, either will do: cron's old rule.
+      and case when sets.any_day then fits.fits_month and fits.fits_week else fits.fits_month or fits.fits_week end
+    order by n.days
+    limit 2
+  )
+  select coalesce(
+    (
+      select p_after + make_interval(secs => (regexp_match(spelled.schedule, '^(\d+) seconds?$'))[1]::integer)
+      from spelled
+    ),
+    (
+      select min(t.time)
+      from days d
+      cross join sets
+      cross join lateral unnest(sets.hours) as h (hour)
+      cross join lateral unnest(sets.minutes) as m (minute)
+      cross join lateral (select (d.day + make_interval(hours => h.hour, mins => m.minute)) at time zone 'UTC' as time) as t
+      where t.time > p_after
+    )
+  )
+);
+
+comment on function image_sync.next_time(text, timestamptz) is 'The next time that a schedule of pg_cron is due after a moment; null for what is none.';
+
+-- The jobs that the schedule consists of, by what they do and whose they are: the name is the operator's.
+create or replace function image_sync.scheduled_jobs()
+returns table (name text, line text, jobid bigint, schedule text)
+language plpgsql
+stable
+security definer
+set search_path = ''
+as $$
+begin
+  return query
+  select w.name, format('select cron.schedule(%L, %L, %L);', w.name, w.schedule, w.command), j.jobid, j.schedule
+  from (values
+    ('image-sync-nightly', '0 2 * * *', 'select image_sync.run_nightly()', 'run_nightly'),
+    ('image-sync-watchdog', '* * * * *', 'select image_sync.watchdog()', 'watchdog'),
+    ('image-sync-housekeeping', '30 3 * * *', 'select image_sync.prune_history()', 'prune_history')
+  ) as w (name, schedule, command, calls)
+  left join cron.job j
+    on j.active
+    and j.database = current_database()
+    and j.username = (
+      select pg_get_userbyid(n.nspowner)
+      from pg_catalog.pg_namespace n
+      where n.nspname = 'image_sync'
+    )
+    and j.command ~* format('\m(select|perform|call)\s+image_sync\.%s\s*\(\s*\)', w.calls);
+end;
+$$;
+
+comment on function image_sync.scheduled_jobs() is
+  'The jobs that the schedule needs, the line that makes each, and what there is in cron.job that does it: null where nothing does.';
+
+-- What service_role cannot see: whether jobs exist, how they went, and how the calls of the function went. Takes
+-- nothing, returns facts.
+create or replace function image_sync.schedule_facts()
+returns jsonb
+language plpgsql
+stable
+security definer
+set search_path = ''
+as $$
+declare
+  v_facts jsonb := '{}'::jsonb;
+begin
+  if to_regclass('cron.job') is not null then
+    select jsonb_build_object(
+      'missing_jobs', coalesce(jsonb_agg(distinct s.name) filter (where s.jobid is null), '[]'),
+      'missing_lines', string_agg(distinct s.line, ' ') filter (where s.jobid is null),
+      'next_run_at', min(image_sync.next_time(s.schedule, now())) filter (where s.name = 'image-sync-nightly'),
+      'schedules', coalesce(jsonb_agg(s.schedule) filter (where s.name = 'image-sync-nightly' and s.schedule is not null), '[]'),
+      'failed_jobs', coalesce(jsonb_agg(jsonb_build_object('name', s.name, 'message', image_sync.redact(d.return_message), 'at', d.start_time)) filter (where d.status = 'failed'), '[]')
+    )
+    into v_facts
+    from image_sync.scheduled_jobs() s
+    -- The last time only: pg_cron keeps a row for each, and other people's beside ours. What runs now has not failed.
+    left join lateral (
+      select r.status, r.return_message, r.start_time
+      from cron.job_run_details r
+      where r.jobid = s.jobid
+        and r.status in ('succeeded', 'failed')
+      order by r.runid desc
+      limit 1
+    ) as d on true;
+  end if;
+  v_facts := v_facts || jsonb_build_object('function_url', (
+    select a.url
+    from image_sync.project a
+  ));
+  if to_regclass('net._http_response') is not null then
+    v_facts := v_facts || jsonb_build_object('calls', (
+      -- The newest call of each bucket's open run, else of its last one; what succeeded needs no call.
+      select coalesce(jsonb_object_agg(r.bucket_id, jsonb_build_object(
+        'run_id', r.id,
+        'kicked_at', r.kicked_at,
+        'moved_at', r.moved_at,
+        'is_open', r.finished_at is null,
+        'answered', h.id is not null,
+        'status', h.status_code,
+        'error', left(coalesce(h.error_msg, case when h.timed_out then 'timed out' end), 200)
+      )), '{}')
+      from (
+        select distinct on (q.bucket_id) q.*
+        from image_sync.runs q
+        where q.mode = 'sync'
+        order by q.bucket_id, (q.finished_at is null) desc, q.started_at desc
+      ) as r
+      left join net._http_response h on h.id = r.kick_id
+      where r.kick_id is not null
+        and r.outcome is distinct from 'succeeded'
+    ));
+  end if;
+  return v_facts;
+end;
+$$;
+
+comment on function image_sync.schedule_facts() is
+  'Which of our cron jobs are missing (by name), where the function lives, which jobs failed the last time, when the nightly job is due next, and by bucket what the newest call of a run that has not succeeded was answered.';
+
+-- The bucket at this moment. A permission that was lost is something to report, not the end of the report.
+create or replace function image_sync.bucket_facts(p_bucket_id text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select jsonb_build_object(
+      'bucket_exists', b.id is not null,
+      'bucket_public', b.public,
+      'has_objects', exists (
+        select
+        from image_sync.objects o
+        where o.bucket_id = p_bucket_id
+      )
+    )
+    from (select) as always
+    left join storage.buckets b on b.id = p_bucket_id
+  );
+exception
+  when insufficient_privilege then
+    return jsonb_build_object('listing_refused', true);
+end;
+$$;
+
+comment on function image_sync.bucket_facts(text) is
+  'Whether the bucket exists, is public and holds a file; or that storage.objects or storage.buckets may not be read.';
+
+-- The table at this moment. An adopted one may lack the grant for service_role, and somebody may hold it.
+create or replace function image_sync.table_facts(p_bucket_id text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+as $$
+begin
+  return jsonb_build_object(
+    'has_records', exists (
+      select
+      from public.part_images p
+      where p.bucket_id = p_bucket_id
+    ),
+    'table_refused', not (
+      select bool_and(has_table_privilege('public.part_images', needed.privilege))
+      from unnest('{select,insert,update,delete}'::text[]) as needed (privilege)
+    ),
+    -- A right to the one column that matters is enough to read the URLs.
+    'table_public', (
+      select (has_table_privilege('anon', c.oid, 'select') or has_column_privilege('anon', c.oid, 'signed_url', 'select'))
+        and (not c.relrowsecurity or exists (
+          select
+          from pg_catalog.pg_policies y
+          where y.schemaname = 'public'
+            and y.tablename = 'part_images'
+            and y.cmd in ('SELECT', 'ALL')
+            and y.roles && array['anon', 'public']::name[]
+        ))
+      from pg_catalog.pg_class c
+      where c.oid = 'public.part_images'::regclass
+    )
+  );
+exception
+  when insufficient_privilege then
+    return jsonb_build_object('table_refused', true);
+  when lock_not_available then
+    return jsonb_build_object('table_locked', true);
+end;
+$$;
+
+comment on function image_sync.table_facts(text) is
+  'Whether part_images holds records of the bucket, may be used by who asks, and is open to anon; or that it may not be read, or that somebody holds it locked.';
+
+-- Records that no run looks at: of buckets without settings, or that do not exist. From one bucket to the next by the index, each
+-- counted up to 10,000: reading them costs the same however many records there are.
+create or replace function image_sync.stray_facts(p_bucket_id text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+as $$
+begin
+  return (
+    with recursive labels as (
+      select min(p.bucket_id) as bucket_id, 1 as place
+      from public.part_images p
+      union all
+      select
+        (
+          select min(p.bucket_id)
+          from public.part_images p
+          where p.bucket_id > l.bucket_id
+        ),
+        l.place + 1
+      from labels l
+      where l.bucket_id is not null
+        and l.place < 1000
+    ), strays as (
+      select l.bucket_id, b.id is not null as bucket_exists, counted.records
+      from labels l
+      left join storage.buckets b on b.id = l.bucket_id
+      left join image_sync.settings s on s.bucket_id = l.bucket_id
+      cross join lateral (
+        select count(*) as records
+        from (
+          select
+          from public.part_images p
+          where p.bucket_id = l.bucket_id
+          limit 10000
+        ) as few
+      ) as counted
+      where l.bucket_id is not null
+        and (b.id is null or s.bucket_id is null)
+        -- Its own report says so as bucket_missing.
+        and l.bucket_id <> p_bucket_id
+      order by l.bucket_id
+      limit 20
+    )
+    select jsonb_build_object('strays', coalesce(jsonb_agg(jsonb_build_object('bucket_id', t.bucket_id, 'bucket_exists', t.bucket_exists, 'records', t.records)), '[]'))
+    from strays t
+  );
+exception
+  when insufficient_privilege or lock_not_available then
+    return jsonb_build_object('strays', jsonb_build_array());
+end;
+$$;
+
+comment on function image_sync.stray_facts(text) is
+  'The buckets, up to 20 and other than this one, whose records no run looks at because they have no settings or do not exist: bucket_id, bucket_exists, records (at most 10,000 are counted).';
+
+-- An open run that has not moved for two minutes: by then a worker that died was replaced.
+create or replace function image_sync.standing_run(p_bucket_id text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select jsonb_build_object('id', r.id, 'mode', r.mode, 'plan_id', r.plan_id, 'bucket_is_gone', case when r.plan_id is null then r.options -> 'bucket_is_gone' end, 'since', r.moved_at, 'reason', image_sync.standstill_reason(r))
+    from image_sync.runs r
+    where r.bucket_id = p_bucket_id
+      and r.finished_at is null
+      and r.moved_at < now() - interval '2 minutes'
+    order by r.moved_at
+    limit 1
+  );
+end;
+$$;
+
+comment on function image_sync.standing_run(text) is 'The open run of the bucket that stands still, since when and why; null where none does.';
+
+revoke all on function
+  image_sync.cron_field(text, integer, integer),
+  image_sync.number_names(text, text[], integer),
+  image_sync.next_time(text, timestamptz),
+  image_sync.scheduled_jobs(),
+  image_sync.schedule_facts(),
+  image_sync.bucket_facts(text),
+  image_sync.table_facts(text),
+  image_sync.stray_facts(text),
+  image_sync.standing_run(text)
+from public;
+grant execute on function
+  image_sync.cron_field(text, integer, integer),
+  image_sync.number_names(text, text[], integer),
+  image_sync.next_time(text, timestamptz),
+  image_sync.scheduled_jobs(),
+  image_sync.schedule_facts(),
+  image_sync.bucket_facts(text),
+  image_sync.table_facts(text),
+  image_sync.stray_facts(text),
+  image_sync.standing_run(text)
+to service_role;
+
+-- findings
+
+-- Everything that the report tells the operator to look at: the one place that defines it. A finding stands where its count is
+-- above 0, unless another that stands is its cause: one fault, one finding. p_facts is what image_sync.report_facts() gathers.
+
+-- What would mend a fault, for a machine: a request to the API with the bucket in it, or SQL to run as the owner of the schema.
+create or replace function image_sync.request_of(p_bucket_id text, p_request jsonb)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return jsonb_build_object('request', p_request || jsonb_build_object('bucket', p_bucket_id));
+
+comment on function image_sync.request_of(text, jsonb) is 'The action {"request": body of a POST} for a bucket.';
+
+create or replace function image_sync.sql_of(p_sql text)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return jsonb_build_object('sql', p_sql);
+
+comment on function image_sync.sql_of(text) is 'The action {"sql": statements to run as the owner of the schema image_sync}.';
+
+-- URLs that show no image, by reason: what the newest verify saw of all of them, and the probe of a newer sync of a few. A sync that
+-- came after the verify signed anew what was rejected and counted what is gone; a file that is lost stays lost until it is looked at.
+create or replace function image_sync.unseen(p_facts jsonb)
+returns table (code text, files bigint, samples jsonb, none_shown boolean)
+language sql
+stable
+set search_path = ''
+begin atomic
+  with f as (
+    select
+      nullif(p_facts -> 'verified', 'null') as verified,
+      coalesce((p_facts #>> '{verified,is_older}')::boolean, true) as is_older,
+      p_facts #> '{measured,probe}' as probe
+  )
+  select
+    reason.code,
+    greatest(by_verify.files, by_probe.files, 0),
+    case when by_verify.files >= by_probe.files then by_verify.samples else by_probe.samples end,
+    by_verify.none_shown or by_probe.none_shown
+  from f
+  cross join unnest('{file_lost,file_gone,not_an_image,wrong_content_type,url_rejected,unreachable}'::text[]) as reason (code)
+  cross join lateral (
+    select
+      case when told.by_verify then coalesce((f.verified #>> array['failures', reason.code, 'count'])::bigint, 0) else 0 end as files,
+      coalesce(f.verified #> array['failures', reason.code, 'samples'], '[]') as samples,
+      told.by_verify and (f.verified ->> 'ok')::bigint = 0 and (f.verified ->> 'checked')::bigint > 0 as none_shown
+    from (
+      select f.verified is not null and (not f.is_older or reason.code in ('file_lost', 'not_an_image', 'wrong_content_type')) as by_verify
+    ) as told
+  ) as by_verify
+  cross join lateral (
+    select
+      count(p.failure) as files,
+      coalesce(jsonb_agg(p.failure ->> 'name'), '[]') as samples,
+      coalesce((f.probe ->> 'ok')::bigint = 0 and (f.probe ->> 'checked')::bigint > 0, false) and f.is_older as none_shown
+    from jsonb_array_elements(coalesce(f.probe -> 'failures', '[]')) as p (failure)
+    where f.is_older
+      and p.failure ->> 'code' = reason.code
+  ) as by_probe;
+end;
+
+comment on function image_sync.unseen(jsonb) is
+  'Of the facts of a report: how many URLs show no image, by reason, with samples, and whether none of those looked at showed one.';
+
+create or replace function image_sync.findings(p_facts jsonb)
+returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
+language sql
+stable
+set search_path = ''
+begin atomic
+  with f as (
+    select
+      p_facts ->> 'bucket_id' as bucket_id,
+      p_facts -> 'live' as live,
+      p_facts -> 'schedule' as schedule,
+      p_facts -> 'schedule' -> 'calls' -> (p_facts ->> 'bucket_id') as call,
+      p_facts -> 'measured' as measured,
+      p_facts -> 'last_sync' as last_sync,
+      p_facts -> 'last_listing' as last_listing,
+      (
+        select jsonb_object_agg(u.code, jsonb_build_object('files', u.files, 'samples', u.samples, 'none_shown', u.none_shown))
+        from image_sync.unseen(p_facts) u
+      ) as unseen,
+      -- Extensions that are left out and are of pictures.
+      (
+        select coalesce(jsonb_agg(e.extension order by e.extension), '[]')
+        from jsonb_object_keys(coalesce(nullif(p_facts #> '{measured,bucket,by_extension}', 'null'), '{}')) as e (extension)
+        where e.extension in ('jpg', 'jpeg', 'png', 'gif', 'webp', 'bmp', 'svg', 'ico', 'heic', 'heif', 'tif', 'tiff', 'avif')
+          and not p_facts #> '{live,extensions}' ? e.extension
+      ) as pictures
+  ), found as (
+    select v.code, v.level, v.title, v.count, coalesce(v.samples, '[]') as samples, v.remediation, v.action
+    from f
+    cross join lateral (values
+      (
+        'bucket_missing', 'error', 'The bucket does not exist',
+        (not (f.live ->> 'bucket_exists')::boolean)::integer::bigint, null::jsonb,
+        format('Create the private bucket %s under Storage and upload its files. If it is gone for good, archive its records with a cleanup that says so (bucket_is_gone) and take it out of the settings.', f.bucket_id),
+        image_sync.sql_of(format('insert into storage.buckets (id, name, public) values (%1$L, %1$L, false);', f.bucket_id))
+      ),
+      (
+        'bucket_empty', case when (f.live ->> 'has_records')::boolean then 'error' else 'warning' end, 'No files found in bucket',
+        ((f.live ->> 'bucket_exists')::boolean and not (f.live ->> 'has_objects')::boolean)::integer, null,
+        format('Check that %s is the right bucket, upload its files there, then start a sync. Nothing is removed from the table for an empty bucket.', f.bucket_id),
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'bucket_public', 'warning', 'The bucket is public',
+        coalesce((f.live ->> 'bucket_public')::boolean, false)::integer, null,
+        format('Anyone can fetch every file without a signed URL. Make bucket %s private under Storage, Edit bucket.', f.bucket_id),
+        image_sync.sql_of(format('update storage.buckets set public = false where id = %L;', f.bucket_id))
+      ),
+      (
+        'listing_failed', 'error', 'Error listing files',
+        coalesce((f.live ->> 'listing_refused')::boolean, false)::integer, null,
+        'storage.objects could not be read: service_role lacks the rights, or the function uses another key. Grant them, then start a sync.',
+        image_sync.sql_of('grant usage on schema storage to service_role; grant select on storage.objects, storage.buckets to service_role;')
+      ),
+      (
+        'listing_incomplete', 'error', 'The last run stopped before the end of the bucket',
+        (f.last_listing ->> 'state' in ('failed', 'cancelled') and not (f.last_listing ->> 'reached_end')::boolean and coalesce(f.last_listing #>> '{error,code}', '') not in ('bucket_missing', 'function_unknown'))::integer, null,
+        'Files beyond that point were not looked at. A run lists page by page to the very end and has no limit of 100 files: see the run''s error, mend its cause and start a sync.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'signing_failed', 'error', 'Error signing URLs',
+        (f.last_sync ->> 'stop_reason' in ('signing_failed', 'signing_impossible', 'dead_chunks'))::integer, null,
+        'The Storage API refused to sign. See the run''s error and problems; check that the bucket is the one in the settings, that the function has a secret key, and the status of Storage. Then start a sync.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'unsignable_names', 'warning', 'Files whose name Storage opens no URL of',
+        (f.measured #>> '{unsignable,count}')::bigint, f.measured #> '{unsignable,samples}',
+        'A name that Storage does not open (non-ASCII characters, # % ~ ^ | [ ] { } < > quotes, tabs, a path segment . or ..) has to be changed: rename the file, then start a sync.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'missing', 'warning', 'Images without a record',
+        (f.measured #>> '{difference,missing,count}')::bigint, f.measured #> '{difference,missing,samples}',
+        'Start a sync; the nightly run does it too.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'orphaned', 'warning', 'Records without a file',
+        (f.measured #>> '{difference,orphaned,count}')::bigint, f.measured #> '{difference,orphaned,samples}',
+        'If the files are gone for good, start a cleanup: it lists the records first and removes them only when that list is confirmed. If they should be there, restore the files.'
+          || case
+            when (f.last_sync #>> '{totals,inserted}')::bigint = (f.measured #>> '{difference,orphaned,count}')::bigint
+              then ' Just as many files came as went: if they were copied and deleted instead of moved, their records could not follow. Move files with Storage''s own move, which keeps their records.'
+            else ''
+          end,
+        image_sync.request_of(f.bucket_id, '{"mode": "cleanup"}')
+      ),
+      (
+        'collided', 'warning', 'Images whose record the table refuses',
+        (f.measured #>> '{difference,collided,count}')::bigint, f.measured #> '{difference,collided,samples}',
+        'Another record has the same part number, or a constraint or trigger of the table says no. Rename the file, or change the other record, then start a sync.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'moved', 'warning', 'Files that were renamed or moved',
+        (f.measured #>> '{difference,moved,count}')::bigint, f.measured #> '{difference,moved,samples}',
+        'Their URLs open nothing any more. Start a sync: it takes each record along to the new name and signs it; the nightly run does it too.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'not_moved', 'warning', 'Records that could not follow their files',
+        (f.measured #>> '{unmoved,count}')::bigint, f.measured #> '{unmoved,samples}',
+        'The problems of the last sync say why of each: somebody held the record (the next sync settles it), or a constraint or trigger of the table refused its new name or part number. Mend that, then start a sync.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'unsigned', 'warning', 'Records without a URL',
+        -- Those that the last run could not sign or write stand under findings of their own.
+        (f.measured ->> 'unsigned_with_object')::bigint - (f.measured #>> '{failed,count}')::bigint
+          - (f.measured #>> '{held,count}')::bigint - (f.measured #>> '{too_slow,count}')::bigint - (f.measured #>> '{url_refused,count}')::bigint, null,
+        'Start a sync. If they stay, see the problems of that run.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'row_locked', 'warning', 'Records that somebody else held',
+        (f.measured #>> '{held,count}')::bigint, f.measured #> '{held,samples}',
+        'Other sessions had them locked, so they were left as they were; the next sync settles them. If it does not, look for who stays: select pid, usename, application_name, xact_start from pg_stat_activity where state like ''idle in transaction%'' order by xact_start;',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'database_timeout', 'warning', 'Records that the database could not write in time',
+        (f.measured #>> '{too_slow,count}')::bigint, f.measured #> '{too_slow,samples}',
+        'Each of them alone took longer than the statement timeout of the Data API. Look at the triggers of the table: select tgname, tgfoid::regproc from pg_trigger where tgrelid = ''public.part_images''::regclass and not tgisinternal; Then start a sync.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'url_refused', 'warning', 'Records that the table does not let be changed',
+        (f.measured #>> '{url_refused,count}')::bigint, f.measured #> '{url_refused,samples}',
+        'A constraint or trigger of the table refused their new URL. See the problems of the last sync for its words, mend that, then start a sync.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'run_stands_still', 'error', 'An open run stands still',
+        (f.live -> 'standing_run' <> 'null')::integer, null,
+        format(
+          'The %s %s has not moved since %s. %s The watchdog calls the function again every minute; after 6 hours the nightly job closes the run. Starting it again wakes it at once; to end it, cancel it.',
+          f.live #>> '{standing_run,mode}', f.live #>> '{standing_run,id}', to_char((f.live #>> '{standing_run,since}')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI "GMT"'), f.live #>> '{standing_run,reason}'
+        ),
+        image_sync.request_of(f.bucket_id, jsonb_strip_nulls(jsonb_build_object(
+          'mode', f.live #> '{standing_run,mode}',
+          'confirm', case when f.live #>> '{standing_run,mode}' = 'cleanup' then f.live #> '{standing_run,plan_id}' end,
+          'restore', case when f.live #>> '{standing_run,mode}' = 'restore' then f.live #> '{standing_run,plan_id}' end,
+          'bucket_is_gone', f.live #> '{standing_run,bucket_is_gone}'
+        )))
+      ),
+      (
+        'table_refused', 'error', 'The function may not use the table',
+        coalesce((f.live ->> 'table_refused')::boolean, false)::integer, null,
+        'The table was adopted as it was, and its grants do not let service_role work. Grant them, then start a sync.',
+        image_sync.sql_of('grant select, insert, update, delete on public.part_images to service_role;')
+      ),
+      (
+        'renewed_too_late', 'warning', 'URLs will die before the schedule renews them',
+        (
+          (f.live ->> 'nightly')::boolean
+          and (
+            select min(image_sync.next_time(
+              s.schedule, greatest(now(), (f.measured #>> '{records,soonest_expiry}')::timestamptz - (f.live ->> 'renew_before')::interval)
+            ))
+            from jsonb_array_elements_text(f.schedule -> 'schedules') as s (schedule)
+          ) > (f.measured #>> '{records,soonest_expiry}')::timestamptz
+          and (f.measured #>> '{records,soonest_expiry}')::timestamptz > now()
+        )::integer, null,
+        format(
+          'The first URL dies at %s, and no scheduled sync lies in the %s before it. Let URLs live longer and be renewed earlier than the time between two nights, then start a sync.',
+          to_char((f.measured #>> '{records,soonest_expiry}')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI "GMT"'), f.live ->> 'renew_before'
+        ),
+        image_sync.sql_of(format('update image_sync.settings set signed_url_ttl = greatest(signed_url_ttl, ''7 days''), renew_before = greatest(renew_before, ''2 days'') where bucket_id = %L;', f.bucket_id))
+      ),
+      (
+        'expired', 'error', 'Records whose URL has expired',
+        case
+          -- Nothing was measured since the first of them died: at least one has.
+          when (f.measured #>> '{records,soonest_expiry}')::timestamptz <= now() then greatest((f.measured ->> 'expired_with_object')::bigint, 1)
+          else (f.measured ->> 'expired_with_object')::bigint
+        end, null,
+        'Start a sync: it signs them again. Then see why the nights before did not.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'excluded_extensions', 'info', 'Files left out because of their extension',
+        (f.measured #>> '{other_extensions,count}')::bigint, f.measured #> '{other_extensions,samples}',
+        case
+          when jsonb_array_length(f.pictures) = 0 then 'None of them is a picture by its extension: nothing to do.'
+          else 'To include the pictures among them, add their extensions; then start a sync.'
+        end
+          || case when f.pictures ?| '{heic,heif,tif,tiff,avif}' then ' Neither every spreadsheet nor every browser shows heic, heif, tif, tiff or avif.' else '' end
+          || case when f.measured #> '{bucket,by_extension}' ? '(none)' and not f.live -> 'extensions' ? '' then ' Files without an extension are included by an empty one in that list.' else '' end,
+        case when jsonb_array_length(f.pictures) > 0 then image_sync.sql_of(format(
+          'update image_sync.settings set extensions = extensions || %L::text[] where bucket_id = %L;',
+          array(select jsonb_array_elements_text(f.pictures)), f.bucket_id
+        )) end
+      ),
+      (
+        'excluded_names', 'info', 'Hidden and system files left out by name',
+        (f.measured #>> '{excluded,count}')::bigint, f.measured #> '{excluded,samples}',
+        'Their names match a pattern of the setting exclude, so they have no record.',
+        null::jsonb
+      ),
+      (
+        'empty_files', 'warning', 'Files that are empty',
+        (f.measured #>> '{empty_files,count}')::bigint, f.measured #> '{empty_files,samples}',
+        'They have a size of 0 and show nothing, so they count as no images. Upload them again, then start a sync.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'several_files', 'warning', 'Several files for one part number',
+        (f.measured #>> '{several_files,count}')::bigint, f.measured #> '{several_files,samples}',
+        'Each file has its own record; a look-up by part number finds one of them. Keep one file for each part number and delete or rename the others, then start a sync; nothing is overwritten.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'unnamed_records', 'warning', 'Records without a file name',
+        (f.measured ->> 'unnamed')::bigint, null,
+        'They cannot be matched with any file. Give them their file names, or move them to the archive; then start an analyze.',
+        image_sync.sql_of(format(
+          'with taken as (delete from public.part_images p where p.bucket_id = %1$L and coalesce(p.file_name, '''') = '''' returning to_jsonb(p) as record) insert into image_sync.archive (bucket_id, file_name, record, reason) select %1$L, '''', taken.record, ''unnamed'' from taken;',
+          f.bucket_id
+        ))
+      ),
+      (
+        'stray_records', 'warning', 'Records of buckets that no run looks at',
+        (
+          select sum((s.stray ->> 'records')::bigint)
+          from jsonb_array_elements(f.live -> 'strays') as s (stray)
+        )::bigint,
+        (
+          select jsonb_agg(format(
+            '%s: %s%s %s, %s', s.stray ->> 'bucket_id',
+            s.stray ->> 'records', case when (s.stray ->> 'records')::integer >= 10000 then ' or more' end,
+            case when (s.stray ->> 'records')::integer = 1 then 'record' else 'records' end,
+            case when (s.stray ->> 'bucket_exists')::boolean then 'a bucket without settings' else 'the bucket does not exist' end
+          ))
+          from jsonb_array_elements(f.live -> 'strays') as s (stray)
+        ),
+        'Nothing renews their URLs. A bucket that exists is kept in step once it has settings; the records of one that is gone are archived by a cleanup that says so: bucket by bucket, beginning with the first.',
+        case
+          when (f.live #>> '{strays,0,bucket_exists}')::boolean then image_sync.sql_of(format('insert into image_sync.settings (bucket_id) values (%L);', f.live #>> '{strays,0,bucket_id}'))
+          else image_sync.request_of(f.live #>> '{strays,0,bucket_id}', '{"mode": "cleanup", "bucket_is_gone": true}')
+        end
+      ),
+      (
+        'file_lost', case when (f.unseen #>> '{file_lost,none_shown}')::boolean then 'error' else 'warning' end, 'Files that are lost or empty in Storage',
+        (f.unseen #>> '{file_lost,files}')::bigint, f.unseen #> '{file_lost,samples}',
+        'Storage has their row and no content: no URL shows them. Upload them again, then start a verify.',
+        image_sync.request_of(f.bucket_id, '{"mode": "verify"}')
+      ),
+      (
+        'file_gone', case when (f.unseen #>> '{file_gone,none_shown}')::boolean then 'error' else 'warning' end, 'Files that were deleted while they were looked at',
+        (f.unseen #>> '{file_gone,files}')::bigint, f.unseen #> '{file_gone,samples}',
+        'Their records are orphaned from now on: start a sync, and then see what it says of them.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'not_an_image', case when (f.unseen #>> '{not_an_image,none_shown}')::boolean then 'error' else 'warning' end, 'Files that are no images',
+        (f.unseen #>> '{not_an_image,files}')::bigint, f.unseen #> '{not_an_image,samples}',
+        'What they begin with is of no kind of image, whatever their names say. Upload the right files, or leave them out by the setting exclude; then start a verify.',
+        image_sync.request_of(f.bucket_id, '{"mode": "verify"}')
+      ),
+      (
+        'wrong_content_type', case when (f.unseen #>> '{wrong_content_type,none_shown}')::boolean then 'error' else 'warning' end, 'Images stored under a wrong content type',
+        (f.unseen #>> '{wrong_content_type,files}')::bigint, f.unseen #> '{wrong_content_type,samples}',
+        'Browsers and spreadsheets may not show them. Upload them again with their content type (image/jpeg), then start a verify.',
+        image_sync.request_of(f.bucket_id, '{"mode": "verify"}')
+      ),
+      (
+        'url_rejected', case when (f.unseen #>> '{url_rejected,none_shown}')::boolean then 'error' else 'warning' end, 'URLs that Storage rejects',
+        (f.unseen #>> '{url_rejected,files}')::bigint, f.unseen #> '{url_rejected,samples}',
+        'The key that signs URLs was rotated, or the URL was changed by hand. They have to be signed anew: start a sync that renews all.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync", "renew": "all"}')
+      ),
+      (
+        'unreachable', case when (f.unseen #>> '{unreachable,none_shown}')::boolean then 'error' else 'warning' end, 'URLs that could not be opened',
+        (f.unseen #>> '{unreachable,files}')::bigint, f.unseen #> '{unreachable,samples}',
+        'Storage, or the address that readers use (the setting public_url), gave no answer that says anything of the file. Check the status of Storage, then start a verify.',
+        image_sync.request_of(f.bucket_id, '{"mode": "verify"}')
+      ),
+      (
+        'last_run_failed', 'error', 'The last sync failed',
+        (
+          f.last_sync ->> 'state' = 'failed'
+          -- function_unknown says it already.
+          and not coalesce(f.last_sync #>> '{error,code}' = 'function_unknown' and f.schedule -> 'function_url' = 'null', false)
+        )::integer, null,
+        format('%s Then start a sync.', coalesce((f.last_sync #>> '{error,title}') || ': ' || (f.last_sync #>> '{error,detail}'), 'See the run''s problems.')),
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'last_run_partial', 'warning', 'The last sync could not do all of its work',
+        (f.last_sync ->> 'state' = 'partial')::integer, f.measured #> '{failed,samples}',
+        'See the run''s problems for what was said of each. The next sync tries again.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'no_recent_sync', 'error', 'No successful sync since one was due',
+        (f.live -> 'last_success_at' = 'null' or coalesce((
+          -- Two hours after the first night that should have come since. Without a schedule there is no such limit.
+          select min(image_sync.next_time(s.schedule, (f.live ->> 'last_success_at')::timestamptz)) < now() - interval '2 hours'
+          from jsonb_array_elements_text(f.schedule -> 'schedules') as s (schedule)
+          where (f.live ->> 'nightly')::boolean
+        ), false))::integer, null,
+        'Start a sync by hand. If the nightly one does not come, look at the findings about its job and its calls.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'job_missing', 'error', 'A scheduled job is absent, switched off, or does something else',
+        jsonb_array_length(coalesce(f.schedule -> 'missing_jobs', '["image-sync-housekeeping", "image-sync-nightly", "image-sync-watchdog"]')), coalesce(f.schedule -> 'missing_jobs', '["image-sync-housekeeping", "image-sync-nightly", "image-sync-watchdog"]'),
+        'The lines of SQL below make it; the owner of the schema image_sync (postgres) has to run them.',
+        image_sync.sql_of(coalesce(f.schedule ->> 'missing_lines', 'create extension pg_cron with schema pg_catalog;'))
+      ),
+      (
+        'job_failed', 'error', 'A scheduled job failed the last time',
+        (
+          select count(*)
+          from jsonb_array_elements(f.schedule -> 'failed_jobs') as j (job)
+          -- What a later success refutes is gone.
+          where not coalesce(j.job ->> 'name' = 'image-sync-nightly' and (f.live ->> 'last_success_at')::timestamptz > (j.job ->> 'at')::timestamptz, false)
+        ),
+        (
+          select jsonb_agg(format('%s at %s: %s', j.job ->> 'name', to_char((j.job ->> 'at')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI "GMT"'), j.job ->> 'message'))
+          from jsonb_array_elements(f.schedule -> 'failed_jobs') as j (job)
+        ),
+        'Mend what its message says. The finding goes when the job has run well, or a sync has succeeded since.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'calls_unanswered', 'error', 'Calls of the function are not answered',
+        (
+          (f.call ->> 'is_open')::boolean
+          and not (f.call ->> 'answered')::boolean
+          and (f.call ->> 'moved_at')::timestamptz < now() - interval '2 minutes'
+          and (f.call ->> 'kicked_at')::timestamptz < now() - interval '10 seconds'
+        )::integer, null,
+        format(
+          'Nothing has moved since %s GMT, and the last call is queued or lost: is pg_net at work? select count(*) from net.http_request_queue; select net.worker_restart(); A sync started by hand does the work meanwhile.',
+          to_char((f.call ->> 'moved_at')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS')
+        ),
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'function_unknown', 'error', 'The function has not said where it lives',
+        (f.schedule -> 'function_url' = 'null')::integer, null,
+        'The schedule cannot call it. It announces its address whenever it starts a run: deploy it, and start a sync by hand.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'address_stale', 'error', 'The schedule calls a function that does not know this database',
+        ((f.call ->> 'answered')::boolean and (f.call ->> 'status')::integer = 401)::integer,
+        jsonb_build_array(f.schedule ->> 'function_url'),
+        'As after a restore or a branch into another project: the address is the old one''s until this project''s own function has been called. Start a sync by hand.',
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'last_call_failed', 'warning', 'The last call that the schedule queued got an error',
+        ((f.call ->> 'answered')::boolean and coalesce((f.call ->> 'status')::integer not between 200 and 299 and (f.call ->> 'status')::integer <> 401, true))::integer,
+        jsonb_build_array(coalesce('HTTP ' || (f.call ->> 'status'), f.call ->> 'error')),
+        format('404: the function is not deployed. 503: it did not start, or could not reach the database; its log says more. No answer: %s cannot be reached. A sync started by hand does the work meanwhile.', coalesce(f.schedule ->> 'function_url', 'its address')),
+        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'table_public', 'warning', 'Anyone with the publishable key can read the signed URLs',
+        coalesce((f.live ->> 'table_public')::boolean, false)::integer, null,
+        'The role anon may select from public.part_images. Unless that is wanted, revoke it, or enable row level security on the table.',
+        image_sync.sql_of('revoke select on public.part_images from anon, public;')
+      )
+    ) as v (code, level, title, count, samples, remediation, action)
+    where v.count > 0
+  )
+  select found.code, found.level, found.title, found.count, found.samples, found.remediation, found.action
+  from found
+  where not exists (
+    select
+    from (values
+      ('last_run_failed', 'bucket_missing'),
+      ('last_run_failed', 'listing_failed'),
+      ('last_run_failed', 'signing_failed'),
+      ('last_run_partial', 'signing_failed'),
+      ('last_run_failed', 'table_refused'),
+      ('listing_incomplete', 'listing_failed'),
+      ('last_run_partial', 'unsignable_names'),
+      ('last_run_partial', 'row_locked'),
+      ('last_run_partial', 'database_timeout'),
+      ('last_run_partial', 'url_refused'),
+      ('last_run_partial', 'not_moved'),
+      ('last_run_partial', 'collided'),
+      ('last_call_failed', 'calls_unanswered'),
+      ('run_stands_still', 'calls_unanswered'),
+      ('missing', 'row_locked'),
+      ('missing', 'database_timeout'),
+      ('unsignable_names', 'signing_failed'),
+      ('unsigned', 'signing_failed'),
+      ('listing_incomplete', 'signing_failed'),
+      ('listing_incomplete', 'last_run_failed')
+    ) as explained (code, cause)
+    join found as cause on cause.code = explained.cause
+    where explained.code = found.code
+  )
+  order by array_position(array['error', 'warning', 'info'], found.level), found.code;
+end;
+
+comment on function image_sync.findings(jsonb) is
+  'The findings of a report: code, level (error, warning, info), title, count, samples, remediation, and action: {"request"}, {"sql"}, or null where only a person can do something. The one definition of all of them.';
+
+revoke all on function
+  image_sync.request_of(text, jsonb),
+  image_sync.sql_of(text),
+  image_sync.unseen(jsonb),
+  image_sync.findings(jsonb)
+from public;
+grant execute on function
+  image_sync.request_of(text, jsonb),
+  image_sync.sql_of(text),
+  image_sync.unseen(jsonb),
+  image_sync.findings(jsonb)
+to service_role;
+
+-- report
+
+-- The status report: what the last run measured, the last run of each mode, and the findings.
+
+-- The last finished run in any of these modes, as a document.
+create or replace function image_sync.last_run(p_bucket_id text, p_modes text[])
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  select image_sync.run_document(r.id) || jsonb_build_object('reached_end', r.exhausted)
+  from image_sync.runs r
+  where r.bucket_id = p_bucket_id
+    and r.mode = any (p_modes)
+    and r.finished_at is not null
+  order by r.finished_at desc
+  limit 1
+);
+
+comment on function image_sync.last_run(text, text[]) is 'The last finished run of a bucket in one of the modes; null where there is none.';
+
+-- What is true right now and cheap to ask.
+create or replace function image_sync.report_facts(p_settings image_sync.settings)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  select jsonb_build_object(
+    'bucket_id', p_settings.bucket_id,
+    'live', jsonb_build_object(
+      'extensions', to_jsonb(p_settings.extensions),
+      'nightly', p_settings.nightly,
+      'renew_before', p_settings.renew_before,
+      'standing_run', image_sync.standing_run(p_settings.bucket_id),
+      'last_success_at', (
+        select max(r.finished_at)
+        from image_sync.runs r
+        where r.bucket_id = p_settings.bucket_id
+          and r.mode = 'sync'
+          -- What fails for single files has a finding of its own and must not hide, night after night, that the rest went well.
+          and (r.outcome = 'succeeded' or r.stop_reason in ('items_failed', 'row_locked', 'database_timeout', 'records_refused'))
+      )
+    ) || image_sync.bucket_facts(p_settings.bucket_id) || image_sync.table_facts(p_settings.bucket_id) || image_sync.stray_facts(p_settings.bucket_id),
+    'schedule', image_sync.schedule_facts(),
+    -- The newest measurement, with the probe of the newest sync: an analyze fetches nothing.
+    'measured', (
+      select r.report || jsonb_build_object('probe', (
+        select s.report -> 'probe'
+        from image_sync.runs s
+        where s.bucket_id = p_settings.bucket_id
+          and s.mode = 'sync'
+          and s.report is not null
+        order by s.finished_at desc
+        limit 1
+      ))
+      from image_sync.runs r
+      where r.bucket_id = p_settings.bucket_id
+        and r.report is not null
+      order by r.finished_at desc
+      limit 1
+    ),
+    -- The newest look at every URL, and whether a sync came after it.
+    'verified', (
+      select r.report -> 'verified' || jsonb_build_object('is_older', exists (
+        select
+        from image_sync.runs s
+        where s.bucket_id = p_settings.bucket_id
+          and s.mode = 'sync'
+          and s.report is not null
+          and s.finished_at > r.finished_at
+      ))
+      from image_sync.runs r
+      where r.bucket_id = p_settings.bucket_id
+        and r.mode = 'verify'
+        and r.report is not null
+      order by r.finished_at desc
+      limit 1
+    ),
+    'last_sync', image_sync.last_run(p_settings.bucket_id, array['sync']),
+    'last_listing', image_sync.last_run(p_settings.bucket_id, array['sync', 'analyze', 'verify'])
+  )
+);
+
+comment on function image_sync.report_facts(image_sync.settings) is 'What the report and its findings are made of: the last measurement, the last runs, the schedule, and what is cheap to ask now.';
+
+-- Nothing is healthy while more than one image in a hundred has no working URL, or more than one record in a hundred shows nothing.
+create or replace function image_sync.shows_enough(p_measured jsonb)
+returns boolean
+language sql
+immutable
+set search_path = ''
+return coalesce((p_measured #>> '{coverage,signed}')::numeric, 1) >= 0.99
+  and 100 * (
+    coalesce((p_measured #>> '{difference,orphaned,count}')::bigint, 0)
+    + coalesce((p_measured ->> 'unsigned_with_object')::bigint, 0)
+    + coalesce((p_measured ->> 'expired_with_object')::bigint, 0)
+  ) <= coalesce((p_measured #>> '{records,total}')::bigint, 0);
+
+comment on function image_sync.shows_enough(jsonb) is
+  'Whether, by a measurement, at least 99 % of the images have a working URL and at most 1 % of the records show nothing.';
+
+-- A URL that works for the database and shows nothing to a reader counts as well: by a verify, not by the few of a probe.
+create or replace function image_sync.shows_what_it_says(p_facts jsonb)
+returns boolean
+language sql
+stable
+set search_path = ''
+return coalesce(
+  (
+    select 100 * sum(u.files) <= (p_facts #>> '{verified,checked}')::bigint
+    from image_sync.unseen(p_facts) u
+  ), true);
+
+comment on function image_sync.shows_what_it_says(jsonb) is
+  'Whether, by the newest verify and what came after it, at most 1 % of the URLs show no image; true where there was none.';
+
+-- The status report.
+create or replace function public.image_sync_report(p_bucket text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+-- Whatever somebody holds: the report says what it can see.
+set lock_timeout = '1s'
+as $$
+declare
+  v_settings image_sync.settings;
+  v_facts jsonb;
+  v_measured jsonb;
+  v_findings jsonb;
+begin
+  select s.*
+  into v_settings
+  from image_sync.settings s
+  where s.bucket_id = p_bucket;
+  if v_settings.bucket_id is null then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot report on bucket %s: image_sync.settings has no row for it.', p_bucket)
+    );
+  end if;
+
+  v_facts := image_sync.report_facts(v_settings);
+  v_measured := coalesce(v_facts -> 'measured', '{}');
+  select coalesce(jsonb_agg(to_jsonb(f)), '[]')
+  into v_findings
+  from image_sync.findings(v_facts) as f;
+
+  return jsonb_build_object('report', jsonb_build_object(
+    'generated_at', now(),
+    'versions', jsonb_build_object('schema', image_sync.schema_version(), 'function', (
+      select p.function_version
+      from image_sync.project p
+    )),
+    'measured_at', v_measured -> 'measured_at',
+    'healthy', not jsonb_path_exists(v_findings, '$[*] ? (@.level == "error")') and image_sync.shows_enough(v_measured) and image_sync.shows_what_it_says(v_facts),
+    'bucket', jsonb_build_object('id', p_bucket) || coalesce(v_measured -> 'bucket', '{"objects": null, "images": null, "bytes": null, "by_extension": {}}'),
+    'records', coalesce(v_measured -> 'records', '{"total": null, "signed": null, "unsigned": null, "expired": null, "soonest_expiry": null}'),
+    'difference', coalesce(v_measured -> 'difference', '{"missing": {"count": null, "samples": []}, "orphaned": {"count": null, "samples": []}, "collided": {"count": null, "samples": []}, "moved": {"count": null, "samples": []}}'),
+    'coverage', coalesce(v_measured -> 'coverage', '{"recorded": null, "signed": null}'),
+    'probe', coalesce(nullif(v_measured -> 'probe', 'null'), '{"checked": 0, "ok": 0, "failures": []}'),
+    'verified', nullif(v_facts -> 'verified', 'null') - 'is_older',
+    'open_run', (
+      select image_sync.run_document(r.id)
+      from image_sync.runs r
+      where r.bucket_id = p_bucket
+        and r.finished_at is null
+      order by r.started_at desc
+      limit 1
+    ),
+    'next_run_at', case when v_settings.nightly then v_facts #> '{schedule,next_run_at}' end,
+    'last_runs', jsonb_build_object(
+      'sync', v_facts -> 'last_sync',
+      'analyze', image_sync.last_run(p_bucket, array['analyze']),
+      'verify', image_sync.last_run(p_bucket, array['verify']),
+      'cleanup', image_sync.last_run(p_bucket, array['cleanup']),
+      'restore', image_sync.last_run(p_bucket, array['restore'])
+    ),
+    'findings', v_findings
+  ));
+end;
+$$;
+
+comment on function public.image_sync_report(text) is
+  'The status report of a bucket: what the last run measured, the last run of each mode, the open run, the next one, and the findings. Problem: unknown_bucket (404). Never contains a signed URL or a key.';
+
+revoke all on function
+  image_sync.report_facts(image_sync.settings),
+  image_sync.shows_enough(jsonb),
+  image_sync.shows_what_it_says(jsonb),
+  image_sync.last_run(text, text[])
+from public;
+revoke all on function public.image_sync_report(text) from public, anon, authenticated;
+grant execute on function
+  image_sync.report_facts(image_sync.settings),
+  image_sync.last_run(text, text[]),
+  image_sync.shows_enough(jsonb),
+  image_sync.shows_what_it_says(jsonb),
+  public.image_sync_report(text)
+to service_role;
+
+-- lists
+
+-- Lists for the operator: the buckets that are kept in step, and the history of runs. Pages by keyset, each bounded.
+
+-- Every bucket with settings, with its verdict.
+-- Returns {"buckets": [{"bucket_id", "exists", "nightly", "healthy", "errors", "warnings", "images", "coverage", "last_sync_at",
+-- "last_sync_state", "open_run"}], "next": the p_after of the next page or null}.
+create or replace function public.image_sync_buckets(p_after text default '', p_limit integer default 50)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+as $$
+declare
+  v_limit constant integer := least(greatest(coalesce(p_limit, 50), 1), 100);
+  v_buckets jsonb;
+begin
+  select coalesce(jsonb_agg(jsonb_build_object(
+    'bucket_id', s.bucket_id,
+    'exists', (r.facts #>> '{bucket_exists}')::boolean,
+    'nightly', s.nightly,
+    'healthy', r.report -> 'healthy',
+    'errors', jsonb_array_length(jsonb_path_query_array(r.report, '$.findings[*] ? (@.level == "error")')),
+    'warnings', jsonb_array_length(jsonb_path_query_array(r.report, '$.findings[*] ? (@.level == "warning")')),
+    'images', r.report #> '{bucket,images}',
+    'coverage', r.report #> '{coverage,signed}',
+    'last_sync_at', r.report #> '{last_runs,sync,finished_at}',
+    'last_sync_state', r.report #> '{last_runs,sync,state}',
+    'open_run', r.report #> '{open_run,id}'
+  ) order by s.bucket_id collate "C"), '[]')
+  into v_buckets
+  from (
+    select q.bucket_id, q.nightly
+    from image_sync.settings q
+    where q.bucket_id collate "C" > coalesce(p_after, '')
+    order by q.bucket_id collate "C"
+    limit v_limit
+  ) as s
+  cross join lateral (
+    select public.image_sync_report(s.bucket_id) -> 'report' as report, image_sync.bucket_facts(s.bucket_id) as facts
+  ) as r;
+  return jsonb_build_object(
+    'buckets', v_buckets,
+    'next', case when jsonb_array_length(v_buckets) = v_limit then v_buckets #> '{-1,bucket_id}' end
+  );
+end;
+$$;
+
+comment on function public.image_sync_buckets(text, integer) is
+  'A page of the buckets that have settings, in byte order behind p_after, 1 to 100 of them, each with its verdict.';
+
+-- Gives a bucket settings, the defaults: the next night keeps it in step. Its files and records stay as they are.
+create or replace function public.image_sync_add_bucket(p_bucket text)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_is_new boolean;
+begin
+  if not exists (
+    select
+    from storage.buckets b
+    where b.id = p_bucket
+  ) then
+    return image_sync.problem(
+      409, 'bucket_missing', 'The bucket does not exist',
+      format('Cannot keep bucket %s in step: storage.buckets has no such id. Create it under Storage first.', p_bucket)
+    );
+  end if;
+  insert into image_sync.settings (bucket_id)
+  values (p_bucket)
+  on conflict do nothing;
+  v_is_new := found;
+  return jsonb_build_object('bucket', jsonb_build_object('bucket_id', p_bucket, 'changed', v_is_new));
+end;
+$$;
+
+comment on function public.image_sync_add_bucket(text) is
+  'Gives a bucket the default settings, so that it is kept in step. Returns {"bucket": {"bucket_id", "changed": false where it had some}}. Problem: bucket_missing (409).';
+
+-- Takes a bucket's settings away: no run looks at it any more. Its files, records and history stay.
+create or replace function public.image_sync_remove_bucket(p_bucket text)
+returns jsonb
+language plpgsql
+set search_path = ''
+set lock_timeout = '2s'
+as $$
+declare
+  v_open uuid;
+  v_is_gone boolean;
+begin
+  perform pg_advisory_xact_lock(hashtextextended('image_sync.start ' || p_bucket, 0));
+  select r.id
+  into v_open
+  from image_sync.runs r
+  where r.bucket_id = p_bucket
+    and r.finished_at is null
+  limit 1;
+  if v_open is not null then
+    return image_sync.problem(
+      409, 'conflicting_run', 'A run of the bucket is open',
+      format('Cannot remove bucket %s: run %s is open. Wait for its end, or cancel it with DELETE ?run=%s.', p_bucket, v_open, v_open),
+      jsonb_build_object('open_run', v_open)
+    );
+  end if;
+  delete from image_sync.settings s
+  where s.bucket_id = p_bucket;
+  v_is_gone := found;
+  if not v_is_gone then
+    return image_sync.problem(404, 'unknown_bucket', 'The bucket has no settings', format('Cannot remove bucket %s: image_sync.settings has no row for it.', p_bucket));
+  end if;
+  return jsonb_build_object('bucket', jsonb_build_object('bucket_id', p_bucket, 'changed', true));
+end;
+$$;
+
+comment on function public.image_sync_remove_bucket(text) is
+  'Takes a bucket''s settings away, so that no run looks at it any more; files, records and history stay. Problems: unknown_bucket (404), conflicting_run (409).';
+
+-- The history of runs, newest first.
+--   p_bucket, p_mode, p_state  only those, null: all; p_state as a run document says it: open, succeeded, partial, failed, cancelled
+--   p_after                    the last run of the page before
+-- Returns {"runs": [document], "next": the p_after of the next page or null}.
+create or replace function public.image_sync_runs(
+  p_bucket text default null,
+  p_mode text default null,
+  p_state text default null,
+  p_after uuid default null,
+  p_limit integer default 20
+)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_limit constant integer := least(greatest(coalesce(p_limit, 20), 1), 100);
+  v_runs jsonb;
+begin
+  if p_after is not null and not exists (
+    select
+    from image_sync.runs r
+    where r.id = p_after
+  ) then
+    return image_sync.unknown_run(p_after);
+  end if;
+  select coalesce(jsonb_agg(image_sync.run_document(q.id) order by q.started_at desc, q.id desc), '[]')
+  into v_runs
+  from (
+    select r.id, r.started_at
+    from image_sync.runs r
+    where (p_bucket is null or r.bucket_id = p_bucket)
+      and (p_mode is null or r.mode = p_mode)
+      and (p_state is null or coalesce(r.outcome, 'open') = p_state)
+      and (p_after is null or (r.started_at, r.id) < (
+        select a.started_at, a.id
+        from image_sync.runs a
+        where a.id = p_after
+      ))
+    order by r.started_at desc, r.id desc
+    limit v_limit
+  ) as q;
+  return jsonb_build_object(
+    'runs', v_runs,
+    'next', case when jsonb_array_length(v_runs) = v_limit then v_runs #> '{-1,id}' end
+  );
+end;
+$$;
+
+comment on function public.image_sync_runs(text, text, text, uuid, integer) is
+  'A page of the history of runs, newest first, 1 to 100 of them. Problem: unknown_run (404) for a p_after that housekeeping pruned.';
+
+revoke all on function
+  public.image_sync_buckets(text, integer),
+  public.image_sync_add_bucket(text),
+  public.image_sync_remove_bucket(text),
+  public.image_sync_runs(text, text, text, uuid, integer)
+from public, anon, authenticated;
+grant execute on function
+  public.image_sync_buckets(text, integer),
+  public.image_sync_add_bucket(text),
+  public.image_sync_remove_bucket(text),
+  public.image_sync_runs(text, text, text, uuid, integer)
+to service_role;
+
+-- cleanup
+
+-- Cleanup and restore. Nothing is removed that a person has not seen listed first: a dry run keeps its list in its chunks, a
+-- confirmed run applies exactly that list, and what it removes stands whole in the archive until a restore brings it back.
+
+-- The guards: what has to hold before the first record is removed or put back. Each refusal has its code, its numbers and the
+-- way out; only too_many_records, too_large_fraction and bucket_empty can be overridden, by name.
+create or replace function image_sync.check_guards(
+  p_bucket_id text,
+  p_mode text,
+  p_options jsonb,
+  out problem jsonb,
+  out plan uuid,
+  out total bigint
+)
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_settings image_sync.settings;
+  v_plan image_sync.runs;
+  v_plan_bucket text;
+  v_archived bigint;
+  v_bucket record;
+  v_is_gone boolean;
+  v_records bigint;
+  v_applied uuid;
+  v_max_count bigint;
+  v_max_fraction numeric;
+begin
+  plan := coalesce(p_options ->> 'confirm', p_options ->> 'restore')::uuid;
+  v_is_gone := p_mode = 'cleanup' and coalesce((p_options ->> 'bucket_is_gone')::boolean, false);
+
+  select jsonb_build_object('id', r.id, 'mode', r.mode)
+  into problem
+  from image_sync.runs r
+  where r.bucket_id = p_bucket_id
+    and r.mode in ('cleanup', 'restore')
+    and r.finished_at is null
+  limit 1;
+  if problem is not null then
+    problem := image_sync.problem(
+      409, 'conflicting_run', 'Another run excludes this one',
+      format('Cannot start a %s of bucket %s: the %s %s is open. Wait for its end, or cancel it with DELETE ?run=%s.', p_mode, p_bucket_id, problem ->> 'mode', problem ->> 'id', problem ->> 'id'),
+      jsonb_build_object('open_run', problem ->> 'id')
+    );
+    return;
+  end if;
+  select b.id, b.created_at
+  into v_bucket
+  from storage.buckets b
+  where b.id = p_bucket_id;
+  if v_is_gone and v_bucket.id is not null then
+    problem := image_sync.problem(
+      409, 'bucket_exists', 'The bucket is there',
+      format('Cannot clean up bucket %s as one that is gone: storage.buckets has it. Start a cleanup that looks at its files: {"mode": "cleanup"}.', p_bucket_id)
+    );
+    return;
+  end if;
+  if plan is null then
+    return;
+  end if;
+
+  select r.*
+  into v_plan
+  from image_sync.runs r
+  where r.id = plan;
+  if p_mode = 'restore' then
+    -- What can be restored is what the archive holds, whatever became of the cleanup's own row.
+    select count(*) filter (where a.restored_at is null), coalesce(v_plan.bucket_id, min(a.bucket_id)), count(*)
+    into total, v_plan_bucket, v_archived
+    from image_sync.archive a
+    where a.run_id = plan;
+  else
+    v_plan_bucket := v_plan.bucket_id;
+  end if;
+  if (v_plan.id is null and coalesce(v_archived, 0) = 0) or v_plan.mode <> 'cleanup' or (v_plan.plan_id is null) <> (p_mode = 'cleanup') and v_plan.id is not null then
+    problem := image_sync.problem(
+      404, 'unknown_plan', 'There is no such list',
+      case
+        when p_mode = 'cleanup' then format('Cannot confirm %s: it is not a dry run of a cleanup. Start one with {"mode": "cleanup"} and confirm its id.', plan)
+        else format('Cannot restore %s: it is not a cleanup that removed records. The archive says which are: select distinct run_id from image_sync.archive;', plan)
+      end
+    );
+    return;
+  end if;
+  if v_plan_bucket <> p_bucket_id then
+    problem := image_sync.problem(
+      409, 'plan_of_another_bucket', 'The list is of another bucket',
+      format('Cannot apply run %s to bucket %s: it is a run of bucket %s. Name that bucket.', plan, p_bucket_id, v_plan_bucket),
+      jsonb_build_object('plan_bucket', v_plan_bucket)
+    );
+    return;
+  end if;
+
+  if p_mode = 'restore' then
+    if (v_plan.id is not null and v_plan.finished_at is null) or total = 0 then
+      problem := image_sync.problem(
+        409, 'nothing_to_restore', 'There is nothing to restore',
+        format('Cannot restore cleanup %s: it is open, or the archive holds no record of it that is not back already. The archive says which are: select distinct run_id from image_sync.archive where restored_at is null;', plan)
+      );
+    end if;
+    return;
+  end if;
+
+  if v_plan.outcome is distinct from 'succeeded' then
+    problem := image_sync.problem(
+      409, 'plan_not_finished', 'The list is not complete',
+      format('Cannot confirm dry run %s: it is %s, not succeeded. Start a new one with {"mode": "cleanup"}.', plan, coalesce(v_plan.outcome, 'open'))
+    );
+    return;
+  end if;
+  select r.id
+  into v_applied
+  from image_sync.runs r
+  where r.plan_id = v_plan.id
+    and r.mode = 'cleanup';
+  if found then
+    problem := image_sync.problem(
+      409, 'plan_already_applied', 'The list was applied already',
+      format('Cannot confirm dry run %s: run %s applied it. Start a new one with {"mode": "cleanup"} to see what is left.', plan, v_applied),
+      jsonb_build_object('applied_by', v_applied)
+    );
+    return;
+  end if;
+
+  -- The list says what it is a list of; whoever confirms it need not say it again.
+  v_is_gone := coalesce((v_plan.options ->> 'bucket_is_gone')::boolean, false);
+  if v_bucket.id is null and not v_is_gone then
+    problem := image_sync.problem(
+      409, 'bucket_missing', 'The bucket does not exist',
+      format('Cannot clean up bucket %s: storage.buckets has no such id. Without a bucket every record looks orphaned. If it is gone for good: {"mode": "cleanup", "bucket_is_gone": true}.', p_bucket_id)
+    );
+    return;
+  end if;
+  if v_bucket.created_at is distinct from v_plan.bucket_created_at then
+    problem := image_sync.problem(
+      409, 'bucket_recreated', 'The bucket was deleted and made again',
+      format('Cannot confirm dry run %s: bucket %s was made at %s, after that list. Start a new one with {"mode": "cleanup"}, look at it, and confirm that.', plan, p_bucket_id, v_bucket.created_at),
+      jsonb_build_object('bucket_created_at', v_bucket.created_at, 'plan_bucket_created_at', v_plan.bucket_created_at)
+    );
+    return;
+  end if;
+  if v_plan.finished_at < now() - interval '1 day' then
+    problem := image_sync.problem(
+      409, 'plan_expired', 'The list is older than a day',
+      format('Cannot confirm dry run %s: it ended at %s. Start a new one with {"mode": "cleanup"} and confirm that.', plan, v_plan.finished_at),
+      jsonb_build_object('finished_at', v_plan.finished_at, 'max_age_hours', 24)
+    );
+    return;
+  end if;
+  if not v_is_gone and not coalesce((p_options ->> 'allow_empty_bucket')::boolean, false) and not exists (
+    select
+    from image_sync.objects o
+    where o.bucket_id = p_bucket_id
+  ) then
+    problem := image_sync.problem(
+      409, 'bucket_empty', 'The bucket is empty',
+      format('Cannot clean up bucket %s: it holds no file, so every record looks orphaned. If that is meant: {"mode": "cleanup", "confirm": "%s", "allow_empty_bucket": true, "max_delete_fraction": 1}.', p_bucket_id, plan)
+    );
+    return;
+  end if;
+
+  select s.*
+  into v_settings
+  from image_sync.settings s
+  where s.bucket_id = p_bucket_id;
+  total := (v_plan.summary #>> '{totals,orphaned}')::bigint;
+  v_records := (v_plan.summary #>> '{totals,records}')::bigint;
+  v_max_count := coalesce((p_options ->> 'max_delete_count')::bigint, v_settings.max_delete_count);
+  v_max_fraction := coalesce((p_options ->> 'max_delete_fraction')::numeric, v_settings.max_delete_fraction);
+  if total > v_max_count then
+    problem := image_sync.problem(
+      409, 'too_many_records', 'The list is longer than allowed',
+      format('Cannot remove %s of %s records: at most %s are allowed (max_delete_count). If all of them should go: {"mode": "cleanup", "confirm": "%s", "max_delete_count": %s}.', total, v_records, v_max_count, plan, total),
+      jsonb_build_object('planned', total, 'records', v_records, 'max_delete_count', v_max_count)
+    );
+  -- Of a bucket that is gone every record is meant.
+  elsif not v_is_gone and total > v_records * v_max_fraction then
+    problem := image_sync.problem(
+      409, 'too_large_fraction', 'The list is too large a part of the table',
+      format('Cannot remove %s of %s records (%s %%): at most %s %% are allowed (max_delete_fraction). If all of them should go: {"mode": "cleanup", "confirm": "%s", "max_delete_fraction": %s}.', total, v_records, round(100.0 * total / v_records, 1), round(100 * v_max_fraction, 1), plan, round(least(ceil(10000.0 * total / v_records) / 10000, 1), 4)),
+      jsonb_build_object('planned', total, 'records', v_records, 'fraction', round(1.0 * total / v_records, 4), 'max_delete_fraction', v_max_fraction)
+    );
+  end if;
+end;
+$$;
+
+comment on function image_sync.check_guards(text, text, jsonb) is
+  'Why a cleanup or restore may not start, as a problem, or which plan it applies and how many records that names. Codes: conflicting_run, bucket_exists, unknown_plan, plan_of_another_bucket, nothing_to_restore, plan_not_finished, plan_already_applied, bucket_missing, bucket_recreated, plan_expired, bucket_empty, too_many_records, too_large_fraction.';
+
+-- Which of these records other tables point to. Deleting one could take their rows with it (on delete cascade) or change them.
+-- Security definer, because service_role need not be able to read those tables; it says only which names are referenced.
+create or replace function image_sync.referenced_names(p_bucket_id text, p_names text[])
+returns text[]
+language plpgsql
+-- Volatile: each call sees what is committed when it is made.
+volatile
+security definer
+set search_path = ''
+as $$
+declare
+  v_key record;
+  v_names text[];
+  v_referenced text[] := '{}'::text[];
+begin
+  for v_key in
+    select
+      c.conrelid::regclass as referencing_table,
+      string_agg(format('t.%I = p.%I', child.attname, parent.attname), ' and ') as condition
+    from pg_catalog.pg_constraint c
+    cross join lateral unnest(c.conkey, c.confkey) as k (child, parent)
+    join pg_catalog.pg_attribute child
+      on child.attrelid = c.conrelid
+      and child.attnum = k.child
+    join pg_catalog.pg_attribute parent
+      on parent.attrelid = c.confrelid
+      and parent.attnum = k.parent
+    where c.contype = 'f'
+      and c.confrelid = 'public.part_images'::regclass
+    group by c.oid, c.conrelid
+  loop
+    execute format(
+      'select coalesce(array_agg(distinct p.file_name), ''{}'') from public.part_images p join %s t on %s where p.bucket_id = $1 and p.file_name collate "C" = any ($2)',
+      v_key.referencing_table, v_key.condition
+    )
+    into v_names
+    using p_bucket_id, p_names;
+    v_referenced := v_referenced || v_names;
+  end loop;
+  return v_referenced;
+end;
+$$;
+
+comment on function image_sync.referenced_names(text, text[]) is 'Those of the given records that rows of other tables refer to by a foreign key.';
+
+-- Moves records that are orphaned at this moment to the archive, in one statement: nothing can come between check and move.
+create or replace function image_sync.archive_orphans(p_run image_sync.runs, p_names text[])
+returns text[]
+language sql
+set search_path = ''
+begin atomic
+  with removed as (
+    delete from public.part_images p
+    where p.bucket_id = p_run.bucket_id
+      and p.file_name collate "C" = any (p_names)
+      and not exists (
+        select
+        from image_sync.objects o
+        where o.bucket_id = p_run.bucket_id
+          and o.name collate "C" = p.file_name
+      )
+      -- Its file has another name by now: a sync takes the record along.
+      and not exists (
+        select
+        from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id)
+      )
+    returning p.file_name, to_jsonb(p) as record
+  ), archived as (
+    insert into image_sync.archive (bucket_id, file_name, record, reason, run_id)
+    select p_run.bucket_id, removed.file_name, removed.record, 'orphaned', p_run.id
+    from removed
+    returning file_name
+  )
+  select coalesce(array_agg(archived.file_name), '{}')
+  from archived;
+end;
+
+comment on function image_sync.archive_orphans(image_sync.runs, text[]) is 'Moves those of the named records that have no object to the archive and returns their names.';
+
+-- The next names of a confirmed list, in key order.
+create or replace function image_sync.listed_names(p_run image_sync.runs, p_size integer)
+returns text[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return array(
+    select listed.name
+    from image_sync.chunks c
+    cross join lateral jsonb_array_elements_text(c.facts -> 'orphaned') as listed (name)
+    where c.run_id = p_run.plan_id
+      and c.orphaned > 0
+      and coalesce(c.to_key collate "C" > p_run.cursor, true)
+      and listed.name collate "C" > p_run.cursor
+    order by c.from_key collate "C", listed.name collate "C"
+    limit p_size
+  );
+end;
+$$;
+
+comment on function image_sync.listed_names(image_sync.runs, integer) is 'At most p_size names of the run''s plan, those behind its cursor.';
+
+-- Moves orphaned records to the archive, and looks once more for their files afterwards: a slow trigger leaves time for an upload.
+create or replace function image_sync.archive_checked(p_run image_sync.runs, p_names text[])
+returns text[]
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_removed text[] := image_sync.archive_orphans(p_run, p_names);
+begin
+  if exists (
+    select
+    from image_sync.objects o
+    where o.bucket_id = p_run.bucket_id
+      and o.name collate "C" = any (v_removed)
+  ) then
+    raise exception 'A file is in the bucket again'
+      using errcode = 'ISB01', hint = 'Try the records one by one.';
+  end if;
+  return v_removed;
+end;
+$$;
+
+comment on function image_sync.archive_checked(image_sync.runs, text[]) is
+  'Moves those of the named records that have no object to the archive and returns their names. Raises ISB01, and moves none, where the file of one came back meanwhile.';
+
+-- Removes records one by one: what is refused or held costs itself alone. The caller holds their row locks.
+create or replace function image_sync.archive_one_by_one(p_run image_sync.runs, p_names text[], out removed text[], out problems jsonb)
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_since constant timestamptz := clock_timestamp();
+  v_name text;
+begin
+  removed := '{}';
+  problems := '[]';
+  foreach v_name in array p_names loop
+    -- The row is ours; a trigger of the table's owner, or a table that refers to it, may want others.
+    perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
+    begin
+      removed := removed || image_sync.archive_checked(p_run, array[v_name]);
+    exception
+      when others then
+        if image_sync.is_held(sqlstate) then
+          problems := problems || image_sync.item_problem(v_name, 'locked', 'Kept: somebody else holds what its removal needs');
+        elsif sqlstate = 'ISB01' then
+          problems := problems || image_sync.item_problem(v_name, 'file_is_back', 'Kept: its file is in the bucket again');
+        elsif sqlstate = '23503' then
+          problems := problems || image_sync.item_problem(v_name, 'referenced', 'Kept: a row of another table refers to it');
+        elsif image_sync.is_refusal(sqlstate) or sqlstate = '42501' then
+          problems := problems || image_sync.item_problem(v_name, 'refused_by_table', 'Kept: the table refused to delete it: ' || sqlerrm);
+        else
+          raise;
+        end if;
+    end;
+  end loop;
+end;
+$$;
+
+comment on function image_sync.archive_one_by_one(image_sync.runs, text[]) is
+  'Moves each of the named records that have no object to the archive by itself. Returns the names removed, and the problems of those that were refused or held.';
+
+-- Removes what it may of a list: first the rows are locked, then they are looked at, each look a statement of its own that sees what is
+-- committed by then. So nobody can refer to a record, or change it, between the look and its removal: whoever tries waits for
+-- this transaction and finds the record gone, and whoever was first holds a lock that makes us keep the record.
+-- A file that is uploaded takes no lock that could be seen: it is looked for in the statement that deletes and once more after it.
+create or replace function image_sync.remove_records(p_run image_sync.runs, p_names text[], out removed text[], out problems jsonb)
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+declare
+  v_locked text[];
+  v_referenced text[];
+  v_free text[];
+  v_rest record;
+begin
+  removed := '{}';
+  v_locked := array(
+    select p.file_name
+    from public.part_images p
+    where p.bucket_id = p_run.bucket_id
+      and p.file_name collate "C" = any (p_names)
+    order by p.file_name collate "C"
+    for update skip locked
+  );
+  begin
+    v_referenced := image_sync.referenced_names(p_run.bucket_id, v_locked);
+  exception
+    when lock_not_available or deadlock_detected then
+      -- A table that refers to ours is held: nobody knows what it refers to.
+      problems := (
+        select coalesce(jsonb_agg(image_sync.item_problem(l.name, 'locked', 'Kept: a table that may refer to it is held by somebody else')), '[]')
+        from unnest(v_locked) as l (name)
+      );
+      return;
+  end;
+  problems := (
+    select coalesce(jsonb_agg(image_sync.item_problem(r.name, 'referenced', 'Kept: a row of another table refers to it')), '[]')
+    from unnest(v_referenced) as r (name)
+  );
+  v_free := array(
+    select l.name
+    from unnest(v_locked) as l (name)
+    where l.name <> all (v_referenced)
+  );
+  begin
+    removed := image_sync.archive_checked(p_run, v_free);
+  exception
+    when others then
+      if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) and sqlstate <> '42501' then
+        raise;
+      end if;
+      v_rest := image_sync.archive_one_by_one(p_run, v_free);
+      removed := v_rest.removed;
+      problems := problems || v_rest.problems;
+  end;
+end;
+$$;
+
+comment on function image_sync.remove_records(image_sync.runs, text[]) is
+  'Locks the named records, looks at them, and moves those to the archive that have no file and that nothing refers to. Returns the names removed, and problems: referenced, locked, file_is_back, refused_by_table.';
+
+-- Why a record of the list that is still to be accounted for was kept.
+create or replace function image_sync.skip_reason(p_bucket_id text, p_name text)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+begin
+  return case
+    when exists (
+      select
+      from image_sync.objects o
+      where o.bucket_id = p_bucket_id
+        and o.name collate "C" = p_name
+    ) then image_sync.item_problem(p_name, 'file_is_back', 'Kept: its file is in the bucket again')
+    when not exists (
+      select
+      from public.part_images p
+      where p.bucket_id = p_bucket_id
+        and p.file_name collate "C" = p_name
+    ) then image_sync.item_problem(p_name, 'record_is_gone', 'Skipped: the record was removed by somebody else')
+    when not exists (
+      select
+      from public.part_images p
+      where p.bucket_id = p_bucket_id
+        and p.file_name collate "C" = p_name
+      for update skip locked
+    ) then image_sync.item_problem(p_name, 'locked', 'Kept: somebody else holds it')
+    when exists (
+      select
+      from public.part_images p
+      cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+      where p.bucket_id = p_bucket_id
+        and p.file_name collate "C" = p_name
+    ) then image_sync.item_problem(p_name, 'file_has_moved', 'Kept: its file has another name by now, and the next sync takes the record along')
+    else image_sync.item_problem(p_name, 'refused_by_table', 'Kept: a trigger of the table refused to delete it')
+  end;
+end;
+$$;
+
+comment on function image_sync.skip_reason(text, text) is 'Why a listed record was not removed, as a problem: file_is_back, record_is_gone, locked, file_has_moved or refused_by_table.';
+
+-- Applies the next part of the confirmed list.
+create or replace function image_sync.apply_plan_chunk(p_run image_sync.runs, p_settings image_sync.settings, out chunk image_sync.chunks)
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_size constant integer := image_sync.chunk_size(p_run, p_settings);
+  v_listed constant text[] := image_sync.listed_names(p_run, v_size);
+  v_removal record;
+begin
+  v_removal := image_sync.remove_records(p_run, v_listed);
+  chunk.from_key := p_run.cursor;
+  chunk.to_key := case when cardinality(v_listed) = v_size then v_listed[v_size] end;
+  chunk.removed := cardinality(v_removal.removed);
+  chunk.skipped := cardinality(v_listed) - chunk.removed;
+  chunk.problems := v_removal.problems || (
+    select coalesce(jsonb_agg(image_sync.skip_reason(p_run.bucket_id, l.name)), '[]')
+    from unnest(v_listed) as l (name)
+    where l.name <> all (v_removal.removed)
+      and not exists (
+        select
+        from jsonb_to_recordset(v_removal.problems) as known (name text)
+        where known.name = l.name
+      )
+  );
+end;
+$$;
+
+comment on function image_sync.apply_plan_chunk(image_sync.runs, image_sync.settings) is
+  'Moves what the next part of the confirmed list names, and is still orphaned, to the archive. Everything else on the list is skipped and named with the reason.';
+
+-- Puts one archived record back, id, timestamps and the owner's columns included. Null where it is back, else why it is not.
+create or replace function image_sync.restore_record(p_record jsonb)
+returns text
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_columns text;
+  v_restored integer;
+begin
+  select string_agg(format('%I', a.attname), ', ')
+  into v_columns
+  from pg_catalog.pg_attribute a
+  where a.attrelid = 'public.part_images'::regclass
+    and a.attnum > 0
+    and not a.attisdropped
+    and a.attgenerated = ''
+    and p_record ? a.attname;
+  execute format(
+    'insert into public.part_images (%1$s) overriding system value select %1$s from jsonb_populate_record(null::public.part_images, $1) on conflict do nothing',
+    v_columns
+  )
+  using p_record;
+  get diagnostics v_restored = row_count;
+  return case
+    when v_restored = 0 then 'Skipped: its place was taken meanwhile by another record of the file, or of its id or part number. Compare the two, remove or change the one in the table, and restore again'
+  end;
+exception
+  when others then
+    if image_sync.is_held(sqlstate) then
+      return 'Skipped: somebody else holds its place. Restore again later';
+    elsif image_sync.is_refusal(sqlstate) then
+      return image_sync.redact(format('Skipped: the table refused it: %s', sqlerrm));
+    end if;
+    raise;
+end;
+$$;
+
+comment on function image_sync.restore_record(jsonb) is 'Inserts an archived row again, whole. Returns null, or in words why the table did not take it.';
+
+-- Restores the next records of a cleanup run, in key order.
+create or replace function image_sync.restore_chunk(p_run image_sync.runs, p_settings image_sync.settings, out chunk image_sync.chunks)
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+declare
+  v_since constant timestamptz := clock_timestamp();
+  v_size constant integer := image_sync.chunk_size(p_run, p_settings);
+  v_archived record;
+  v_refusal text;
+  v_taken integer := 0;
+begin
+  chunk.from_key := p_run.cursor;
+  chunk.restored := 0;
+  chunk.skipped := 0;
+  chunk.problems := '[]';
+  for v_archived in
+    select a.id, a.file_name, a.record
+    from image_sync.archive a
+    where a.run_id = p_run.plan_id
+      and a.restored_at is null
+      and a.file_name collate "C" > p_run.cursor
+    order by a.file_name collate "C"
+    limit v_size
+  loop
+    v_taken := v_taken + 1;
+    perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
+    v_refusal := image_sync.restore_record(v_archived.record);
+    if v_refusal is null then
+      update image_sync.archive a
+      set restored_at = now()
+      where a.id = v_archived.id;
+      chunk.restored := chunk.restored + 1;
+    else
+      chunk.skipped := chunk.skipped + 1;
+      chunk.problems := chunk.problems || image_sync.item_problem(v_archived.file_name, 'not_restored', v_refusal);
+    end if;
+    chunk.to_key := v_archived.file_name;
+  end loop;
+  if v_taken < v_size then
+    chunk.to_key := null;
+  end if;
+end;
+$$;
+
+comment on function image_sync.restore_chunk(image_sync.runs, image_sync.settings) is
+  'Puts the next records of a cleanup run back from the archive; one whose place was taken meanwhile, or that the table refuses, is skipped and named.';
+
+-- Stores a chunk of a run that applies a plan. Nothing is signed, so it is done at once.
+create or replace function image_sync.add_settled_chunk(p_run image_sync.runs, p_worker uuid, p_chunk image_sync.chunks)
+returns image_sync.chunks
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks;
+begin
+  insert into image_sync.chunks (run_id, number, from_key, to_key, state, worker_id, removed, restored, skipped, problems, closed_at)
+  values (
+    p_run.id, image_sync.next_number(p_run.id), p_chunk.from_key, p_chunk.to_key, 'done', p_worker,
+    coalesce(p_chunk.removed, 0), coalesce(p_chunk.restored, 0), coalesce(p_chunk.skipped, 0), p_chunk.problems, clock_timestamp()
+  )
+  returning *
+  into v_chunk;
+  return v_chunk;
+end;
+$$;
+
+comment on function image_sync.add_settled_chunk(image_sync.runs, uuid, image_sync.chunks) is 'Stores a done chunk of a confirmed cleanup or a restore. The caller holds the run''s row lock.';
+
+-- Makes the next chunk of a run that applies a plan: a confirmed cleanup or a restore.
+create or replace function image_sync.settle_chunk(p_run image_sync.runs, p_settings image_sync.settings, p_worker uuid)
+returns image_sync.chunks
+language plpgsql
+set search_path = ''
+as $$
+begin
+  return image_sync.add_settled_chunk(p_run, p_worker, case
+    when p_run.mode = 'cleanup' then image_sync.apply_plan_chunk(p_run, p_settings)
+    else image_sync.restore_chunk(p_run, p_settings)
+  end);
+end;
+$$;
+
+comment on function image_sync.settle_chunk(image_sync.runs, image_sync.settings, uuid) is 'Makes and closes the next chunk of a confirmed cleanup or a restore.';
+
+-- Leaves the next record of a plan as it is, because the database cannot deal with it in its time.
+create or replace function image_sync.skip_next(p_run image_sync.runs, p_worker uuid, p_error jsonb)
+returns image_sync.chunks
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks;
+begin
+  v_chunk.from_key := p_run.cursor;
+  v_chunk.to_key := case
+    when p_run.mode = 'cleanup' then (image_sync.listed_names(p_run, 1))[1]
+    else (
+      select a.file_name
+      from image_sync.archive a
+      where a.run_id = p_run.plan_id
+        and a.restored_at is null
+        and a.file_name collate "C" > p_run.cursor
+      order by a.file_name collate "C"
+      limit 1
+    )
+  end;
+  v_chunk.skipped := case when v_chunk.to_key is null then 0 else 1 end;
+  v_chunk.problems := case
+    when v_chunk.to_key is null then '[]'
+    else jsonb_build_array(image_sync.item_problem(v_chunk.to_key, p_error ->> 'code', p_error ->> 'detail'))
+  end;
+  return image_sync.add_settled_chunk(p_run, p_worker, v_chunk);
+end;
+$$;
+
+comment on function image_sync.skip_next(image_sync.runs, uuid, jsonb) is
+  'Makes and closes a chunk of just the next record of a cleanup''s list or a restore, which is skipped and named with the database''s error.';
+
+revoke all on function
+  image_sync.check_guards(text, text, jsonb),
+  image_sync.referenced_names(text, text[]),
+  image_sync.archive_orphans(image_sync.runs, text[]),
+  image_sync.listed_names(image_sync.runs, integer),
+  image_sync.archive_checked(image_sync.runs, text[]),
+  image_sync.archive_one_by_one(image_sync.runs, text[]),
+  image_sync.remove_records(image_sync.runs, text[]),
+  image_sync.skip_reason(text, text),
+  image_sync.apply_plan_chunk(image_sync.runs, image_sync.settings),
+  image_sync.restore_record(jsonb),
+  image_sync.restore_chunk(image_sync.runs, image_sync.settings),
+  image_sync.add_settled_chunk(image_sync.runs, uuid, image_sync.chunks),
+  image_sync.settle_chunk(image_sync.runs, image_sync.settings, uuid),
+  image_sync.skip_next(image_sync.runs, uuid, jsonb)
+from public;
+grant execute on function
+  image_sync.check_guards(text, text, jsonb),
+  image_sync.referenced_names(text, text[]),
+  image_sync.archive_orphans(image_sync.runs, text[]),
+  image_sync.listed_names(image_sync.runs, integer),
+  image_sync.archive_checked(image_sync.runs, text[]),
+  image_sync.archive_one_by_one(image_sync.runs, text[]),
+  image_sync.remove_records(image_sync.runs, text[]),
+  image_sync.skip_reason(text, text),
+  image_sync.apply_plan_chunk(image_sync.runs, image_sync.settings),
+  image_sync.restore_record(jsonb),
+  image_sync.restore_chunk(image_sync.runs, image_sync.settings),
+  image_sync.add_settled_chunk(image_sync.runs, uuid, image_sync.chunks),
+  image_sync.settle_chunk(image_sync.runs, image_sync.settings, uuid),
+  image_sync.skip_next(image_sync.runs, uuid, jsonb)
+to service_role;
+
+-- The whole list of a dry run, page by page: nothing is removed that nobody could see listed first.
+--   p_after  names behind this one in byte order; p_limit  at most so many, 1 to 1,000
+-- Returns {"plan": {"run", "count", "names", "next"}}: next is the p_after of the next page, null at the end.
+create or replace function public.image_sync_plan(p_run uuid, p_after text default '', p_limit integer default 1000)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+as $$
+declare
+  v_run image_sync.runs;
+  v_names text[];
+  v_limit constant integer := least(greatest(coalesce(p_limit, 1000), 1), 1000);
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.id = p_run;
+  if v_run.id is null then
+    return image_sync.unknown_run(p_run);
+  elsif v_run.mode <> 'cleanup' or v_run.plan_id is not null then
+    return image_sync.problem(
+      404, 'unknown_plan', 'There is no such list',
+      format('Cannot list run %s: it is a %s, not a dry run of a cleanup. Start one with {"mode": "cleanup"}.', p_run, v_run.mode)
+    );
+  end if;
+  -- Read as the run that applies it reads it.
+  v_run.plan_id := v_run.id;
+  v_run.cursor := coalesce(p_after, '');
+  v_names := image_sync.listed_names(v_run, v_limit);
+  return jsonb_build_object('plan', jsonb_build_object(
+    'run', p_run,
+    'count', coalesce((v_run.summary #>> '{totals,orphaned}')::bigint, 0),
+    'names', to_jsonb(v_names),
+    'next', case when cardinality(v_names) = v_limit then v_names[v_limit] end
+  ));
+end;
+$$;
+
+comment on function public.image_sync_plan(uuid, text, integer) is
+  'A page of the names that a dry run of a cleanup listed, in key order. Problems: unknown_run, unknown_plan (404).';
+
+revoke all on function public.image_sync_plan(uuid, text, integer) from public, anon, authenticated;
+grant execute on function public.image_sync_plan(uuid, text, integer) to service_role;
+
+-- file
+
+create or replace function image_sync.place_in_words(p_bucket_id text, p_other_bucket_id text, p_name text)
+returns text
+language sql
+immutable
+set search_path = ''
+return p_name || case when p_other_bucket_id <> p_bucket_id then format(' (bucket %s)', p_other_bucket_id) else '' end;
+
+comment on function image_sync.place_in_words(text, text, text) is 'A name, with its bucket where that is another one.';
+
+revoke all on function image_sync.place_in_words(text, text, text) from public;
+grant execute on function image_sync.place_in_words(text, text, text) to service_role;
+
+-- Why this file is, or is not, in sync.
+create or replace function public.image_sync_file(p_bucket text, p_file text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+as $$
+declare
+  v_settings image_sync.settings;
+  v_object record;
+  v_record record;
+  v_is_taken boolean;
+  v_is_excluded boolean;
+  v_is_wanted boolean;
+  -- Where the file of this name went, or came from, as "name" or "name (bucket x)".
+  v_moves_to text;
+  v_lies_at text;
+  v_comes_from text;
+  v_went_to text;
+  v_reasons jsonb := '[]'::jsonb;
+begin
+  select s.*
+  into v_settings
+  from image_sync.settings s
+  where s.bucket_id = p_bucket;
+  if v_settings.bucket_id is null then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot look up a file of bucket %s: image_sync.settings has no row for it.', p_bucket)
+    );
+  end if;
+
+  select o.name, o.extension, o.bytes, o.id
+  into v_object
+  from image_sync.objects o
+  where o.bucket_id = p_bucket
+    and o.name collate "C" = p_file;
+  select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id
+  into v_record
+  from image_sync.records r
+  where r.bucket_id = p_bucket
+    and r.file_name collate "C" = p_file;
+
+  if v_record.file_name is not null and v_object.id is distinct from v_record.object_id then
+    select image_sync.place_in_words(p_bucket, d.bucket_id, d.name)
+    into v_moves_to
+    from image_sync.destination_of(p_bucket, p_file, v_record.object_id) as d;
+    if v_moves_to is null then
+      select image_sync.place_in_words(p_bucket, o.bucket_id, o.name)
+      into v_lies_at
+      from image_sync.objects o
+      where o.id = v_record.object_id;
+    end if;
+  end if;
+  if v_object.id is not null and v_record.file_name is null then
+    select image_sync.place_in_words(p_bucket, p.bucket_id, p.file_name)
+    into v_comes_from
+    from public.part_images p
+    cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+    where p.object_id = v_object.id
+    limit 1;
+  end if;
+  if v_object.id is null and v_record.file_name is null then
+    select image_sync.place_in_words(p_bucket, o.bucket_id, o.name)
+    into v_went_to
+    from (
+      select m.object_id
+      from image_sync.moves m
+      where m.bucket_id = p_bucket
+        and m.file_name collate "C" = p_file
+      order by m.moved_at desc, m.id desc
+      limit 1
+    ) as newest
+    join image_sync.objects o
+      on o.id = newest.object_id;
+  end if;
+
+  v_is_excluded := v_object.name is not null and v_record.file_name is null and v_object.name like any (v_settings.exclude);
+  v_is_wanted := v_object.name is not null and v_record.file_name is null and v_object.extension = any (v_settings.extensions) and not v_is_excluded and v_object.bytes is distinct from 0;
+  v_is_taken := v_object.name is not null and image_sync.part_number_is_unique() and exists (
+    select
+    from public.part_images p
+    where p.part_number = any (image_sync.part_numbers_of(array[v_object.name]))
+  );
+
+  select coalesce(jsonb_agg(jsonb_build_object('code', c.code, 'detail', c.detail)), '[]')
+  into v_reasons
+  from (values
+    ('unknown_file', 'Neither the bucket nor the table knows this name. Names are case-sensitive and include their folders', v_object.name is null and v_record.file_name is null and v_went_to is null),
+    ('moved', format('The file has another name now, and its record went along: %s', v_went_to), v_went_to is not null),
+    ('moved', format('The file is %s now: the next sync takes the record along', v_moves_to), v_moves_to is not null),
+    ('moved', format('The file was %s: the next sync brings its record along', v_comes_from), v_comes_from is not null and v_is_wanted),
+    ('orphaned', 'There is a record, but no file of this name in the bucket' || coalesce(format(': its file is %s now, which is left out or has a record of its own', v_lies_at), ''), v_object.name is null and v_record.file_name is not null and v_moves_to is null),
+    ('excluded_extension', format('Its extension is not among those that make an image (%s)', array_to_string(v_settings.extensions, ', ')), v_object.name is not null and v_record.file_name is null and v_object.extension <> all (v_settings.extensions) and not v_is_excluded),
+    ('excluded', 'Its name matches a pattern of the setting exclude: hidden and system files are left out', v_is_excluded),
+    ('empty', 'The file is empty (0 bytes) and shows nothing: upload it again', v_object.bytes = 0 and v_object.extension = any (v_settings.extensions) and not v_is_excluded),
+    ('missing', 'The file has no record yet: the next sync inserts it', v_is_wanted and not v_is_taken and v_comes_from is null),
+    ('collided', 'Another record has its part number, which has to be unique: rename one of the files', v_is_wanted and v_is_taken and v_comes_from is null),
+    ('unsignable', 'Storage opens no URL of this name (non-ASCII characters, # % ~ ^ | [ ] { } < > quotes, tabs, a path segment . or ..): rename the file', v_object.name is not null and not image_sync.is_signable(v_object.name)),
+    ('unsigned', 'The record has no URL yet: the next sync signs it', v_object.name is not null and v_record.file_name is not null and not v_record.signed and image_sync.is_signable(v_object.name)),
+    ('expired', 'The URL has expired, or its expiry is unknown: the next sync signs it again', v_object.name is not null and v_record.expired),
+    ('expiring', 'The URL works and is due for renewal: the next sync signs it again', v_object.name is not null and v_record.usable_until < now() + v_settings.renew_before)
+  ) as c (code, detail, applies)
+  where c.applies;
+
+  return jsonb_build_object('file', jsonb_build_object(
+    'bucket_id', p_bucket,
+    'file_name', p_file,
+    'in_sync', coalesce(v_object.name is not null and v_record.usable_until is not null and v_object.bytes is distinct from 0 and image_sync.is_signable(v_object.name), false),
+    'object', case when v_object.name is not null then jsonb_build_object('extension', v_object.extension, 'bytes', v_object.bytes) end,
+    'record', case when v_record.file_name is not null then jsonb_build_object('part_number', v_record.part_number, 'signed', v_record.signed, 'usable_until', v_record.usable_until) end,
+    'reasons', v_reasons
+  ));
+end;
+$$;
+
+comment on function public.image_sync_file(text, text) is
+  'Whether a file has a record with a URL that works, and if not, every reason: unknown_file, moved, orphaned, excluded_extension, excluded, empty, missing, collided, unsignable, unsigned, expired, expiring. Problem: unknown_bucket (404).';
+
+revoke all on function public.image_sync_file(text, text) from public, anon, authenticated;
+grant execute on function public.image_sync_file(text, text) to service_role;
+
+-- privileges
+
+-- Default privileges of a project (older ones grant everything in public to anon and authenticated) reach what is created here, and
+-- revoking from public does not take them back. So what the files above grant is all there is, whatever a project grants by itself.
+revoke all on all tables in schema image_sync from public, anon, authenticated;
+revoke all on all sequences in schema image_sync from public, anon, authenticated;
+revoke all on all functions in schema image_sync from public, anon, authenticated;
+
+do $$
+declare
+  v_function regprocedure;
+begin
+  for v_function in
+    select p.oid::regprocedure
+    from pg_catalog.pg_proc p
+    where p.pronamespace = 'public'::regnamespace
+      and p.proname like 'image\_sync\_%'
+  loop
+    execute format('revoke all on function %s from public, anon, authenticated', v_function);
+  end loop;
+end;
+$$;
