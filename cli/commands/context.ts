@@ -3,7 +3,7 @@ import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts"
 import { type Client, createClient } from "../client.ts";
 import { asCommands } from "../as_commands.ts";
 import { CommandError, exitStatus } from "../command_error.ts";
-import { findConnection } from "../connection.ts";
+import { type Connection, findConnection } from "../connection.ts";
 import type { Host } from "../host.ts";
 import { createOutput, type Output } from "../output.ts";
 import { createProgress } from "../progress.ts";
@@ -22,6 +22,7 @@ export type CommonFlags = {
 /** What a command works with. */
 export type Context = {
   readonly client: Client;
+  readonly connection: Connection;
   readonly output: Output;
   readonly host: Host;
   readonly bucket: string;
@@ -63,7 +64,7 @@ export async function withContext(
     `Project ${connection.url} (${connection.source}), bucket ${safeText(flags.bucket)} (${bucket})`,
   );
   try {
-    return await work({ client, output, host, bucket: flags.bucket, json: flags.json, finished });
+    return await work({ client, connection, output, host, bucket: flags.bucket, json: flags.json, finished });
   } catch (error) {
     throw error instanceof CommandError ? error.reworded(asCommands(error.message, flags.bucket)) : error;
   }

@@ -6491,8 +6491,8 @@ begin
     from ranges
     cross join lateral jsonb_array_elements(ranges.problems) as p (problem)
     where p.problem ->> 'code' = any ('{file_lost,file_gone,not_an_image,wrong_content_type,url_rejected,unreachable}')
-      and p.problem ->> 'name' collate "C" > p_after
-    order by 1 collate "C"
+      and (p.problem ->> 'name') collate "C" > p_after
+    order by (p.problem ->> 'name') collate "C"
     limit p_limit
   )
   select
