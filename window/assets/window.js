@@ -43,23 +43,18 @@ function show({ id, html }) {
   prepare();
 }
 
-function duration(seconds) {
-  if (seconds < 3600) return `${Math.round(seconds / 60)} min`;
-  const minutes = Math.round(seconds / 60);
-  const hours = Math.floor(minutes / 60);
-  if (hours >= 48) return `${Math.round(hours / 24)} days`;
-  return minutes % 60 === 0 ? `${hours} h` : `${hours} h ${minutes % 60} min`;
+// As the server tells them.
+function ageOf(seconds) {
+  const minutes = Math.floor(Math.abs(seconds) / 60);
+  if (minutes === 0) return seconds < 0 ? "in a moment" : "just now";
+  const hours = Math.round(minutes / 60);
+  const long = minutes < 60 ? `${minutes} min` : hours < 48 ? `${hours} h` : `${Math.round(hours / 24)} days`;
+  return seconds < 0 ? `in ${long}` : `${long} ago`;
 }
 
 function tellAges() {
   for (const time of document.querySelectorAll("time[datetime]")) {
-    const seconds = (Date.now() - Date.parse(time.dateTime)) / 1000;
-    const isNear = Math.abs(seconds) < 60;
-    const words = isNear
-      ? (seconds < 0 ? "in a moment" : "just now")
-      : seconds < 0
-      ? `in ${duration(-seconds)}`
-      : `${duration(seconds)} ago`;
+    const words = ageOf((Date.now() - Date.parse(time.dateTime)) / 1000);
     if (time.textContent !== words) time.textContent = words;
   }
 }

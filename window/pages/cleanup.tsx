@@ -143,17 +143,19 @@ const Confirmation: FC<{ view: View; report: Report; settings: Settings; listed:
         {number(guards.number)} and {percent(guards.fraction)}.
       </p>
       {isOver ? <Raised count={count} records={records} guards={guards} /> : null}
-      <label for="typed">Type the number of records to confirm</label>
-      <input
-        id="typed"
-        name="typed"
-        inputmode="numeric"
-        pattern={`\\s*${count}\\s*`}
-        required
-        autocomplete="off"
-        title={`The number is ${count}`}
-      />
-      <button type="submit" class="danger" id="confirm-cleanup">Move them to the archive</button>
+      <p class="search">
+        <label for="typed">Type the number of records to confirm</label>
+        <input
+          id="typed"
+          name="typed"
+          inputmode="numeric"
+          pattern={`\\s*${count}\\s*`}
+          required
+          autocomplete="off"
+          title={`The number is ${count}`}
+        />
+        <button type="submit" class="danger" id="confirm-cleanup">Move them to the archive</button>
+      </p>
     </Change>
   );
 };

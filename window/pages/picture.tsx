@@ -91,6 +91,6 @@ function sizeOf({ object }: FileStatus): string {
 }
 
 function verifiedWords({ verified }: FileStatus): string {
-  if (verified === null || verified === undefined) return "not told";
+  if (verified === null || verified === undefined) return "not looked at yet";
   return verified.code === null ? "showed an image" : verified.code.replaceAll("_", " ");
 }

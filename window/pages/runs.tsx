@@ -54,13 +54,13 @@ export const Runs: FC<{ view: View; choice: RunsChoice; list: RunList }> = ({ vi
 const Choose: FC<{ id: string; label: string; options: readonly string[]; chosen: string }> = (
   { id, label, options, chosen },
 ) => (
-  <>
+  <span class="pair">
     <label for={id}>{label}</label>
     <select id={id} name={id}>
       <option value="">any</option>
       {options.map((option) => <option value={option} selected={option === chosen}>{option}</option>)}
     </select>
-  </>
+  </span>
 );
 
 /** The page of a run. */

@@ -1,6 +1,6 @@
 /** What the pages are made of: times, figures, forms, tables. */
 import type { FC, PropsWithChildren } from "hono/jsx";
-import { age, count, renderTime } from "../../supabase/functions/image-sync/text/words.ts";
+import { count, renderTime } from "../../supabase/functions/image-sync/text/words.ts";
 import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
 import type { Rendered, View } from "../view.ts";
 
@@ -10,11 +10,14 @@ export const Time: FC<{ at: string | null | undefined; now: number }> = ({ at, n
   return <time datetime={new Date(at).toISOString()} title={renderTime(at)}>{coarseAge(at, now)}</time>;
 };
 
-/** How long ago, or how far ahead: to the minute, so that it does not change with every look. */
+/** How long ago, or how far ahead: no finer than it matters, so that it does not change with every look. */
 function coarseAge(at: string, now: number): string {
   const seconds = (now - Date.parse(at)) / 1000;
-  if (Math.abs(seconds) < 60) return seconds < 0 ? "in a moment" : "just now";
-  return age(at, now);
+  const minutes = Math.floor(Math.abs(seconds) / 60);
+  if (minutes === 0) return seconds < 0 ? "in a moment" : "just now";
+  const hours = Math.round(minutes / 60);
+  const long = minutes < 60 ? `${minutes} min` : hours < 48 ? `${hours} h` : `${Math.round(hours / 24)} days`;
+  return seconds < 0 ? `in ${long}` : `${long} ago`;
 }
 
 /** A name of foreign origin. */
