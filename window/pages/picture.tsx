@@ -33,7 +33,7 @@ export const PicturePage: FC<{ view: View; file: FileStatus; item: RecordItem | 
             <ul>
               {file.reasons.map(({ code, detail }) => (
                 <li>
-                  {safeText(detail)}. <span class="dim">[{code}]</span>
+                  {safeText(detail)}. <span class="dim">[{safeText(code)}]</span>
                 </li>
               ))}
             </ul>
@@ -41,7 +41,7 @@ export const PicturePage: FC<{ view: View; file: FileStatus; item: RecordItem | 
         </Card>
         <Card title="Object and record">
           <dl class="figures small">
-            <Figure label="File" value={sizeOf(file)} note={file.object?.extension} />
+            <Figure label="File" value={sizeOf(file)} note={safeText(file.object?.extension ?? "")} />
             <Figure
               label="Part number"
               value={file.record === null || file.record === undefined
@@ -92,5 +92,5 @@ function sizeOf({ object }: FileStatus): string {
 
 function verifiedWords({ verified }: FileStatus): string {
   if (verified === null || verified === undefined) return "not looked at yet";
-  return verified.code === null ? "showed an image" : verified.code.replaceAll("_", " ");
+  return verified.code === null ? "showed an image" : safeText(verified.code.replaceAll("_", " "));
 }

@@ -125,7 +125,7 @@ const Tile: FC<{ view: View; item: RecordItem }> = ({ view, item }) => (
       <Badge tone={TONES[item.state]}>{item.state}</Badge>{" "}
       <span class="dim">
         {item.code !== undefined
-          ? item.code.replaceAll("_", " ")
+          ? safeText(item.code.replaceAll("_", " "))
           : item.bytes === undefined
           ? ""
           : bytes(item.bytes)}

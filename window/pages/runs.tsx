@@ -124,7 +124,7 @@ export const RunCard: FC<{ view: View; run: Run }> = ({ view, run }) => (
           head={["Name", "What", "Why"]}
           rows={run.problems.map((
             { name, code, detail },
-          ) => [<Name of={name ?? ""} />, code.replaceAll("_", " "), safeText(detail ?? "")])}
+          ) => [<Name of={name ?? ""} />, safeText(code.replaceAll("_", " ")), safeText(detail ?? "")])}
         />
       </Card>
     )}
@@ -134,7 +134,7 @@ export const RunCard: FC<{ view: View; run: Run }> = ({ view, run }) => (
         head={["What", "Number"]}
         rows={Object.entries(run.totals).filter(([, total]) =>
           total > 0
-        ).map(([what, total]) => [what.replaceAll("_", " "), number(total)])}
+        ).map(([what, total]) => [safeText(what.replaceAll("_", " ")), number(total)])}
       />
     </Card>
   </section>

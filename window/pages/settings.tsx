@@ -2,6 +2,7 @@
 import type { FC } from "hono/jsx";
 import type { FieldError } from "../../cli/command_error.ts";
 import type { Setting, Settings } from "../../supabase/functions/image-sync/contract.ts";
+import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
 import type { View } from "../view.ts";
 import { Change } from "../parts/basics.tsx";
 
@@ -81,11 +82,11 @@ const Field: FC<{ field: Setting; typed: string | undefined; wrong: string | und
         )}
       <p id={`${id}-meaning`} class="dim">
         {wrong === undefined ? null : <strong class="refusal">{wrong}</strong>}
-        {field.meaning} {field.bounds}
+        {safeText(field.meaning ?? "")} {safeText(field.bounds ?? "")}
         {field.type.endsWith("[]") ? " One a line." : ""}
         {field.default === null
           ? ""
-          : ` Default: ${field.default.replace(/^\{(.*)\}$/, "$1").replaceAll(",", ", ")}.`}
+          : ` Default: ${safeText(field.default.replace(/^\{(.*)\}$/, "$1").replaceAll(",", ", "))}.`}
       </p>
     </div>
   );

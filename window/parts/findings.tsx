@@ -1,6 +1,7 @@
 /** What is wrong, and the button that mends it: nothing is done before it has been said what that is. */
 import type { FC } from "hono/jsx";
 import type { Finding, Report } from "../../supabase/functions/image-sync/contract.ts";
+import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
 import { commandOf } from "../../supabase/functions/image-sync/text/commands.ts";
 import { type StartRequest, startRequestSchema } from "../../supabase/functions/image-sync/contract.ts";
 import { link, type View } from "../view.ts";
@@ -36,16 +37,17 @@ export const Findings: FC<{ view: View; report: Report }> = ({ view, report }) =
 );
 
 const Item: FC<{ view: View; finding: Finding }> = ({ view, finding }) => {
-  const { code, level, title, count, samples, remediation } = finding;
+  const { level, title, count, samples, remediation } = finding;
+  const code = safeText(finding.code);
   const isFact = count === 1 && samples.length === 0;
   const state = BROKEN.includes(code) ? "broken" : SHOWN_AS[code];
   return (
     <li id={`finding-${code}`} class={level}>
       <h3>
-        <Badge tone={level}>{level}</Badge> {title}
+        <Badge tone={level}>{level}</Badge> {safeText(title)}
         {isFact ? null : <span class="count">{number(count)}</span>}
       </h3>
-      <p>{remediation}</p>
+      <p>{safeText(remediation)}</p>
       {samples.length === 0 ? null : (
         <p class="samples">
           {samples.slice(0, 5).map((sample) => (
@@ -64,14 +66,15 @@ const Item: FC<{ view: View; finding: Finding }> = ({ view, finding }) => {
   );
 };
 
-const Mend: FC<{ view: View; finding: Finding }> = ({ view, finding: { code, action } }) => {
+const Mend: FC<{ view: View; finding: Finding }> = ({ view, finding: { code: given, action } }) => {
+  const code = safeText(given);
   if (action === null || action === undefined) return null;
   if ("sql" in action) {
     return (
       <details class="mend" id={`mend-${code}`}>
         <summary>Show the SQL that mends it</summary>
         <p>To run by the owner of the schema, in the SQL editor of the dashboard. This page runs no SQL.</p>
-        <pre tabindex={0}><code id={`sql-${code}`}>{action.sql}</code></pre>
+        <pre tabindex={0}><code id={`sql-${code}`}>{safeText(action.sql)}</code></pre>
         <button type="button" data-copy={`sql-${code}`} hidden>Copy</button>
       </details>
     );
@@ -96,7 +99,8 @@ function verbOf({ mode, renew }: StartRequest): string {
   return mode === "cleanup" ? "list the records" : `start ${mode === "analyze" ? "an" : "a"} ${mode}`;
 }
 
-function whatItDoes({ mode, renew, bucket }: StartRequest): string {
+function whatItDoes({ mode, renew, bucket: name }: StartRequest): string {
+  const bucket = safeText(name);
   switch (mode) {
     case "sync":
       return renew === "all"

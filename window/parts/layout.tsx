@@ -2,6 +2,7 @@
 import type { FC, PropsWithChildren } from "hono/jsx";
 import type { Report } from "../../supabase/functions/image-sync/contract.ts";
 import { VERSION } from "../../supabase/functions/image-sync/version.ts";
+import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
 import { renderShortProgress } from "../../supabase/functions/image-sync/text/run.ts";
 import { assetPath } from "../assets.ts";
 import { link, type Rendered, type View } from "../view.ts";
@@ -32,7 +33,7 @@ export const Layout: FC<LayoutProps> = ({ view, title, projectUrl, page, live, r
       <meta charset="utf-8" />
       <meta name="viewport" content="width=device-width, initial-scale=1" />
       <meta name="color-scheme" content="light dark" />
-      <title>{`${title} · image-sync`}</title>
+      <title>{`${safeText(title)} · image-sync`}</title>
       <link rel="icon" href={assetPath("icon.svg")} type="image/svg+xml" />
       <link rel="stylesheet" href={assetPath("window.css")} />
       <script src={assetPath("window.js")} defer></script>
@@ -91,7 +92,7 @@ export const Connection: FC<{ error: string | undefined }> = ({ error }) => (
   <div id="connection" role="status">
     {error === undefined ? null : (
       <p class="banner error">
-        What you see is from before: {error}. The window goes on asking.
+        What you see is from before: {safeText(error)}. The window goes on asking.
       </p>
     )}
   </div>

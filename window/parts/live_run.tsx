@@ -2,6 +2,7 @@
 import type { FC } from "hono/jsx";
 import type { Run } from "../../supabase/functions/image-sync/contract.ts";
 import { duration, quantity } from "../../supabase/functions/image-sync/text/words.ts";
+import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
 import { runName } from "../../supabase/functions/image-sync/text/run.ts";
 import { link, type View } from "../view.ts";
 import { Change, Figure, number, Time } from "./basics.tsx";
@@ -61,7 +62,7 @@ function standOf(run: Run, now: number): string {
       duration(Math.floor(silence / 1000))
     }: waiting for the next worker, who goes on where the last one stopped.`;
   }
-  if (run.error !== null) return `${run.error.title}. The run goes on.`;
+  if (run.error !== null) return `${safeText(run.error.title)}. The run goes on.`;
   return run.invocations === 0 ? "Waiting for the first worker." : "At work.";
 }
 

@@ -1,6 +1,7 @@
 /** The verdict, how old it is, and the figures behind it. */
 import type { FC } from "hono/jsx";
 import type { Report } from "../../supabase/functions/image-sync/contract.ts";
+import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
 import { bytes, percent, quantity } from "../../supabase/functions/image-sync/text/words.ts";
 import { link, type View } from "../view.ts";
 import { Change, Figure, number, Time } from "./basics.tsx";
@@ -128,7 +129,8 @@ function extensionsOf({ bucket }: Report): string | undefined {
   const all = Object.entries(bucket.by_extension).toSorted(([, one], [, other]) => other - one);
   if (all.length === 0) return undefined;
   const more = all.length > 3 ? ` and ${all.length - 3} more` : "";
-  return all.slice(0, 3).map(([extension, files]) => `${number(files)} ${extension}`).join(", ") + more;
+  return all.slice(0, 3).map(([extension, files]) => `${number(files)} ${safeText(extension)}`).join(", ") +
+    more;
 }
 
 function missingOf(view: View, difference: Report["difference"]) {
