@@ -20,8 +20,8 @@ export async function addHistory(lab: Lab, bucket: string): Promise<void> {
       jsonb_build_object('done', 40, 'chunks', 1, 'invocations', 1, 'balanced', true, 'problems', '[]'::jsonb,
         'totals', jsonb_build_object('inserted', n.day % 5, 'signed', 10 + n.day % 9, 'failed', 0)),
       case when n.outcome <> 'failed' then jsonb_build_object(
-        'bucket', jsonb_build_object('objects', 40 + (90 - n.day) / 2, 'images', 40 + (90 - n.day) / 2, 'bytes', 1200 * (40 + (90 - n.day) / 2), 'by_extension', '{}'::jsonb),
-        'records', jsonb_build_object('total', 38 + (90 - n.day) / 2)) end
+        'bucket', jsonb_build_object('objects', 17 + (90 - n.day) / 2, 'images', 17 + (90 - n.day) / 2, 'bytes', 1190 * (17 + (90 - n.day) / 2), 'by_extension', '{}'::jsonb),
+        'records', jsonb_build_object('total', 16 + (90 - n.day) / 2)) end
     from (
       select d as day, date_trunc('day', now()) - make_interval(days => d) + interval '2 hours' as at,
         case when d in (40, 41) then 'failed' when d = 17 then 'partial' else 'succeeded' end as outcome
