@@ -11,8 +11,10 @@ import { cleanup } from "./commands/cleanup.ts";
 import { type CommonFlags, type Context, withContext } from "./commands/context.ts";
 import { deploy } from "./commands/deploy.ts";
 import { doctor } from "./commands/doctor.ts";
+import { exportRegister } from "./commands/export.ts";
 import { init, type InitOptions, uninstall, upgrade } from "./commands/init.ts";
 import { open } from "./commands/open.ts";
+import { reader } from "./commands/reader.ts";
 import { restore } from "./commands/restore.ts";
 import { runs, type RunsOptions } from "./commands/runs.ts";
 import { status } from "./commands/status.ts";
@@ -39,6 +41,10 @@ type Flags = CommonFlags & RunsOptions & Pick<InitOptions, "yes" | "force"> & {
   readonly file?: string;
   readonly port: number;
   readonly browser: boolean;
+  readonly thumbnails: boolean;
+  readonly size?: number;
+  readonly odbc: boolean;
+  readonly https: boolean;
 };
 type Work = (context: Context, flags: Flags, ...given: (string | undefined)[]) => Promise<number>;
 
@@ -194,10 +200,36 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
     .argument("[name]", "the bucket to add or remove")
     .action(perform((context, _flags, action, name) => buckets(context, { action, name })));
   common(
+    add(
+      "reader",
+      "give somebody the right to read the register of a bucket and nothing else, list who has it, or take it away",
+    ),
+    "Exit status: 0 it is done, 1 it is left for you to do with the SQL that is printed, 2 it could not be done.",
+  )
+    .argument("[action]", "list, add or revoke", "list")
+    .argument("[name]", "the reader to add or revoke: a-z, 0-9, _ and -")
+    .addOption(
+      new Option("--https", "with add: a key for register.csv, as Power Query reads it").default(false)
+        .conflicts("odbc"),
+    )
+    .option("--odbc", "with add: print the SQL of a login role", false)
+    .action(
+      perform((context, { odbc, https }, action, name) => reader(context, { action, name, odbc, https })),
+    );
+  common(
     add("doctor", "look at every link of the chain, outside in, and say of each what mends it"),
     "Exit status: 0 every link holds, 1 one does not, 2 it could not be told.",
   )
     .action(perform((context) => doctor(context)));
+  common(
+    add("export", "write the register to a file for a spreadsheet: .csv, or .xlsx with the pictures"),
+    "Exit status: 0 it is written, 1 it is and something was left out or nothing was there, 2 it is not written.",
+  )
+    .argument("<file>", "what to write, ending in .csv or .xlsx")
+    .option("--thumbnails", "small pictures in the cells of a workbook, which need no network", false)
+    .option("--size <pixels>", "of the pictures' longer side, 16 to 512 (default: 96)", toSize)
+    .option("--force", "replace the file if it exists", false)
+    .action(perform((context, flags, file) => exportRegister(context, { ...flags, file: file ?? "" })));
   common(
     add("runs", "show the history of runs, newest first"),
     "Exit status: 0, or 2 if it could not be told.",
@@ -317,6 +349,12 @@ function toPage(text: string): number {
 function toPort(text: string): number {
   if (/^\d{1,5}$/.test(text) && Number(text) <= 65_535) return Number(text);
   throw new InvalidArgumentError("It must be a number from 0 to 65535.");
+}
+
+function toSize(text: string): number {
+  const size = Number(text);
+  if (/^\d{1,3}$/.test(text) && size >= 16 && size <= 512) return size;
+  throw new InvalidArgumentError("It must be a whole number from 16 to 512.");
 }
 
 function toFraction(text: string): number {

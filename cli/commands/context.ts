@@ -26,6 +26,8 @@ export type Context = {
   readonly output: Output;
   readonly host: Host;
   readonly bucket: string;
+  /** The project's URL, without a slash at its end. */
+  readonly url: string;
   readonly json: boolean;
   /** Waits for a run, showing how far it is; see {@linkcode watch}. */
   readonly finished: (run: Run) => Promise<Run>;
@@ -64,7 +66,16 @@ export async function withContext(
     `Project ${connection.url} (${connection.source}), bucket ${safeText(flags.bucket)} (${bucket})`,
   );
   try {
-    return await work({ client, connection, output, host, bucket: flags.bucket, json: flags.json, finished });
+    return await work({
+      client,
+      connection,
+      output,
+      host,
+      bucket: flags.bucket,
+      url: connection.url,
+      json: flags.json,
+      finished,
+    });
   } catch (error) {
     throw error instanceof CommandError ? error.reworded(asCommands(error.message, flags.bucket)) : error;
   }

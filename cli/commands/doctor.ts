@@ -45,6 +45,7 @@ const LINKS: readonly (readonly [lookedAt: string, fine: string, codes: readonly
     "wrong_content_type",
     "unreachable",
     "renewed_too_late",
+    "register_opened_rarely",
   ]],
   ["who else can see them", "nobody without a key", ["bucket_public", "table_public"]],
 ];

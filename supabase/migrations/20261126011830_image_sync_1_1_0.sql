@@ -15,9 +15,64 @@ begin
 end;
 $$;
 
+-- settings, 1.1.0
+
+alter table image_sync.settings add column register boolean not null default false;
+
+comment on column image_sync.settings.register is 'Whether public.part_register shows this bucket. Where none says so, or several do, it is part-images, else the first by name.';
+
+update image_sync.settings s
+set register = true
+where s.bucket_id = 'part-images';
+
 -- chunks, 1.1.0
 
 comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, samples, and for a dry run the orphaned records'' names.';
+
+-- readers, 1.1.0
+
+-- Readers: who may read the register and nothing else. One by ODBC is a database role of the same name, which the SQL of
+-- "image-sync reader add NAME --odbc" makes together with its row here. One by HTTPS has a key of 256 random bits, of which only the
+-- SHA-256 is kept: with that many bits a plain hash is enough, and one look-up by its index tells a key from a guess.
+create table image_sync.readers (
+  name text not null,
+  kind text not null,
+  bucket_id text not null,
+  key_hash bytea,
+  created_at timestamptz not null default now(),
+  last_used_at timestamptz,
+  constraint readers_pkey primary key (name),
+  constraint readers_name_check check (name ~ '^[a-z][a-z0-9_-]{0,47}$'),
+  constraint readers_kind_check check (kind in ('odbc', 'https')),
+  constraint readers_bucket_id_check check (bucket_id <> ''),
+  constraint readers_key_hash_check check ((kind = 'https') = (key_hash is not null)),
+  constraint readers_key_hash_length_check check (octet_length(key_hash) = 32),
+  constraint readers_key_hash_key unique (key_hash)
+);
+
+comment on table image_sync.readers is 'Who may read the register of a bucket and nothing else: a database role for ODBC, or a key for register.csv.';
+comment on column image_sync.readers.name is 'The reader; of an ODBC reader it is the database role.';
+comment on column image_sync.readers.kind is 'odbc or https.';
+comment on column image_sync.readers.bucket_id is 'The bucket whose register they read.';
+comment on column image_sync.readers.key_hash is 'SHA-256 of an HTTPS reader''s key; the key itself is shown once and kept nowhere.';
+comment on column image_sync.readers.created_at is 'When the reader was added.';
+comment on column image_sync.readers.last_used_at is 'When the key was last used, to the hour; null: not yet, or an ODBC reader, whose reading the database does not tell.';
+
+alter table image_sync.readers enable row level security;
+grant select, insert, update, delete on image_sync.readers to service_role;
+
+-- register, 1.1.0
+
+-- A view of the project's own would be replaced without a word.
+do $$
+begin
+  if to_regclass('public.part_register') is not null then
+    raise exception E'Cannot install image-sync: public.part_register exists already\nRename it: alter table public.part_register rename to part_register_other;'
+      using errcode = 'duplicate_table',
+        hint = 'Nothing has been changed: run the migration again afterwards.';
+  end if;
+end;
+$$;
 
 -- redaction
 
@@ -34,7 +89,7 @@ return left(
       regexp_replace(p_words, 'token=[^\s"''&]+', 'token=[redacted]', 'g'),
       'eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+', '[redacted]', 'g'
     ),
-    'sb_(secret|publishable)_[A-Za-z0-9_-]+', 'sb_\1_[redacted]', 'g'
+    '(sb_secret|sb_publishable|\misr)_[A-Za-z0-9_-]+', '\1_[redacted]', 'g'
   ),
   500
 );
@@ -217,6 +272,10 @@ begin
         and o.name <> '.emptyFolderPlaceholder'
         and o.name not like '%/.emptyFolderPlaceholder'
   $view$;
+  -- The register looks at the same columns; while a first installation is under way there is none yet.
+  if to_regproc('image_sync.make_register') is not null then
+    perform image_sync.make_register();
+  end if;
   return true;
 exception
   when lock_not_available then
@@ -238,6 +297,10 @@ comment on column image_sync.objects.extension is 'What follows the last dot of 
 comment on column image_sync.objects.id is 'What stays of an object when it is renamed or moved, also to another bucket.';
 comment on column image_sync.objects.bytes is 'Size in bytes as the upload recorded it; null where that is unknown.';
 
+-- A column that was a varchar(255) has cut URLs, which work for nobody. The token of one that is whole has three parts, the last of
+-- them a signature of a known length: 32, 48 or 64 bytes (HMAC, ECDSA), 256, 384 or 512 (RSA), in base64url. Said twice because a
+-- function could not be inlined: of a thousand URLs this costs 1.5 ms, a function 4,
+-- a regular expression 34.
 create or replace view image_sync.records with (security_invoker = on) as
 select
   p.bucket_id,
@@ -245,8 +308,20 @@ select
   p.part_number,
   p.signed_url,
   nullif(p.signed_url, '') is not null as signed,
-  nullif(p.signed_url, '') is not null and coalesce(p.signed_url_expires_at <= now(), true) as expired,
-  case when nullif(p.signed_url, '') is not null and p.signed_url_expires_at > now() then p.signed_url_expires_at end as usable_until,
+  nullif(p.signed_url, '') is not null and not coalesce(
+    p.signed_url_expires_at > now() and (
+      length(split_part(split_part(p.signed_url, '?token=eyJ', 2), '.', 3)) in (43, 64, 86, 342, 512, 683)
+      -- A token of another kind; what is left of eyJ is none.
+      or strpos(p.signed_url, '?token=') > 0 and not starts_with('eyJ', left(split_part(p.signed_url, '?token=', 2), 3))
+    ), false
+  ) as expired,
+  case
+    when p.signed_url_expires_at > now() and (
+      length(split_part(split_part(p.signed_url, '?token=eyJ', 2), '.', 3)) in (43, 64, 86, 342, 512, 683)
+      -- A token of another kind; what is left of eyJ is none.
+      or strpos(p.signed_url, '?token=') > 0 and not starts_with('eyJ', left(split_part(p.signed_url, '?token=', 2), 3))
+    ) then p.signed_url_expires_at
+  end as usable_until,
   p.object_id,
   p.bucket_id || '/' || lower(regexp_replace(p.part_number, '( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$', '', 'i')) as look_up_key
 from public.part_images p;
@@ -257,7 +332,7 @@ comment on column image_sync.records.file_name is 'The object that the record is
 comment on column image_sync.records.part_number is 'The file name without folders and extension, or what the record''s owner made of it.';
 comment on column image_sync.records.signed_url is 'The URL. Whether it is one of this project''s: starts_with(signed_url, image_sync.url_base(...)).';
 comment on column image_sync.records.signed is 'There is a URL, working or not.';
-comment on column image_sync.records.expired is 'There is a URL and it has expired, or its expiry is unknown.';
+comment on column image_sync.records.expired is 'There is a URL and it has expired, or its expiry is unknown, or it was cut.';
 comment on column image_sync.records.usable_until is 'Until when the URL works; null where it does not.';
 comment on column image_sync.records.look_up_key is 'The part number as a look-up in a spreadsheet takes it, and as copies of one file have it in common: without regard to case, spaces at the end, " (1)", " - Copy" and the like, "_JPG"; behind the bucket and a slash. The expression of part_images_look_up_key_idx.';
 comment on column image_sync.records.object_id is 'The object that the record is of, by its id; null where that is not known yet.';
@@ -5236,6 +5311,204 @@ grant execute on function
   image_sync.standing_run(text)
 to service_role;
 
+-- readers
+
+create or replace function image_sync.reader_document(p_reader image_sync.readers)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return jsonb_build_object(
+  'name', p_reader.name,
+  'kind', p_reader.kind,
+  'bucket_id', p_reader.bucket_id,
+  'created_at', p_reader.created_at,
+  'last_used_at', p_reader.last_used_at
+);
+
+comment on function image_sync.reader_document(image_sync.readers) is 'A reader as the API shows it: without the hash of its key.';
+
+-- Adds a reader by HTTPS.
+--   p_key_hash  SHA-256 of the key, 64 hexadecimal digits
+create or replace function public.image_sync_add_reader(p_name text, p_bucket text, p_key_hash text)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_reader image_sync.readers;
+begin
+  if not exists (
+    select
+    from image_sync.settings s
+    where s.bucket_id = p_bucket
+  ) then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot add a reader of bucket %s: image_sync.settings has no row for it.', p_bucket)
+    );
+  end if;
+  insert into image_sync.readers (name, kind, bucket_id, key_hash)
+  values (p_name, 'https', p_bucket, decode(p_key_hash, 'hex'))
+  on conflict (name) do nothing
+  returning *
+  into v_reader;
+  if v_reader.name is null then
+    return image_sync.problem(
+      409, 'reader_exists', 'There is a reader of this name',
+      format('Cannot add reader %s: there is one. A key cannot be shown again: take another name, or revoke that reader first.', p_name)
+    );
+  end if;
+  return jsonb_build_object('reader', image_sync.reader_document(v_reader));
+end;
+$$;
+
+comment on function public.image_sync_add_reader(text, text, text) is
+  'Adds a reader by HTTPS with the SHA-256 of its key. Returns {"reader": {"name", "kind", "bucket_id", "created_at", "last_used_at"}}. Problems: unknown_bucket (404), reader_exists (409).';
+
+create or replace function public.image_sync_readers(p_after text default '', p_limit integer default 100)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_limit constant integer := least(greatest(coalesce(p_limit, 100), 1), 100);
+  v_readers jsonb;
+begin
+  select coalesce(jsonb_agg(image_sync.reader_document(q) order by q.name collate "C"), '[]')
+  into v_readers
+  from (
+    select r.*
+    from image_sync.readers r
+    where r.name collate "C" > coalesce(p_after, '')
+    order by r.name collate "C"
+    limit v_limit
+  ) as q;
+  return jsonb_build_object(
+    'readers', v_readers,
+    'next', case when jsonb_array_length(v_readers) = v_limit then v_readers #> '{-1,name}' end
+  );
+end;
+$$;
+
+comment on function public.image_sync_readers(text, integer) is
+  'A page of the readers, by name behind p_after, 1 to 100 of them, each with its bucket and its last use. No key and no hash.';
+
+-- A key is gone with its row, and with it every later request; what is being sent to somebody is sent to its end. A role can be
+-- dropped by its owner alone, and without its row it would read the register of another bucket.
+create or replace function public.image_sync_remove_reader(p_name text)
+returns jsonb
+language plpgsql
+set search_path = ''
+set lock_timeout = '2s'
+as $$
+declare
+  v_reader image_sync.readers;
+begin
+  delete from image_sync.readers r
+  where r.name = p_name
+    and (r.kind = 'https' or not exists (
+      select
+      from pg_catalog.pg_roles a
+      where a.rolname = r.name
+    ))
+  returning *
+  into v_reader;
+  if v_reader.name is not null then
+    return jsonb_build_object('reader', image_sync.reader_document(v_reader), 'revoked', true);
+  end if;
+  select r.*
+  into v_reader
+  from image_sync.readers r
+  where r.name = p_name;
+  if v_reader.name is null then
+    return image_sync.problem(404, 'unknown_reader', 'There is no such reader', format('Cannot revoke reader %s: there is none of this name.', p_name));
+  end if;
+  return jsonb_build_object('reader', image_sync.reader_document(v_reader), 'revoked', false);
+end;
+$$;
+
+comment on function public.image_sync_remove_reader(text) is
+  'Takes a reader''s right away. revoked: false for a database role, which its owner has to drop. Problem: unknown_reader (404).';
+
+-- Whose key it is. One look-up by the index of hashes, and a write once an hour at most, which waits for nobody.
+create or replace function public.image_sync_open_register(p_key_hash text)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_reader image_sync.readers;
+begin
+  select r.*
+  into v_reader
+  from image_sync.readers r
+  where r.key_hash = decode(p_key_hash, 'hex');
+  if v_reader.name is null then
+    return image_sync.problem(
+      401, 'unauthorized', 'No valid key of a reader',
+      'Send a reader''s key as the password of HTTP Basic, with any user name; image-sync reader add NAME --https makes one.'
+    );
+  end if;
+  if coalesce(v_reader.last_used_at < now() - interval '1 hour', true) then
+    update image_sync.readers r
+    set last_used_at = now()
+    from (
+      select q.name
+      from image_sync.readers q
+      where q.name = v_reader.name
+      for update skip locked
+    ) as free
+    where r.name = free.name;
+  end if;
+  return jsonb_build_object('reader', image_sync.reader_document(v_reader));
+end;
+$$;
+
+comment on function public.image_sync_open_register(text) is
+  'The reader whose key has this SHA-256 (64 hexadecimal digits), and a note of its use, at most once an hour. Problem: unauthorized (401).';
+
+-- Readers for whom URLs die before they look again: their sheet shows nothing until it is refreshed. One that has not been used
+-- for a year has been given up.
+create or replace function image_sync.reader_facts(p_settings image_sync.settings)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  select jsonb_build_object(
+    'rare_readers', coalesce(jsonb_agg(format('%s: last used %s', r.name, to_char(r.last_used_at at time zone 'UTC', 'YYYY-MM-DD')) order by r.last_used_at, r.name), '[]'),
+    'longest_absence_days', ceil(extract(epoch from now() - min(r.last_used_at)) / 86400)
+  )
+  from image_sync.readers r
+  where r.bucket_id = p_settings.bucket_id
+    and r.last_used_at < now() - p_settings.signed_url_ttl
+    and r.last_used_at > now() - interval '360 days'
+);
+
+comment on function image_sync.reader_facts(image_sync.settings) is
+  'Readers of the bucket whose last use is longer ago than a URL lives (and less than 360 days), each in words, and the longest of these times in days.';
+
+revoke all on function
+  image_sync.reader_document(image_sync.readers),
+  image_sync.reader_facts(image_sync.settings)
+from public;
+revoke all on function
+  public.image_sync_add_reader(text, text, text),
+  public.image_sync_readers(text, integer),
+  public.image_sync_remove_reader(text),
+  public.image_sync_open_register(text)
+from public, anon, authenticated;
+grant execute on function
+  image_sync.reader_document(image_sync.readers),
+  image_sync.reader_facts(image_sync.settings),
+  public.image_sync_add_reader(text, text, text),
+  public.image_sync_readers(text, integer),
+  public.image_sync_remove_reader(text),
+  public.image_sync_open_register(text)
+to service_role;
+
 -- findings
 
 -- Everything that the report tells the operator to look at: the one place that defines it. A finding stands where its count is
@@ -5484,6 +5757,15 @@ begin atomic
         end, null,
         'Start a sync: it signs them again. Then see why the nights before did not.',
         image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'register_opened_rarely', 'info', 'Registers that are opened less often than their URLs live',
+        jsonb_array_length(f.live -> 'rare_readers'), f.live -> 'rare_readers',
+        'What their sheets show has died meanwhile: they see no picture until they refresh. Let every URL have more life left than it takes them to look again, then start a sync: for a register that is opened once a month signed_url_ttl is 45 days and renew_before a month. A reader who has left should be revoked.',
+        image_sync.sql_of(format(
+          'update image_sync.settings set signed_url_ttl = greatest(signed_url_ttl, ''%s days''), renew_before = greatest(renew_before, ''%s days'') where bucket_id = %L;',
+          greatest(45, least(365, ceil(1.4 * (f.live ->> 'longest_absence_days')::numeric))), f.live ->> 'longest_absence_days', f.bucket_id
+        ))
       ),
       (
         'excluded_extensions', 'info', 'Files left out because of their extension',
@@ -5766,7 +6048,7 @@ return (
           -- What fails for single files has a finding of its own and must not hide, night after night, that the rest went well.
           and (r.outcome = 'succeeded' or r.stop_reason in ('items_failed', 'row_locked', 'database_timeout', 'records_refused'))
       )
-    ) || image_sync.bucket_facts(p_settings.bucket_id) || image_sync.table_facts(p_settings.bucket_id) || image_sync.stray_facts(p_settings.bucket_id),
+    ) || image_sync.bucket_facts(p_settings.bucket_id) || image_sync.table_facts(p_settings.bucket_id) || image_sync.stray_facts(p_settings.bucket_id) || image_sync.reader_facts(p_settings),
     'schedule', image_sync.schedule_facts(),
     -- The newest measurement, with the probe of the newest sync: an analyze fetches nothing.
     'measured', (
@@ -7964,7 +8246,7 @@ begin
     ('collided', 'Another record has its part number, which has to be unique: rename one of the files', v_is_wanted and v_is_taken and v_comes_from is null),
     ('unsignable', 'Storage opens no URL of this name (non-ASCII characters, # % ~ ^ | [ ] { } < > quotes, tabs, a path segment . or ..): rename the file', v_object.name is not null and not image_sync.is_signable(v_object.name)),
     ('unsigned', 'The record has no URL yet: the next sync signs it', v_object.name is not null and v_record.file_name is not null and not v_record.signed and image_sync.is_signable(v_object.name)),
-    ('expired', 'The URL has expired, or its expiry is unknown: the next sync signs it again', v_object.name is not null and v_record.expired),
+    ('expired', 'The URL has expired, or its expiry is unknown, or it was cut: the next sync signs it again', v_object.name is not null and v_record.expired),
     ('expiring', 'The URL works and is due for renewal: the next sync signs it again', v_object.name is not null and v_record.usable_until < now() + v_settings.renew_before)
   ) as c (code, detail, applies)
   where c.applies;
@@ -7998,6 +8280,302 @@ comment on function public.image_sync_file(text, text) is
 
 revoke all on function public.image_sync_file(text, text) from public, anon, authenticated;
 grant execute on function public.image_sync_file(text, text) to service_role;
+
+-- register
+
+-- The register: what a spreadsheet reads. Everything that decides what it shows stands in image_sync.register_query().
+
+-- One row for each part of a bucket, with a URL that works: of this project, whole, not expired, of a file that is there and is not
+-- empty. What a part is, is what the report counts as one: image_sync.records.look_up_key. Where several files stand for one part,
+-- the one with the shortest part number is shown (the name itself rather than its copies), then the one with the shortest file name
+-- (not in a folder), then the last in byte order (000001.jpg rather than 000001.JPG). The rule knows no dates: the same picture stays.
+-- A view on views would look at tables with the rights of whoever reads it, and a function that a view calls is called with the
+-- rights of its reader: a reader has none. So the query names tables and calls nothing of ours, and two views are made of it.
+create or replace function image_sync.register_query()
+returns text
+language sql
+immutable
+set search_path = ''
+return $query$
+  select distinct on (p.bucket_id, k.look_up_key)
+    p.bucket_id,
+    k.look_up_key,
+    p.part_number::text as part_number,
+    p.file_name::text as file_name,
+    p.signed_url::text as signed_url,
+    p.signed_url_expires_at
+  from public.part_images p
+  cross join lateral (
+    -- The expression of part_images_look_up_key_idx, collation and all, so that a page is read from there.
+    select
+      (p.bucket_id || '/' || lower(regexp_replace(p.part_number, '( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$', '', 'i'))) collate "C" as look_up_key
+  ) as k
+  join (
+    -- image_sync.url_base() of each bucket.
+    select
+      s.bucket_id,
+      coalesce(
+        coalesce(
+          s.public_url,
+          (
+            select j.url
+            from image_sync.project j
+          )
+        )
+        || '/storage/v1/object/sign/'
+        || case
+          when s.bucket_id ~ '^[A-Za-z0-9_.-]+$' then s.bucket_id
+          else (
+            select string_agg(
+              case
+                when c.character ~ '[A-Za-z0-9_.!~*''()-]' then c.character
+                else upper(regexp_replace(encode(convert_to(c.character, 'UTF8'), 'hex'), '(..)', '%\1', 'g'))
+              end, '' order by c.place)
+            from regexp_split_to_table(s.bucket_id, '') with ordinality as c (character, place)
+          )
+        end
+        || '/', '') as url_base
+    from image_sync.settings s
+  ) as base
+    on base.bucket_id = p.bucket_id
+  join (
+    -- The files of image_sync.objects; the columns that Storage may lack are found as they are there.
+    select s.bucket_id, s.name, s.metadata -> 'size' as bytes
+    from (select false as is_delete_marker, null::timestamptz as archived_at) as absent
+    cross join lateral (
+      select o.bucket_id, o.name, o.metadata, is_delete_marker as is_deleted, archived_at is not null as is_archived
+      from storage.objects o
+    ) as s
+    where s.is_deleted is not true
+      and not s.is_archived
+  ) as file
+    on file.bucket_id = p.bucket_id
+    and file.name collate "C" = p.file_name
+  where p.part_number <> ''
+    and p.signed_url_expires_at > now()
+    and file.bytes is distinct from '0'
+    and starts_with(p.signed_url, base.url_base)
+    -- Whole, as in image_sync.records.
+    and (
+      length(split_part(split_part(p.signed_url, '?token=eyJ', 2), '.', 3)) in (43, 64, 86, 342, 512, 683)
+      or strpos(p.signed_url, '?token=') > 0 and not starts_with('eyJ', left(split_part(p.signed_url, '?token=', 2), 3))
+    )
+  order by p.bucket_id, k.look_up_key, length(p.part_number), length(p.file_name), p.file_name collate "C" desc
+$query$;
+
+comment on function image_sync.register_query() is
+  'The query of the register of every bucket: the one place that says what it shows. The views image_sync.register and public.part_register are made of it.';
+
+-- Made when this file is applied, and again when storage.objects has gained a column that tells what is no file any more.
+create or replace function image_sync.make_register()
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  execute 'create or replace view image_sync.register with (security_invoker = on) as ' || image_sync.register_query();
+  -- With the rights of its owner, so that a reader needs a right to this view and to nothing behind it; and nothing that a reader says
+  -- of its rows is asked before they are chosen.
+  execute format(
+    'create or replace view public.part_register with (security_barrier = on) as
+    select r.part_number, r.file_name, r.signed_url, r.signed_url_expires_at
+    from (%s) as r
+    where r.bucket_id = coalesce(
+      (
+        select q.bucket_id
+        from image_sync.readers q
+        where q.kind = ''odbc''
+          and q.name = current_user
+      ),
+      (
+        select s.bucket_id
+        from image_sync.settings s
+        order by s.register desc, s.bucket_id = ''part-images'' desc, s.bucket_id collate "C"
+        limit 1
+      )
+    )',
+    image_sync.register_query()
+  );
+end;
+$$;
+
+comment on function image_sync.make_register() is
+  'Makes the views image_sync.register and public.part_register, or makes them anew. Only their owner can.';
+
+select image_sync.make_register();
+
+comment on view image_sync.register is 'What the register of each bucket shows: one row for each part, with a URL that works. Walk it by (bucket_id, look_up_key): part_images_look_up_key_idx serves that.';
+comment on column image_sync.register.bucket_id is 'The bucket.';
+comment on column image_sync.register.look_up_key is 'What the rows of one part have in common, as in image_sync.records, in byte order.';
+comment on column image_sync.register.part_number is 'The part.';
+comment on column image_sync.register.file_name is 'The file that is shown of it.';
+comment on column image_sync.register.signed_url is 'A URL that shows the image without a key until signed_url_expires_at.';
+comment on column image_sync.register.signed_url_expires_at is 'When signed_url stops working.';
+
+comment on view public.part_register is 'For the spreadsheet: one row for each part of one bucket, with a URL that works. The bucket is that of the reader, for a role that image-sync reader add made; for anybody else the one whose settings say register. Which file is shown of several: image_sync.register_query().';
+comment on column public.part_register.part_number is 'The part.';
+comment on column public.part_register.file_name is 'The file that is shown of it.';
+comment on column public.part_register.signed_url is 'A URL that shows the image without a key until signed_url_expires_at.';
+comment on column public.part_register.signed_url_expires_at is 'When signed_url stops working.';
+
+revoke all on public.part_register from public, anon, authenticated, service_role;
+grant select on public.part_register, image_sync.register to service_role;
+
+-- The bucket that a request of the register means: the one that it names, else that of public.part_register. Null: it has no settings.
+create or replace function image_sync.register_bucket(p_bucket text)
+returns text
+language sql
+stable
+set search_path = ''
+return (
+  select s.bucket_id
+  from image_sync.settings s
+  where s.bucket_id = p_bucket
+    or p_bucket is null
+  order by s.register desc, s.bucket_id = 'part-images' desc, s.bucket_id collate "C"
+  limit 1
+);
+
+comment on function image_sync.register_bucket(text) is 'The bucket of a register that is asked for by name or, null, by none; null where it has no settings.';
+
+create or replace function image_sync.unknown_register(p_bucket text)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return image_sync.problem(
+  404, 'unknown_bucket', 'The bucket has no settings',
+  format('Cannot read the register of bucket %s: image_sync.settings has no row for it.', coalesce(p_bucket, '(none)'))
+);
+
+comment on function image_sync.unknown_register(text) is 'The problem unknown_bucket of a register.';
+
+-- What a page of the register holds, without the page: to tell whether anything has changed, and where the next page begins.
+--   p_after  the key of the last row before it, without its bucket
+-- Returns {"bucket_id", "rows", "tag": another one for other rows, "last": the key of its last row where it is full, else null}.
+create or replace function public.image_sync_register_tag(p_bucket text default null, p_after text default '', p_limit integer default 20000)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+-- In the order of the index of keys, whatever the statistics say: a page costs the same at the end of a million parts.
+set enable_seqscan = 'off'
+set enable_bitmapscan = 'off'
+set enable_sort = 'off'
+set enable_hashjoin = 'off'
+set enable_mergejoin = 'off'
+as $$
+declare
+  v_bucket constant text := image_sync.register_bucket(p_bucket);
+  v_limit constant integer := least(greatest(coalesce(p_limit, 20000), 1), 20000);
+begin
+  if v_bucket is null then
+    return image_sync.unknown_register(p_bucket);
+  end if;
+  return (
+    select jsonb_build_object(
+      'bucket_id', v_bucket,
+      'rows', count(*),
+      'tag', md5(concat_ws(' ', count(*), bit_xor(page.hash), sum(page.hash))),
+      'last', case when count(*) = v_limit then substr(max(page.look_up_key), length(v_bucket) + 2) end
+    )
+    from (
+      select
+        r.look_up_key,
+        hashtextextended(concat_ws(chr(31), r.part_number, r.file_name, r.signed_url, extract(epoch from r.signed_url_expires_at)), 0) as hash
+      from image_sync.register r
+      where r.bucket_id = v_bucket
+        and r.look_up_key > v_bucket || '/' || coalesce(p_after, '')
+        -- What follows the slash is a zero.
+        and r.look_up_key < v_bucket || '0'
+      order by r.look_up_key
+      limit v_limit
+    ) as page
+  );
+end;
+$$;
+
+comment on function public.image_sync_register_tag(text, text, integer) is
+  'A tag of a page of the register, 1 to 20,000 rows behind p_after: {"bucket_id", "rows", "tag", "last"}. Without p_bucket it is that of public.part_register. Problem: unknown_bucket (404).';
+
+-- A page of the register as lines of CSV (RFC 4180): every field in quotes, so that no other separator splits it. A text that a
+-- spreadsheet would run begins with an apostrophe, unless p_raw: behind spaces and invisible characters a sign that begins a formula,
+-- of full width too, or a tab or line break.
+--   p_after, p_until  keys as image_sync_register_tag gives them; null: to the end
+-- Returns {"csv", "last": the key of its last row where it is full, else null}.
+create or replace function public.image_sync_register(
+  p_bucket text,
+  p_after text default '',
+  p_until text default null,
+  p_raw boolean default false,
+  p_limit integer default 5000
+)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+set enable_seqscan = 'off'
+set enable_bitmapscan = 'off'
+set enable_sort = 'off'
+set enable_hashjoin = 'off'
+set enable_mergejoin = 'off'
+as $$
+declare
+  v_limit constant integer := least(greatest(coalesce(p_limit, 5000), 1), 5000);
+  v_until constant text := case when p_until is null then p_bucket || '0' else p_bucket || '/' || p_until || chr(1) end;
+  v_runs constant text := case
+    -- Matches nothing.
+    when p_raw then '$.'
+    else '^([\t\r\n]|[\u0001-\u0020\u007f-\u00a0\u00ad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff]*[=+@\uff1d\uff0b\uff0d\uff20-])'
+  end;
+begin
+  return (
+    select jsonb_build_object(
+      'csv', coalesce(string_agg(
+        '"' || case when page.part_number ~ v_runs then '''' else '' end || replace(page.part_number, '"', '""')
+        || '","' || case when page.file_name ~ v_runs then '''' else '' end || replace(page.file_name, '"', '""')
+        || '","' || replace(page.signed_url, '"', '""')
+        || '","' || to_char(page.signed_url_expires_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || e'"\r\n',
+        '' order by page.look_up_key
+      ), ''),
+      'last', case when count(*) = v_limit then substr(max(page.look_up_key), length(p_bucket) + 2) end
+    )
+    from (
+      select r.look_up_key, r.part_number, r.file_name, r.signed_url, r.signed_url_expires_at
+      from image_sync.register r
+      where r.bucket_id = p_bucket
+        and r.look_up_key > p_bucket || '/' || coalesce(p_after, '')
+        and r.look_up_key < v_until
+      order by r.look_up_key
+      limit v_limit
+    ) as page
+  );
+end;
+$$;
+
+comment on function public.image_sync_register(text, text, text, boolean, integer) is
+  'A page of the register of a bucket as lines of CSV, 1 to 5,000 rows behind p_after and not behind p_until: {"csv", "last"}. What a spreadsheet would run begins with an apostrophe, unless p_raw.';
+
+revoke all on function
+  image_sync.register_query(),
+  image_sync.make_register(),
+  image_sync.register_bucket(text),
+  image_sync.unknown_register(text)
+from public;
+revoke all on function
+  public.image_sync_register_tag(text, text, integer),
+  public.image_sync_register(text, text, text, boolean, integer)
+from public, anon, authenticated;
+grant execute on function
+  image_sync.register_query(),
+  image_sync.make_register(),
+  image_sync.register_bucket(text),
+  image_sync.unknown_register(text),
+  public.image_sync_register_tag(text, text, integer),
+  public.image_sync_register(text, text, text, boolean, integer)
+to service_role;
 
 -- privileges
 

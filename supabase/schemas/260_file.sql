@@ -156,7 +156,7 @@ begin
     ('collided', 'Another record has its part number, which has to be unique: rename one of the files', v_is_wanted and v_is_taken and v_comes_from is null),
     ('unsignable', 'Storage opens no URL of this name (non-ASCII characters, # % ~ ^ | [ ] { } < > quotes, tabs, a path segment . or ..): rename the file', v_object.name is not null and not image_sync.is_signable(v_object.name)),
     ('unsigned', 'The record has no URL yet: the next sync signs it', v_object.name is not null and v_record.file_name is not null and not v_record.signed and image_sync.is_signable(v_object.name)),
-    ('expired', 'The URL has expired, or its expiry is unknown: the next sync signs it again', v_object.name is not null and v_record.expired),
+    ('expired', 'The URL has expired, or its expiry is unknown, or it was cut: the next sync signs it again', v_object.name is not null and v_record.expired),
     ('expiring', 'The URL works and is due for renewal: the next sync signs it again', v_object.name is not null and v_record.usable_until < now() + v_settings.renew_before)
   ) as c (code, detail, applies)
   where c.applies;

@@ -1,6 +1,6 @@
 /** Into a shop's project with a history of its own, through the real CLI: no step fails, and nothing of the shop's changes. */
 import { execFile } from "node:child_process";
-import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { access, copyFile, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import process from "node:process";
@@ -8,6 +8,7 @@ import { promisify } from "node:util";
 import postgres, { type Sql } from "postgres";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { runCommand } from "../cli/support/run_command.ts";
+import { readOurCatalogue } from "../schema/support/catalogue.ts";
 import { type LocalStack, projectDirectory, startLocalStack } from "../support/stack.ts";
 
 let stack: LocalStack;
@@ -46,14 +47,17 @@ afterAll(async () => {
   if (directory !== undefined) await rm(directory, { recursive: true });
 });
 
-async function supabase(...args: string[]): Promise<string> {
+const supabase = (...args: string[]) => supabaseOf(directory, stack, ...args);
+
+/** The real CLI in a repository, on the database of a stack. */
+async function supabaseOf(repository: string, { dbUrl }: LocalStack, ...args: string[]): Promise<string> {
   const path = join(projectDirectory, "node_modules/.bin/supabase");
   const env = { ...process.env, SUPABASE_TELEMETRY_DISABLED: "1", PGSSLMODE: "disable" };
   const run = promisify(execFile)(path, [
     ...args,
-    `--remote=${stack.dbUrl}`,
+    `--remote=${dbUrl}`,
     "--yes",
-    `--workdir=${directory}`,
+    `--workdir=${repository}`,
   ], { env });
   const { stdout, stderr } = await run.catch((error) => {
     throw new Error(`${error.message}\n${error.stdout}\n${error.stderr}`);
@@ -104,28 +108,41 @@ const catalogue = () =>
     union all select 'secret ' || s.name from vault.secrets s
     order by 1`;
 
-test("one migration gives the same schema as all of them one by one", async () => {
-  const other = await startLocalStack(["--no-function"]);
+test("a repository that installed the first release goes on to this one with one push", async () => {
+  const other = await startLocalStack(["--no-migrate", "--no-function"]);
   const otherSql = postgres(other.dbUrl, { max: 1, onnotice: () => {} });
+  const fresh = await startLocalStack(["--no-function"]);
+  const freshSql = postgres(fresh.dbUrl, { max: 1, onnotice: () => {} });
+  const shop = await mkdtemp(join(tmpdir(), "image-sync-shop-"));
   try {
-    const functionsOf = (of: Sql) =>
-      of`
-        select p.oid::regprocedure::text as name, md5(pg_get_functiondef(p.oid)) as body
-        from pg_catalog.pg_proc p
-        where p.pronamespace = 'image_sync'::regnamespace or p.proname like 'image\\_sync%'
-        order by 1`;
-    const columnsOf = (of: Sql) =>
-      of`
-        select c.relname, a.attname, a.atttypid::regtype::text as type, a.attnotnull
-        from pg_catalog.pg_class c join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0
-        where c.relnamespace = 'image_sync'::regnamespace order by 1, 2`;
-    expect(await functionsOf(sql)).toEqual(await functionsOf(otherSql));
-    expect(await columnsOf(sql)).toEqual(await columnsOf(otherSql));
+    await mkdir(join(shop, "supabase"));
+    await writeFile(join(shop, "supabase/config.toml"), 'project_id = "shop"\n');
+    expect(await runCommand(["init", "--yes"], { directory: shop })).toMatchObject({ status: 0 });
+    const manifestPath = join(shop, "supabase/functions/image-sync/image-sync.json");
+    const manifest = JSON.parse(await readFile(manifestPath, "utf8"));
+    const [first] = JSON.parse(
+      await readFile(join(projectDirectory, "supabase/schemas/releases.json"), "utf8"),
+    );
+    await writeFile(manifestPath, JSON.stringify({ ...manifest, version: first.version }));
+    await copyFile(
+      join(projectDirectory, "supabase/migrations", first.migration),
+      join(shop, "supabase", manifest.migration),
+    );
+    await supabaseOf(shop, other, "db", "push");
+    expect(await otherSql`select image_sync.schema_version() as version`).toEqual([{
+      version: first.version,
+    }]);
+    await otherSql`insert into public.part_images (file_name, part_number) values ('1.jpg', '1')`;
+    expect(await runCommand(["upgrade", "--yes"], { directory: shop })).toMatchObject({ status: 0 });
+    await supabaseOf(shop, other, "db", "push");
+    expect(await otherSql`select file_name from public.part_images`).toEqual([{ file_name: "1.jpg" }]);
+    expect(await readOurCatalogue(otherSql)).toEqual(await readOurCatalogue(freshSql));
   } finally {
-    await otherSql.end({ timeout: 5 });
-    await other.stop();
+    await Promise.all([otherSql, freshSql].map((each) => each.end({ timeout: 5 })));
+    await Promise.all([other, fresh].map((each) => each.stop()));
+    await rm(shop, { recursive: true });
   }
-}, 120_000);
+}, 240_000);
 
 test("the way back leaves the project as it was, and the table with its rows", async () => {
   const before = await theirs();
@@ -135,7 +152,6 @@ test("the way back leaves the project as it was, and the table with its rows", a
   expect(rows).toEqual(before);
   const left = await catalogue();
   expect(left.filter((row) => JSON.stringify(row) !== '{"thing":"table today"}')).toEqual(neverHadUs);
-  const { readFile, access } = await import("node:fs/promises");
   expect(await readFile(join(directory, "supabase/config.toml"), "utf8")).toBe(
     'project_id = "shop"\n\n[db]\nmajor_version = 17\n',
   );

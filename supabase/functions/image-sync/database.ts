@@ -28,9 +28,19 @@ import {
   planAnswerSchema,
   type Probe,
   type Problem,
+  type Reader,
+  readerAnswerSchema,
+  type ReaderList,
+  readerListSchema,
+  type ReaderRemoval,
+  readerRemovalAnswerSchema,
   type RecordList,
   recordListAnswerSchema,
   type RecordsQuery,
+  type RegisterPage,
+  registerPageSchema,
+  type RegisterTag,
+  registerTagAnswerSchema,
   type Report,
   reportAnswerSchema,
   type Run,
@@ -164,6 +174,22 @@ export type Database = {
   readArchives(request: { bucket: string; limit: number }): Promise<ArchiveList>;
   /** A page of the records that a cleanup archived. */
   readArchived(request: { run: string; after: string; limit: number }): Promise<Archived>;
+  /** What a page of the register holds, `limit` rows behind `after`; without a bucket it is that of `public.part_register`. */
+  readRegisterTag(
+    request: { bucket: string | undefined; after: string; limit: number },
+  ): Promise<RegisterTag>;
+  /** Lines of the register behind `after` and not behind `until` (null: to the end), as many as fit a page. */
+  readRegister(
+    request: { bucket: string; after: string; until: string | null; raw: boolean },
+  ): Promise<RegisterPage>;
+  /** The reader whose key has this hash, and a note of its use. Throws a problem (401) where there is none. */
+  openRegister(keyHash: string): Promise<Reader>;
+  /** Adds a reader by HTTPS, of whose key the hash is kept. */
+  addReader(request: { name: string; bucket: string; keyHash: string }): Promise<Reader>;
+  /** A page of the readers, with their last use. */
+  readReaders(request: { after: string; limit: number }): Promise<ReaderList>;
+  /** Takes a reader's right away; a database role is left to its owner. */
+  removeReader(name: string): Promise<ReaderRemoval>;
 };
 
 type Rpcs = Schema["public"]["Functions"];
@@ -314,6 +340,36 @@ export function createDatabase(client: SupabaseClient<Schema>): Database {
     async readArchived({ run, after, limit }) {
       const args = { p_run: run, p_after: after, p_limit: limit };
       return (await call("image_sync_archived", args, archivedAnswerSchema)).archived;
+    },
+    async readRegisterTag({ bucket, after, limit }) {
+      const args = { ...(bucket === undefined ? {} : { p_bucket: bucket }), p_after: after, p_limit: limit };
+      return unwrap(await call("image_sync_register_tag", args, registerTagAnswerSchema));
+    },
+    readRegister({ bucket, after, until, raw }) {
+      return call("image_sync_register", {
+        p_bucket: bucket,
+        p_after: after,
+        ...(until === null ? {} : { p_until: until }),
+        p_raw: raw,
+      }, registerPageSchema);
+    },
+    async openRegister(keyHash) {
+      const answer = await call("image_sync_open_register", { p_key_hash: keyHash }, readerAnswerSchema);
+      return unwrap(answer).reader;
+    },
+    async addReader({ name, bucket, keyHash }) {
+      const args = { p_name: name, p_bucket: bucket, p_key_hash: keyHash };
+      return unwrap(await call("image_sync_add_reader", args, readerAnswerSchema)).reader;
+    },
+    readReaders({ after, limit }) {
+      return call("image_sync_readers", { p_after: after, p_limit: limit }, readerListSchema);
+    },
+    async removeReader(name) {
+      const args = { p_name: name };
+      const { reader, revoked } = unwrap(
+        await call("image_sync_remove_reader", args, readerRemovalAnswerSchema),
+      );
+      return { ...reader, revoked };
     },
   };
 }

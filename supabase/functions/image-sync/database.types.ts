@@ -44,10 +44,23 @@ export type Database = {
       };
     };
     Views: {
-      [_ in never]: never;
+      "part_register": {
+        Row: {
+          "file_name": string | null;
+          "part_number": string | null;
+          "signed_url": string | null;
+          "signed_url_expires_at": string | null;
+        };
+        ComputedFields: never;
+        Relationships: [];
+      };
     };
     Functions: {
       "image_sync_add_bucket": { Args: { "p_bucket": string }; Returns: Json };
+      "image_sync_add_reader": {
+        Args: { "p_bucket": string; "p_key_hash": string; "p_name": string };
+        Returns: Json;
+      };
       "image_sync_advance": {
         Args: {
           "p_around"?: (string)[];
@@ -95,7 +108,9 @@ export type Database = {
         Returns: Json;
       };
       "image_sync_history": { Args: { "p_bucket": string; "p_days"?: number }; Returns: Json };
+      "image_sync_open_register": { Args: { "p_key_hash": string }; Returns: Json };
       "image_sync_plan": { Args: { "p_after"?: string; "p_limit"?: number; "p_run": string }; Returns: Json };
+      "image_sync_readers": { Args: { "p_after"?: string; "p_limit"?: number }; Returns: Json };
       "image_sync_records": {
         Args: {
           "p_after"?: string;
@@ -107,7 +122,22 @@ export type Database = {
         };
         Returns: Json;
       };
+      "image_sync_register": {
+        Args: {
+          "p_after"?: string;
+          "p_bucket": string;
+          "p_limit"?: number;
+          "p_raw"?: boolean;
+          "p_until"?: string;
+        };
+        Returns: Json;
+      };
+      "image_sync_register_tag": {
+        Args: { "p_after"?: string; "p_bucket"?: string; "p_limit"?: number };
+        Returns: Json;
+      };
       "image_sync_remove_bucket": { Args: { "p_bucket": string }; Returns: Json };
+      "image_sync_remove_reader": { Args: { "p_name": string }; Returns: Json };
       "image_sync_report": { Args: { "p_bucket": string }; Returns: Json };
       "image_sync_run": { Args: { "p_run": string }; Returns: Json };
       "image_sync_runs": {

@@ -1,0 +1,106 @@
+/** `upgrade`: from the version that a repository has to this one. */
+import { createHash } from "node:crypto";
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { beforeEach, expect, onTestFinished, test } from "vitest";
+import { VERSION } from "../../supabase/functions/image-sync/version.ts";
+import { runCommand } from "./support/run_command.ts";
+
+const MANIFEST = "supabase/functions/image-sync/image-sync.json";
+const OLD = "supabase/functions/image-sync/of_before.ts";
+
+let directory: string;
+beforeEach(async () => {
+  directory = await mkdtemp(join(tmpdir(), "image-sync-"));
+  onTestFinished(() => rm(directory, { recursive: true }));
+});
+
+const upgrade = (...args: string[]) => runCommand(["upgrade", ...args], { directory });
+const read = (path: string) => readFile(join(directory, path), "utf8");
+const hashOf = (text: string) => createHash("sha256").update(text).digest("hex");
+const migrations = async () => (await readdir(join(directory, "supabase/migrations"))).sort();
+
+/** A repository that has another version, with a file that this one does not know. */
+async function begin(version: string, old = "// of before\n"): Promise<void> {
+  await mkdir(join(directory, "supabase"), { recursive: true });
+  await writeFile(join(directory, "supabase/config.toml"), 'project_id = "shop"\n');
+  await runCommand(["init", "--yes"], { directory });
+  const manifest = JSON.parse(await read(MANIFEST));
+  const text = "export const VERSION = 'of before';\n";
+  await writeFile(join(directory, "supabase/functions/image-sync/version.ts"), text);
+  await writeFile(join(directory, OLD), old);
+  manifest.version = version;
+  manifest.files["functions/image-sync/version.ts"] = hashOf(text);
+  manifest.files["functions/image-sync/of_before.ts"] = hashOf("// of before\n");
+  await writeFile(join(directory, MANIFEST), JSON.stringify(manifest));
+}
+
+test("writes one migration more, which goes on from that version, and the new function", async () => {
+  await begin("1.0.0");
+  const [first] = await migrations();
+  const before = await read(`supabase/migrations/${first}`);
+  const { status, stdout } = await upgrade("--yes");
+  expect([status, stdout]).toEqual([0, expect.stringContaining("npx supabase db push --remote")]);
+  const after = await migrations();
+  expect(after).toEqual([
+    first,
+    expect.stringMatching(`^\\d{14}_image_sync_${VERSION.replaceAll(".", "_")}\\.sql$`),
+  ]);
+  expect(await read(`supabase/migrations/${first}`)).toBe(before);
+  expect(await read(`supabase/migrations/${after[1]}`)).toContain(
+    `Cannot upgrade image-sync from 1.0.0 to ${VERSION}`,
+  );
+  expect(await read("supabase/functions/image-sync/version.ts")).toContain(VERSION);
+  await expect(read(OLD)).rejects.toThrow("ENOENT");
+  expect(JSON.parse(await read(MANIFEST))).toMatchObject({
+    version: VERSION,
+    migration: `migrations/${after[1]}`,
+  });
+  // And again: nothing.
+  expect((await upgrade("--yes")).stdout).toContain("Nothing to do");
+  expect(await migrations()).toEqual(after);
+});
+
+test("keeps what was edited, and says so", async () => {
+  await begin("1.0.0", "// mine\n");
+  expect((await upgrade("--yes")).stdout).toContain("of_before.ts   (edited: --force");
+  expect(await read(OLD)).toBe("// mine\n");
+});
+
+test("shows every line, and changes nothing, with --dry-run", async () => {
+  await begin("1.0.0");
+  const { status, stdout } = await upgrade("--dry-run");
+  expect([status, stdout]).toEqual([
+    0,
+    expect.stringContaining("+ create or replace function public.image_sync_start"),
+  ]);
+  expect(await migrations()).toHaveLength(1);
+  expect(await read(OLD)).toBe("// of before\n");
+});
+
+test("from before the first release it brings the whole schema, which makes room for itself", async () => {
+  await begin("0.1.0");
+  expect(await upgrade("--yes")).toMatchObject({ status: 0 });
+  expect(await read(`supabase/migrations/${(await migrations())[1]}`)).toContain("create schema image_sync;");
+});
+
+test("refuses a newer one, and where there is none; init refuses another version", async () => {
+  expect(await upgrade("--yes")).toMatchObject({
+    status: 2,
+    stderr: expect.stringContaining("npx image-sync init"),
+  });
+  await begin("99.0.0");
+  expect(await upgrade("--yes")).toMatchObject({
+    status: 2,
+    stderr: expect.stringContaining("which is newer"),
+  });
+  expect(await runCommand(["init", "--yes"], { directory }))
+    .toMatchObject({ status: 2, stderr: expect.stringContaining("use the commands of 99.0.0") });
+  await begin("1.0.0").catch(() => {});
+  const manifest = JSON.parse(await read(MANIFEST));
+  await writeFile(join(directory, MANIFEST), JSON.stringify({ ...manifest, version: "1.0.0" }));
+  expect(await runCommand(["init", "--yes"], { directory }))
+    .toMatchObject({ status: 2, stderr: expect.stringContaining("npx image-sync upgrade goes on to") });
+  expect(await migrations()).toHaveLength(1);
+});
