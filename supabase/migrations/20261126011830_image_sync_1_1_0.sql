@@ -7153,6 +7153,9 @@ begin
       format('Cannot change the settings of bucket %s: image_sync.settings has no row for it.', p_bucket)
     );
   end if;
+  if p_changes = '{}' then
+    return public.image_sync_settings(p_bucket);
+  end if;
   for v_field in
     select k.key
     from jsonb_object_keys(p_changes) as k (key)
@@ -7181,25 +7184,12 @@ begin
     end;
   end loop;
   begin
-    update image_sync.settings s
-    set
-      extensions = v_settings.extensions,
-      exclude = v_settings.exclude,
-      signed_url_ttl = v_settings.signed_url_ttl,
-      renew_before = v_settings.renew_before,
-      chunk_size = v_settings.chunk_size,
-      lease_duration = v_settings.lease_duration,
-      max_attempts = v_settings.max_attempts,
-      retry_delay = v_settings.retry_delay,
-      max_delete_fraction = v_settings.max_delete_fraction,
-      max_delete_count = v_settings.max_delete_count,
-      probe_size = v_settings.probe_size,
-      verify_rate = v_settings.verify_rate,
-      nightly = v_settings.nightly,
-      public_url = v_settings.public_url,
-      keep_chunks = v_settings.keep_chunks,
-      keep_runs = v_settings.keep_runs
-    where s.bucket_id = p_bucket;
+    -- Those that are given, which are columns of the table: whatever a later version adds is among them.
+    execute (
+      select format('update image_sync.settings s set %s where s.bucket_id = $2', string_agg(format('%1$I = ($1).%1$I', k.key), ', '))
+      from jsonb_object_keys(p_changes) as k (key)
+    )
+    using v_settings, p_bucket;
   exception
     when check_violation then
       get stacked diagnostics v_constraint = constraint_name;

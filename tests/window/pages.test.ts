@@ -106,4 +106,17 @@ describe.skipIf(withoutBrowser !== undefined && !mustHaveBrowser)("every page", 
       expect(errors).toEqual([]);
     });
   }
+
+  test.runIf(folder !== undefined)("the two of README and docs/", async () => {
+    await page.emulateMedia({ colorScheme: "light" });
+    await page.setViewportSize({ width: 1000, height: 640 });
+    await page.goto(`${window.origin}${PAGES["overview"]}`);
+    await page.screenshot({ path: join(folder ?? "", "window-overview.png") });
+    await page.emulateMedia({ colorScheme: "dark" });
+    await page.goto(`${window.origin}${PAGES["pictures"]}`);
+    await page.waitForFunction(
+      "[...document.images].filter((image) => image.getBoundingClientRect().top < 640).every((image) => image.complete)",
+    );
+    await page.screenshot({ path: join(folder ?? "", "window-pictures.jpg"), type: "jpeg", quality: 75 });
+  });
 });
