@@ -6,6 +6,7 @@ const timed = [
   "tests/security/limits.test.ts",
   "tests/sync/verify.test.ts",
   "tests/window/operator.test.ts",
+  "tests/window/pages.test.ts",
   "tests/workflow/export.test.ts",
 ];
 

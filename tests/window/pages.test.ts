@@ -77,34 +77,38 @@ describe.skipIf(withoutBrowser !== undefined && !mustHaveBrowser)("every page", 
   });
 
   for (const [name, path] of Object.entries(PAGES)) {
-    test(`${name}: nothing serious for axe, nothing cut off, nothing broken, in light and dark, wide and narrow`, async () => {
-      const errors: string[] = [];
-      const note = (text: string) => errors.push(text);
-      const onConsole = (message: { type(): string; text(): string }) =>
-        message.type() === "error" && !/status of (404|409)/.test(message.text()) && note(message.text());
-      page.on("pageerror", (error) => note(error.message));
-      page.on("console", onConsole);
-      for (const { name: look, width, colorScheme } of LOOKS) {
-        await page.emulateMedia({ colorScheme });
-        await page.setViewportSize({ width, height: 800 });
-        await page.goto(window.origin + path);
-        await page.locator("h1").first().waitFor();
-        if (folder !== undefined) {
-          // Lazy pictures come when they are scrolled to.
-          await page.evaluate("scrollTo(0, document.body.scrollHeight)");
-          await page.waitForTimeout(300);
-          await page.evaluate("scrollTo(0, 0)");
-          await page.screenshot({ path: join(folder, `${name}-${look}.png`), fullPage: true });
+    test(
+      `${name}: nothing serious for axe, nothing cut off, nothing broken, in light and dark, wide and narrow`,
+      async () => {
+        const errors: string[] = [];
+        const note = (text: string) => errors.push(text);
+        const onConsole = (message: { type(): string; text(): string }) =>
+          message.type() === "error" && !/status of (404|409)/.test(message.text()) && note(message.text());
+        page.on("pageerror", (error) => note(error.message));
+        page.on("console", onConsole);
+        for (const { name: look, width, colorScheme } of LOOKS) {
+          await page.emulateMedia({ colorScheme });
+          await page.setViewportSize({ width, height: 800 });
+          await page.goto(window.origin + path);
+          await page.locator("h1").first().waitFor();
+          if (folder !== undefined) {
+            // Lazy pictures come when they are scrolled to.
+            await page.evaluate("scrollTo(0, document.body.scrollHeight)");
+            await page.waitForTimeout(300);
+            await page.evaluate("scrollTo(0, 0)");
+            await page.screenshot({ path: join(folder, `${name}-${look}.png`), fullPage: true });
+          }
+          const overflow = await page.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth",
+          );
+          expect(overflow, `${look} is wider than the screen`).toBe(0);
+          expect(await seriousViolations(page), look).toEqual([]);
         }
-        const overflow = await page.evaluate(
-          "document.documentElement.scrollWidth - document.documentElement.clientWidth",
-        );
-        expect(overflow, `${look} is wider than the screen`).toBe(0);
-        expect(await seriousViolations(page), look).toEqual([]);
-      }
-      page.off("console", onConsole);
-      expect(errors).toEqual([]);
-    });
+        page.off("console", onConsole);
+        expect(errors).toEqual([]);
+      },
+      120_000,
+    );
   }
 
   test.runIf(folder !== undefined)("the two of README and docs/", async () => {

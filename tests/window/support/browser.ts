@@ -57,7 +57,7 @@ export async function seriousViolations(page: Page): Promise<string[]> {
   const { readFile } = await import("node:fs/promises");
   await page.evaluate(await readFile(axeSource, "utf8"));
   const violations = await page.evaluate<Violation[]>(
-    "axe.run(document).then(({ violations }) => violations)",
+    "axe.run(document, { resultTypes: ['violations'] }).then(({ violations }) => violations)",
   );
   return violations
     .filter(({ impact }) => impact === "serious" || impact === "critical")
