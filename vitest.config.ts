@@ -2,6 +2,7 @@ import { configDefaults, defineConfig } from "vitest/config";
 
 // What they measure in seconds is about one machine's work: they run one at a time, after all others.
 const timed = [
+  "tests/register/limits.test.ts",
   "tests/report/large.test.ts",
   "tests/security/limits.test.ts",
   "tests/sync/verify.test.ts",
@@ -16,7 +17,7 @@ export default defineConfig({
     environment: "node",
     pool: "forks",
     // A Supabase that is given is one for all of them.
-    fileParallelism: process.env["SUPABASE_URL"] === undefined,
+    fileParallelism: process.env["IMAGE_SYNC_TEST_URL"] === undefined,
     testTimeout: 30_000,
     hookTimeout: 90_000,
     projects: [

@@ -3,6 +3,7 @@ import { z } from "zod";
 import { type Problem, problemSchema } from "../supabase/functions/image-sync/contract.ts";
 import { safeText } from "../supabase/functions/image-sync/text/safe_text.ts";
 import { CommandError } from "./command_error.ts";
+import { isClone } from "./package_root.ts";
 
 /** No answer came, or not all of it. `timeout` is what was waited, in ms, where that was the reason. */
 export function noAnswer(
@@ -108,7 +109,7 @@ function causes(error: unknown): string[] {
 }
 
 function loopbackHint(url: string): string {
-  return /^http:\/\/(127\.|localhost|\[::1\])/.test(url)
+  return isClone && /^http:\/\/(127\.|localhost|\[::1\])/.test(url)
     ? ", or start the embedded stack with npm start"
     : "";
 }

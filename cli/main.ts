@@ -3,6 +3,7 @@ import { z } from "zod";
 import { asNpmScripts, quoted } from "../supabase/functions/image-sync/text/commands.ts";
 import { DEFAULT_BUCKET, modeSchema, stateSchema } from "../supabase/functions/image-sync/contract.ts";
 import { VERSION } from "../supabase/functions/image-sync/version.ts";
+import { DEFAULT_PROGRAM } from "./called_as.ts";
 import { CommandError, exitStatus } from "./command_error.ts";
 import { analyze } from "./commands/analyze.ts";
 import { buckets } from "./commands/buckets.ts";
@@ -41,6 +42,8 @@ type Flags = CommonFlags & RunsOptions & Pick<InitOptions, "yes" | "force"> & {
   readonly file?: string;
   readonly port: number;
   readonly browser: boolean;
+  readonly dbUrl?: string;
+  readonly sql?: string;
   readonly thumbnails: boolean;
   readonly size?: number;
   readonly odbc: boolean;
@@ -136,7 +139,14 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
   )
     .argument("[dir]", "the repository", ".")
     .option("--bucket <name>", "the bucket to report on", DEFAULT_BUCKET)
-    .action(performHere((context, flags, directory) => deploy(context, { ...flags, directory })));
+    .option("--url <url>", "the project's URL, where it has an address of its own")
+    .option("--key <key>", "a secret key of the project (default: SUPABASE_SECRET_KEY, .env)")
+    .option("--db-url <url>", "push to this database (its pooler, from a network without IPv6)")
+    .action(
+      performHere((context, { dryRun, yes, bucket, url, key, dbUrl }, directory) =>
+        deploy(context, { dryRun, yes, bucket, url, key, dbUrl, directory })
+      ),
+    );
   local(
     add("upgrade", "go on to this version: one migration more, and the new function"),
     "Exit status: 0 it is this version, 1 it was not agreed to, 2 it could not be done.",
@@ -220,7 +230,9 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
     add("doctor", "look at every link of the chain, outside in, and say of each what mends it"),
     "Exit status: 0 every link holds, 1 one does not, 2 it could not be told.",
   )
-    .action(perform((context) => doctor(context)));
+    .option("--db-url <url>", "the database's URL, to look at more (default: SUPABASE_DB_URL beside the key)")
+    .option("--sql <file>", "write the SQL that mends what differs in the database to a file")
+    .action(perform((context, { dbUrl, sql }) => doctor(context, { dbUrl, sql })));
   common(
     add("export", "write the register to a file for a spreadsheet: .csv, or .xlsx with the pictures"),
     "Exit status: 0 it is written, 1 it is and something was left out or nothing was there, 2 it is not written.",
@@ -274,9 +286,13 @@ function refuseSwallowedFlags(command: Command, { env }: Host): void {
   );
 }
 
-/** Commands are named the way that this one was called: through its npm script, or as `npx image-sync`. */
-function wordsOf({ env }: Host, command: string | undefined): (text: string) => string {
-  return env["npm_lifecycle_event"] === command ? asNpmScripts : (text) => text;
+/** Commands are named the way that this one was called: through its npm script, through npx, or as a program. */
+function wordsOf(
+  { env, program = DEFAULT_PROGRAM }: Host,
+  command: string | undefined,
+): (text: string) => string {
+  if (env["npm_lifecycle_event"] === command) return asNpmScripts;
+  return (text) => text.replaceAll(DEFAULT_PROGRAM, program);
 }
 
 function waiting(command: Command): Command {

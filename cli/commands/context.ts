@@ -11,8 +11,8 @@ import { type Pace, watch } from "../watch.ts";
 
 /** The options that every command has. */
 export type CommonFlags = {
-  readonly url?: string;
-  readonly key?: string;
+  readonly url?: string | undefined;
+  readonly key?: string | undefined;
   readonly bucket: string;
   readonly json: boolean;
   /** For one request, in s. */

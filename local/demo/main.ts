@@ -65,7 +65,7 @@ async function main(): Promise<number> {
   Deno.unrefTimer(setInterval(() => void (Deno.ppid === parent || stopping.abort()), 500));
 
   say("Starting Postgres, the gateway and the function ...");
-  const stack = await startStack(stackOptions(flags));
+  const stack = await startUnless(stopping.signal, stackOptions(flags));
   try {
     const outcome = await demonstrate(stack, flags, say, stopping.signal);
     if (flags.json) process.stdout.write(`${JSON.stringify(outcome, null, 2)}\n`);
@@ -77,6 +77,18 @@ async function main(): Promise<number> {
   } finally {
     say("Stopping ...");
     await stack.stop();
+  }
+}
+
+/** Starts the stack. Who is told to stop meanwhile goes at once: what was started ends with this process, and the next removes its files. */
+async function startUnless(signal: AbortSignal, options: StackOptions): Promise<Stack> {
+  const leave = () => Deno.exit(130);
+  signal.addEventListener("abort", leave, { once: true });
+  try {
+    signal.throwIfAborted();
+    return await startStack(options);
+  } finally {
+    signal.removeEventListener("abort", leave);
   }
 }
 

@@ -25,9 +25,86 @@ update image_sync.settings s
 set register = true
 where s.bucket_id = 'part-images';
 
+-- A pattern of like that ends with a lone escape character is an error whatever it is matched with: it would end every run.
+update image_sync.settings s
+set exclude = array(
+  select case when p.pattern ~ '(^|[^\\])(\\\\)*\\$' then p.pattern || '\' else p.pattern end
+  from unnest(s.exclude) with ordinality as p (pattern, place)
+  order by p.place
+)
+where array_to_string(s.exclude, E'\n') ~ '\\';
+
+alter table image_sync.settings
+  drop constraint settings_exclude_check,
+  add constraint settings_exclude_check check (
+    array_position(exclude, null) is null
+    and array_position(exclude, '') is null
+    -- One pattern a line.
+    and array_to_string(exclude, E'\n') !~ '(^|[^\\])(\\\\)*\\(\n|$)'
+  ),
+  -- In like _ is any character: MYMACOSX/ is a folder like any other. And the bins of Windows and of network drives are none.
+  alter column exclude set default '{.%,%/.%,"\\_\\_MACOSX/%","%/\\_\\_MACOSX/%",@eaDir/%,%/@eaDir/%,#recycle/%,%/#recycle/%,$RECYCLE.BIN/%,%/$RECYCLE.BIN/%,"System Volume Information/%","%/System Volume Information/%",Thumbs.db,%/Thumbs.db,desktop.ini,%/desktop.ini}';
+
+update image_sync.settings s
+set exclude = default
+where s.exclude = '{.%,%/.%,__MACOSX/%,%/__MACOSX/%,@eaDir/%,%/@eaDir/%,Thumbs.db,%/Thumbs.db,desktop.ini,%/desktop.ini}';
+
+comment on column image_sync.settings.exclude is 'Patterns of LIKE (% any text, _ any character, \ before either for itself); an object whose whole name matches one of them, and that has no record, is left out. Hidden and system files and bins of the common systems by default; add thumbs/% to leave a folder out.';
+
 -- chunks, 1.1.0
 
 comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, samples, and for a dry run the orphaned records'' names.';
+
+-- Each look of a working run is one at a few rows, however many thousand chunks it has. Plans are made when the table is empty and stay
+-- in their sessions: to such a plan every index that begins with run_id is as good as any other, and leads through all chunks of
+-- the run. So one index alone begins with it, the primary key; and a query that says "run_id is not distinct from" means so: no
+-- index has what it says, and what it is meant for is left.
+alter table image_sync.chunks
+  drop constraint chunks_run_id_from_key_key,
+  -- No object in two chunks: every range begins where another one ended.
+  add constraint chunks_run_id_from_key_key unique (from_key, run_id);
+
+-- What is left to claim: a handful of rows.
+drop index image_sync.chunks_open_idx;
+create index chunks_open_idx on image_sync.chunks (number) where state in ('pending', 'leased');
+-- The chunk of a lease.
+create index chunks_lease_token_idx on image_sync.chunks (lease_token);
+-- Chunks that were leased more than once: a handful.
+create index chunks_past_leases_idx on image_sync.chunks (number) where past_leases <> '{}';
+-- The last chunks that were signed, newest first: an order that only this index gives.
+create index chunks_closed_idx on image_sync.chunks (run_id, closed_at desc nulls first) where to_sign > 0;
+
+-- part images, 1.1.0
+
+-- Every insert writes both indexes. A thousand random ids in a tree of a million cost three times what they cost in a hash; a part
+-- number is matched with the pattern of copies only where it has a character that a copy's has.
+do $$
+declare
+  v_index record;
+begin
+  for v_index in
+    select *
+    from (values
+      ('part_images_object_idx', 'CREATE INDEX part_images_object_idx ON public.part_images USING hash (object_id)'),
+      ('part_images_twins_idx', 'CREATE INDEX part_images_twins_idx ON public.part_images USING btree ((((bucket_id || ''/''::text) || lower( CASE WHEN (part_number ~ ''[_)\s]''::text) THEN regexp_replace(part_number, ''( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$''::text, ''''::text, ''i''::text) ELSE part_number END))) COLLATE "C") INCLUDE (part_number, bucket_id)')
+    ) as i (name, definition)
+  loop
+    if to_regclass('public.' || v_index.name) is null then
+      execute v_index.definition;
+    -- A table that was ours before has them; their definition is printed over several lines.
+    elsif regexp_replace(pg_get_indexdef(to_regclass('public.' || v_index.name)), '\s+', ' ', 'g') is distinct from v_index.definition then
+      raise exception 'Cannot index public.part_images: the name %, which one of its indexes needs, is taken by something else', v_index.name
+        using errcode = 'duplicate_object', hint = format('Run: alter table public.%I rename to %I;', v_index.name, v_index.name || '_old');
+    end if;
+  end loop;
+end;
+$$;
+drop index if exists public.part_images_object_id_idx, public.part_images_look_up_key_idx;
+
+-- moves, 1.1.0
+
+-- The comparison of a chunk finds them itself, with where they went.
+drop function image_sync.departing_names(text, text[]);
 
 -- readers, 1.1.0
 
@@ -323,7 +400,12 @@ select
     ) then p.signed_url_expires_at
   end as usable_until,
   p.object_id,
-  p.bucket_id || '/' || lower(regexp_replace(p.part_number, '( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$', '', 'i')) as look_up_key
+  p.bucket_id || '/' || lower(
+    case
+      when p.part_number ~ '[_)\s]' then regexp_replace(p.part_number, '( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$', '', 'i')
+      else p.part_number
+    end
+  ) as look_up_key
 from public.part_images p;
 
 comment on view image_sync.records is 'The rows of public.part_images with the state of their URLs. Walk it by (bucket_id, file_name collate "C"): part_images_bucket_id_file_name_key serves that.';
@@ -334,19 +416,28 @@ comment on column image_sync.records.signed_url is 'The URL. Whether it is one o
 comment on column image_sync.records.signed is 'There is a URL, working or not.';
 comment on column image_sync.records.expired is 'There is a URL and it has expired, or its expiry is unknown, or it was cut.';
 comment on column image_sync.records.usable_until is 'Until when the URL works; null where it does not.';
-comment on column image_sync.records.look_up_key is 'The part number as a look-up in a spreadsheet takes it, and as copies of one file have it in common: without regard to case, spaces at the end, " (1)", " - Copy" and the like, "_JPG"; behind the bucket and a slash. The expression of part_images_look_up_key_idx.';
+comment on column image_sync.records.look_up_key is 'The part number as a look-up in a spreadsheet takes it, and as copies of one file have it in common: without regard to case, spaces at the end, " (1)", " - Copy" and the like, "_JPG"; behind the bucket and a slash. The expression of part_images_twins_idx.';
 comment on column image_sync.records.object_id is 'The object that the record is of, by its id; null where that is not known yet.';
 
 -- a.b/12.x.jpg: 12.x. Of many names at once: a call for each costs more than what it does.
 create or replace function image_sync.part_numbers_of(p_names text[])
 returns text[]
-language sql
+language plpgsql
 immutable
 set search_path = ''
-return array(
-  select regexp_replace(split_part(n.name, '/', -1), '\.[^.]*$', '')
-  from unnest(p_names) as n (name)
-);
+as $$
+begin
+  return array(
+    select case when strpos(f.name, '.') = 0 then f.name else left(f.name, -1 - length(split_part(f.name, '.', -1))) end
+    from (
+      select split_part(n.name, '/', -1) as name
+      from unnest(p_names) as n (name)
+      -- The last part of the path is found out once.
+      offset 0
+    ) as f
+  );
+end;
+$$;
 
 comment on function image_sync.part_numbers_of(text[]) is 'The part numbers of files, in their order: each is the name without folders and extension.';
 
@@ -376,11 +467,12 @@ grant execute on function image_sync.last_key() to service_role;
 -- its owner's. Ours has nothing of the kind.
 create or replace function image_sync.may_refuse_records()
 returns boolean
-language sql
+language plpgsql
 stable
 set search_path = ''
-begin atomic
-  select
+as $$
+begin
+  return
     exists (
       select
       from pg_catalog.pg_constraint c
@@ -424,6 +516,7 @@ begin atomic
         and a.attname not in ('bucket_id', 'file_name', 'part_number')
     );
 end;
+$$;
 
 comment on function image_sync.may_refuse_records() is
   'True where a constraint, unique index, trigger or column of the table''s owner may refuse a record. Then records are inserted when they are listed, so that what is refused is not signed every night.';
@@ -449,6 +542,62 @@ set search_path = ''
 return p_sqlstate in ('55P03', '40P01');
 
 comment on function image_sync.is_held(text) is 'Whether an error of this SQLSTATE is a lock that was not to be had: lock_not_available or deadlock_detected.';
+
+-- What a table may say at the end of a transaction (a deferred constraint, a constraint trigger) would end a whole call with all of
+-- its rows, and nobody could tell which row it was about. So it is asked after each statement that writes, where what it refuses
+-- costs itself alone; and it is deferred until then, as its owner may count on.
+create or replace function image_sync.check_deferred()
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  set constraints all immediate;
+  set constraints all deferred;
+end;
+$$;
+
+comment on function image_sync.check_deferred() is 'Lets constraints and triggers that are deferred to the end of the transaction say now what they would say then.';
+
+-- Where somebody holds the whole table (create index, lock table), none of its rows is held by itself: nothing is left out, named or
+-- given up for it. Called after a lock was not to be had.
+create or replace function image_sync.need_table()
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  lock table public.part_images in row exclusive mode;
+end;
+$$;
+
+comment on function image_sync.need_table() is 'Raises lock_not_available where somebody else holds public.part_images as a whole, so that the attempt is made again later.';
+
+-- Whether an error says that the key of a record is taken: by a constraint of part_images itself, not by one of a table that a trigger
+-- of its owner writes.
+create or replace function image_sync.is_taken(p_sqlstate text, p_schema text, p_table text)
+returns boolean
+language sql
+immutable
+set search_path = ''
+return p_sqlstate in ('23505', '23P01') and p_schema = 'public' and p_table = 'part_images';
+
+comment on function image_sync.is_taken(text, text, text) is 'Whether an error of this SQLSTATE and table is a unique or exclusion constraint of public.part_images.';
+
+-- A record without a URL has null there, or the empty text where its owner forbids null: both are none.
+create or replace function image_sync.no_url()
+returns text
+language sql
+stable
+set search_path = ''
+return (
+  select case when a.attnotnull then '' end
+  from pg_catalog.pg_attribute a
+  where a.attrelid = 'public.part_images'::regclass
+    and a.attname = 'signed_url'
+);
+
+comment on function image_sync.no_url() is 'What signed_url holds where there is no URL: null, or the empty text where null is forbidden.';
 
 -- A row that is tried by itself waits 20 ms for a lock, and hardly at all once a second has gone into waiting: a thousand rows that
 -- somebody holds must not add up to the statement timeout.
@@ -518,6 +667,8 @@ as $$
 declare
   v_since constant timestamptz := clock_timestamp();
   v_missing record;
+  v_schema text;
+  v_table text;
 begin
   inserted := '{}';
   held := '{}';
@@ -530,15 +681,17 @@ begin
     perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
     begin
       insert into public.part_images (bucket_id, file_name, part_number, object_id)
-      values (p_bucket_id, v_missing.name, v_missing.part_number, v_missing.id)
-      on conflict do nothing;
-      if found then
-        inserted := inserted || v_missing.name;
-      end if;
+      values (p_bucket_id, v_missing.name, v_missing.part_number, v_missing.id);
+      perform image_sync.check_deferred();
+      inserted := inserted || v_missing.name;
     exception
+      -- Not "on conflict do nothing": that refuses every row of a table with a deferrable key.
       when others then
+        get stacked diagnostics v_schema = schema_name, v_table = table_name;
         if image_sync.is_held(sqlstate) then
           held := held || v_missing.name;
+        elsif image_sync.is_taken(sqlstate, v_schema, v_table) then
+          continue;
         elsif image_sync.is_refusal(sqlstate) then
           problems := problems || image_sync.item_problem(v_missing.name, 'record_refused', sqlerrm);
         else
@@ -585,7 +738,7 @@ begin
   begin
     with added as (
       insert into public.part_images (bucket_id, file_name, part_number, object_id, signed_url, signed_url_expires_at)
-      select p_bucket_id, m.name, m.part_number, m.id, s.url, to_timestamp(s.expires)
+      select p_bucket_id, m.name, m.part_number, m.id, coalesce(s.url, (select image_sync.no_url())), to_timestamp(s.expires)
       from unnest(v_chunk.to_insert, v_chunk.to_insert_ids, image_sync.part_numbers_of(v_chunk.to_insert)) as m (name, id, part_number)
       left join unnest(p_names, p_urls, p_expires) as s (name, url, expires) on s.name = m.name
       -- What was signed a moment ago was there; anything else may be gone since it was listed.
@@ -600,9 +753,10 @@ begin
       order by m.name collate "C"
       returning file_name, signed_url
     )
-    select coalesce(array_agg(added.file_name), '{}'), count(added.signed_url)
+    select coalesce(array_agg(added.file_name), '{}'), count(nullif(added.signed_url, ''))
     into v_inserted, v_signed
     from added;
+    perform image_sync.check_deferred();
   exception
     -- A constraint or a trigger of the table's owner refuses a row, somebody else inserted one meanwhile, or is about to: find out
     -- which, so that the others get in. Their URLs are stored like those of any record. Saying on conflict above would make every
@@ -610,6 +764,8 @@ begin
     when others then
       if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
         raise;
+      elsif image_sync.is_held(sqlstate) then
+        perform image_sync.need_table();
       end if;
       select coalesce(array_agg(m.name), '{}') as names, coalesce(array_agg(m.id), '{}') as ids
       into v_present
@@ -673,7 +829,9 @@ begin
     order by h.place
   );
   v_chunk.to_insert := v_held;
-  v_chunk.problems := v_chunk.problems || image_sync.first_items(v_problems);
+  if v_problems <> '[]' then
+    v_chunk.problems := v_chunk.problems || image_sync.first_items(v_problems);
+  end if;
   if v_rest.samples is not null then
     v_chunk.facts := v_chunk.facts || jsonb_build_object('collided', v_rest.samples);
   end if;
@@ -738,6 +896,7 @@ begin
       where p.bucket_id = p_bucket_id
         and p.file_name collate "C" = v_signed.name;
       if found then
+        perform image_sync.check_deferred();
         stored := stored + 1;
       end if;
     exception
@@ -787,10 +946,13 @@ begin
     and p.file_name collate "C" > p_from_key
     and p.file_name collate "C" <= p_last_key;
   get diagnostics stored = row_count;
+  perform image_sync.check_deferred();
 exception
   when others then
     if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
       raise;
+    elsif image_sync.is_held(sqlstate) then
+      perform image_sync.need_table();
     end if;
     select o.stored, o.held, o.problems
     into stored, held, problems
@@ -800,6 +962,42 @@ $$;
 
 comment on function image_sync.store_urls(text, text, text, text[], text[], bigint[]) is
   'Stores URLs in the records of a range. Returns how many were stored, the names that somebody else holds (a lock of more than 400 ms), and the problems of those that the table refuses: neither costs the others anything.';
+
+-- Takes the URLs of records away. It can wait: a row that somebody holds, or that the table does not let go without, keeps its own.
+create or replace function image_sync.withdraw_urls(p_bucket_id text, p_from_key text, p_last_key text, p_names text[])
+returns void
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+begin
+  with free as materialized (
+    select p.file_name
+    from public.part_images p
+    where p.bucket_id = p_bucket_id
+      and p.file_name collate "C" = any (p_names)
+      and p.file_name collate "C" > p_from_key
+      and p.file_name collate "C" <= p_last_key
+      and nullif(p.signed_url, '') is not null
+    for no key update skip locked
+  )
+  update public.part_images p
+  set signed_url = image_sync.no_url(), signed_url_expires_at = null
+  from free f
+  where p.bucket_id = p_bucket_id
+    and p.file_name collate "C" = f.file_name
+    and p.file_name collate "C" > p_from_key
+    and p.file_name collate "C" <= p_last_key;
+  perform image_sync.check_deferred();
+exception
+  when others then
+    if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+      raise;
+    end if;
+end;
+$$;
+
+comment on function image_sync.withdraw_urls(text, text, text, text[]) is 'Leaves the named records of a range without a URL, but for those that somebody holds, and none where the table refuses one.';
 
 -- Whether two records of one part number are impossible, by a unique index of the table's owner.
 create or replace function image_sync.part_number_is_unique()
@@ -824,6 +1022,11 @@ comment on function image_sync.part_number_is_unique() is 'True where the table'
 
 revoke all on function
   image_sync.is_refusal(text),
+  image_sync.check_deferred(),
+  image_sync.need_table(),
+  image_sync.is_taken(text, text, text),
+  image_sync.no_url(),
+  image_sync.withdraw_urls(text, text, text, text[]),
   image_sync.is_held(text),
   image_sync.row_patience(timestamptz),
   image_sync.item_problem(text, text, text),
@@ -838,6 +1041,11 @@ revoke all on function
 from public;
 grant execute on function
   image_sync.is_refusal(text),
+  image_sync.check_deferred(),
+  image_sync.need_table(),
+  image_sync.is_taken(text, text, text),
+  image_sync.no_url(),
+  image_sync.withdraw_urls(text, text, text, text[]),
   image_sync.is_held(text),
   image_sync.row_patience(timestamptz),
   image_sync.item_problem(text, text, text),
@@ -1066,7 +1274,7 @@ begin
       bucket_id = m.to_bucket,
       file_name = m.to_name,
       part_number = case when p.part_number in (v_old_numbers[m.place], '.moving/' || m.place || '/' || m.object_id) then v_new_numbers[m.place] else p.part_number end,
-      signed_url = null,
+      signed_url = (select image_sync.no_url()),
       signed_url_expires_at = null
     from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place)
     where p.bucket_id = m.from_bucket
@@ -1081,6 +1289,7 @@ begin
   select coalesce(array_agg(moved.move), '{}')
   into v_done
   from moved;
+  perform image_sync.check_deferred();
   return v_done;
 end;
 $$;
@@ -1107,6 +1316,8 @@ begin
     when others then
       if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
         raise;
+      elsif image_sync.is_held(sqlstate) then
+        perform image_sync.need_table();
       end if;
   end;
 
@@ -1242,24 +1453,39 @@ $$;
 
 comment on function image_sync.count_recorded(text, image_sync.chunks, text[]) is 'How many of the names lie in the chunk''s range and have a record and an object.';
 
--- Those of a range's records without an object at their name that will follow their files.
-create or replace function image_sync.departing_names(p_bucket_id text, p_names text[])
-returns text[]
+-- Of files that were moved to another bucket: those whose records are where they were, because no sync of that bucket has come by.
+create or replace function image_sync.still_away(p_bucket_id text, p_away jsonb)
+returns jsonb
 language plpgsql
 stable
 set search_path = ''
 as $$
 begin
-  return array(
-    select m.from_name
-    from unnest(image_sync.find_moves(array_fill(p_bucket_id, array[cardinality(p_names)]), p_names)) as m
-    where m.from_bucket = p_bucket_id
-      and m.from_name = any (p_names)
+  return (
+    select jsonb_build_object(
+      'count', case when count(*) > 0 then (p_away -> 'count')::bigint else 0 end,
+      'files', coalesce(jsonb_agg(f.file order by f.place), '[]')
+    )
+    from jsonb_array_elements(p_away -> 'files') with ordinality as f (file, place)
+    where exists (
+      select
+      from public.part_images p
+      cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+      where p.bucket_id = p_bucket_id
+        and p.file_name collate "C" = f.file ->> 'name'
+        and d.bucket_id <> p_bucket_id
+    )
   );
+exception
+  when insufficient_privilege then
+    return p_away;
+  when lock_not_available then
+    perform image_sync.wait_no_more();
+    return p_away;
 end;
 $$;
 
-comment on function image_sync.departing_names(text, text[]) is 'Those of the records that a sync takes along to where their files lie now.';
+comment on function image_sync.still_away(text, jsonb) is 'What a run measured of files that were moved to another bucket ({"count", "files": [{"name", "bucket"}]}), as far as it is still so: count 0 where none of those named is.';
 
 -- Tells the records of a chunk which object they are of. It can wait: what is held or refused is left out.
 -- Nor is one that should follow its file and could not: what it knows of it is all that anybody knows.
@@ -1301,6 +1527,7 @@ begin
     and p.file_name collate "C" > p_chunk.from_key
     and p.file_name collate "C" <= v_last_key;
   get diagnostics v_linked = row_count;
+  perform image_sync.check_deferred();
   return v_linked;
 exception
   when others then
@@ -1322,7 +1549,7 @@ revoke all on function
   image_sync.move_records(image_sync.move[]),
   image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
   image_sync.count_recorded(text, image_sync.chunks, text[]),
-  image_sync.departing_names(text, text[]),
+  image_sync.still_away(text, jsonb),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 from public;
 grant execute on function
@@ -1334,7 +1561,7 @@ grant execute on function
   image_sync.move_records(image_sync.move[]),
   image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
   image_sync.count_recorded(text, image_sync.chunks, text[]),
-  image_sync.departing_names(text, text[]),
+  image_sync.still_away(text, jsonb),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 to service_role;
 
@@ -1342,7 +1569,7 @@ to service_role;
 
 -- Part numbers that several images stand for, as whoever looks them up in a spreadsheet sees them: in other case, with a space at the
 -- end, as a copy that an upload or a file manager has made, or in another folder. The key by which they are compared stands in the
--- view image_sync.records, and part_images_look_up_key_idx has all of them in order: once a run has passed its bucket, the index is
+-- view image_sync.records, and part_images_twins_idx has all of them in order: once a run has passed its bucket, the index is
 -- walked from end to end, a page at a time. So twins are found wherever they lie, by the first sync already, and a chunk costs nothing.
 
 -- What the walk has found so far. The caller holds the run's row lock. Returns whether it is at its end; 250 ms keep a call short.
@@ -1630,15 +1857,19 @@ comment on function image_sync.next_number(uuid) is 'The number of a run''s next
 
 create or replace function image_sync.chunk_size(p_run image_sync.runs, p_settings image_sync.settings)
 returns integer
-language sql
+language plpgsql
 immutable
 set search_path = ''
-return least(
-  p_run.chunk_size,
-  p_settings.chunk_size,
-  -- What is opened has to be opened within a lease, several times over.
-  case when p_run.mode = 'verify' then greatest(least(200, p_settings.verify_rate * extract(epoch from p_settings.lease_duration) / 4), 1)::integer end
-);
+as $$
+begin
+  return least(
+    p_run.chunk_size,
+    p_settings.chunk_size,
+    -- What is opened has to be opened within a lease, several times over.
+    case when p_run.mode = 'verify' then greatest(least(200, p_settings.verify_rate * extract(epoch from p_settings.lease_duration) / 4), 1)::integer end
+  );
+end;
+$$;
 
 comment on function image_sync.chunk_size(image_sync.runs, image_sync.settings) is
   'How many names the run''s next chunk may have: the setting, or what the database could do of it in time.';
@@ -1677,6 +1908,7 @@ declare
   v_moved_before integer;
   v_moved_samples text[];
   v_moves image_sync.move[] := array[]::image_sync.move[];
+  v_leaving image_sync.move[] := array[]::image_sync.move[];
   v_has_unlinked boolean;
   v_others text[];
   v_excluded text[];
@@ -1861,7 +2093,13 @@ begin
   end if;
   if v_orphans is not null then
     -- Records that follow their files are no orphans, and are counted where the files are.
-    v_chunk.departing := image_sync.departing_names(p_run.bucket_id, v_orphans);
+    v_leaving := image_sync.find_moves(array_fill(p_run.bucket_id, array[cardinality(v_orphans)]), v_orphans);
+    v_chunk.departing := array(
+      select m.from_name
+      from unnest(v_leaving) as m
+      where m.from_bucket = p_run.bucket_id
+        and m.from_name = any (v_orphans)
+    );
     if v_chunk.departing <> '{}' then
       v_orphans := array(
         select o.name
@@ -1925,6 +2163,18 @@ begin
     'orphaned', case when p_run.mode = 'cleanup' then v_orphans else v_orphans[1:20] end,
     'missing', case when not v_writes and v_chunk.missing > 0 then v_missing[1:20] end,
     'moved', v_moved_samples,
+    -- A run of the bucket that they went to takes them along; this one does not.
+    'away', (
+      select jsonb_build_object(
+        'count', count(*),
+        'files', jsonb_path_query_array(jsonb_agg(jsonb_build_object('name', m.from_name, 'bucket', m.to_bucket) order by m.from_name collate "C"), '$[0 to 19]')
+      )
+      from unnest(v_leaving) as m
+      where m.from_bucket = p_run.bucket_id
+        and m.to_bucket <> p_run.bucket_id
+        and m.from_name = any (v_chunk.departing)
+      having count(*) > 0
+    ),
     'collided', v_collided,
     'other_extensions', v_others,
     'excluded', v_excluded,
@@ -2153,6 +2403,53 @@ $$;
 comment on function image_sync.lease_targets(image_sync.runs, image_sync.settings, text[]) is
   'The URLs of these names as [{"name", "url"}], for the worker''s eyes alone; the run''s next chunk waits until they can have been opened at settings.verify_rate.';
 
+-- What Storage rejected is signed anew by the next sync, once its expiry is forgotten. A row that somebody holds is not waited for,
+-- and a table that refuses keeps what it has: the verify says of each all the same what was to be seen.
+create or replace function image_sync.forget_rejected(p_run image_sync.runs, p_chunk image_sync.chunks, p_failures jsonb)
+returns integer
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+declare
+  v_forgotten integer;
+begin
+  with free as materialized (
+    select p.bucket_id, p.file_name
+    from jsonb_to_recordset(p_failures) as e (name text, code text, url text)
+    join public.part_images p
+      on p.bucket_id = p_run.bucket_id
+      and p.file_name collate "C" = e.name
+      and p.file_name collate "C" > p_chunk.from_key
+      and p.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
+      and p.signed_url = e.url
+    where e.code = 'url_rejected'
+    for update of p skip locked
+  ), forgotten as (
+    update public.part_images p
+    set signed_url_expires_at = null
+    from free f
+    where p.bucket_id = f.bucket_id
+      and p.file_name = f.file_name
+    returning 1
+  )
+  select count(*)
+  into v_forgotten
+  from forgotten;
+  perform image_sync.check_deferred();
+  return v_forgotten;
+exception
+  when others then
+    if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+      raise;
+    end if;
+    return 0;
+end;
+$$;
+
+comment on function image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb) is
+  'Forgets the expiry of the chunk''s records whose URL was rejected, unless they have got another one meanwhile, are held, or the table refuses. Returns how many.';
+
 -- Closes a chunk of a verify.
 --   p_shown     the names whose URL showed an image
 --   p_failures  [{"name", "code", "error", "url"}], the URL only where it was rejected: such a record's expiry is forgotten, so that
@@ -2202,29 +2499,7 @@ begin
   into v_failures, v_counts
   from numbered n;
 
-  with free as (
-    -- A row that somebody holds is not waited for.
-    select p.bucket_id, p.file_name
-    from jsonb_to_recordset(p_failures) as e (name text, code text, url text)
-    join public.part_images p
-      on p.bucket_id = p_run.bucket_id
-      and p.file_name collate "C" = e.name
-      and p.file_name collate "C" > v_chunk.from_key
-      and p.file_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
-      and p.signed_url = e.url
-    where e.code = 'url_rejected'
-    for update of p skip locked
-  ), forgotten as (
-    update public.part_images p
-    set signed_url_expires_at = null
-    from free f
-    where p.bucket_id = f.bucket_id
-      and p.file_name = f.file_name
-    returning 1
-  )
-  select count(*)
-  into v_forgotten
-  from forgotten;
+  v_forgotten := image_sync.forget_rejected(p_run, v_chunk, p_failures);
 
   update image_sync.chunks c
   set
@@ -2278,6 +2553,7 @@ end;
 comment on function image_sync.tell_lost(text, jsonb) is 'What a probe gave, with file_gone turned into file_lost where the object is there.';
 
 revoke all on function
+  image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb),
   image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.pace_left(image_sync.runs),
@@ -2286,6 +2562,7 @@ revoke all on function
   image_sync.tell_lost(text, jsonb)
 from public;
 grant execute on function
+  image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb),
   image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.pace_left(image_sync.runs),
@@ -2413,7 +2690,7 @@ begin
   select c.*
   into v_chunk
   from image_sync.chunks c
-  where c.run_id = p_run
+  where c.run_id is not distinct from p_run
     and c.lease_token = p_token
   for update;
   return v_chunk;
@@ -2459,13 +2736,13 @@ declare
   v_failures jsonb;
   v_url_base constant text := image_sync.url_base(p_settings);
 begin
-  if p_run.mode = 'verify' then
+  if p_run.mode = 'verify' and p_error is null then
     return image_sync.close_verified(p_run, p_token, p_names, p_failures, p_storage_calls, p_retries);
   end if;
   select c.*
   into v_chunk
   from image_sync.chunks c
-  where c.run_id = p_run.id
+  where c.run_id is not distinct from p_run.id
     and c.lease_token = p_token
   for update skip locked;
   if v_chunk.run_id is null then
@@ -2478,7 +2755,7 @@ begin
     select c.*
     into v_chunk
     from image_sync.chunks c
-    where c.run_id = p_run.id
+    where c.run_id is not distinct from p_run.id
       and c.lease_token = p_token;
   end if;
 
@@ -2525,15 +2802,11 @@ begin
 
   -- A URL of a name that no URL can open is none.
   if p_failures <> '[]' then
-    update public.part_images p
-    set signed_url = null, signed_url_expires_at = null
-    from jsonb_to_recordset(p_failures) as e (name text)
-    where p.bucket_id = p_run.bucket_id
-      and p.file_name collate "C" = e.name
-      and p.file_name collate "C" > v_chunk.from_key
-      and p.file_name collate "C" <= v_last_key
-      and p.signed_url is not null
-      and not image_sync.is_signable(e.name);
+    perform image_sync.withdraw_urls(p_run.bucket_id, v_chunk.from_key, v_last_key, array(
+      select e.name
+      from jsonb_to_recordset(p_failures) as e (name text)
+      where not image_sync.is_signable(e.name)
+    ));
   end if;
 
   -- An object that went away since it was listed is no failure: its record is orphaned from now on.
@@ -2688,7 +2961,8 @@ begin
     select c.*
     into v_chunk
     from image_sync.chunks c
-    where c.run_id = p_run.id
+    where c.run_id is not distinct from p_run.id
+      and c.state in ('pending', 'leased')
       and (
         c.state = 'pending' and coalesce(c.not_before <= clock_timestamp(), true)
         or c.state = 'leased' and c.lease_expires_at <= clock_timestamp()
@@ -4009,7 +4283,7 @@ begin
       select p_around[1] || coalesce(s.path, s.name) || p_around[2] || s.token
       from unnest(p_names, p_paths, p_tokens) as s (name, path, token)
     );
-    v_closed := image_sync.close_chunk(v_run, v_settings, p_closing, p_names, v_urls, p_expires, p_failures, image_sync.clean_fault(p_error), p_storage_calls, p_retries);
+    v_closed := image_sync.close_chunk(v_run, v_settings, p_closing, p_names, v_urls, p_expires, p_failures, case when p_error is not null then image_sync.clean_fault(p_error) end, p_storage_calls, p_retries);
   end if;
 
   -- A close that took long has the statement's time to itself: what would be listed now could undo it.
@@ -4049,9 +4323,19 @@ begin
   -- for: a token leases once in its life, or a repeated close could meet a chunk that it does not mean.
   select c.*
   into v_chunk
-  from image_sync.chunks c
-  where c.run_id = p_run
-    and (c.lease_token = p_lease or p_lease = any (c.past_leases));
+  from (
+    select held.*
+    from image_sync.chunks held
+    where held.run_id is not distinct from p_run
+      and held.lease_token = p_lease
+    union all
+    select passed.*
+    from image_sync.chunks passed
+    where passed.run_id is not distinct from p_run
+      and passed.past_leases <> '{}'
+      and p_lease = any (passed.past_leases)
+  ) as c
+  limit 1;
   if found and (v_chunk.state <> 'leased' or v_chunk.lease_token <> p_lease) then
     return jsonb_build_object('closed', v_closed, 'next', 'again');
   elsif found and v_chunk.relist_size is not null then
@@ -4067,7 +4351,7 @@ begin
   elsif found then
     v_names := image_sync.names_to_work(v_run, v_settings, v_chunk);
   else
-    v_wait_ms := image_sync.pace_left(v_run);
+    v_wait_ms := case when v_run.mode = 'verify' then image_sync.pace_left(v_run) end;
     if v_wait_ms is not null then
       return jsonb_build_object('closed', v_closed, 'next', 'wait', 'wait_ms', v_wait_ms);
     end if;
@@ -4170,7 +4454,7 @@ begin
   select c.listed, p_took + c.listing_took
   into v_names, v_took
   from image_sync.chunks c
-  where c.run_id = p_run
+  where c.run_id is not distinct from p_run
     and c.lease_token = p_closing
     and c.state in ('done', 'dead');
   if p_closed is distinct from 'closed' or not found then
@@ -4236,7 +4520,7 @@ begin
   select c.*
   into v_chunk
   from image_sync.chunks c
-  where c.run_id = p_run
+  where c.run_id is not distinct from p_run
     and c.lease_token = coalesce(p_closing, p_lease)
     and c.state = 'leased'
   for update skip locked;
@@ -4842,6 +5126,23 @@ return (
       -- In an analyze: that would move. In a sync they did.
       'moved', jsonb_build_object('count', case when p_run.mode = 'sync' then 0 else counted.moved end, 'samples', case when p_run.mode = 'sync' then '[]' else image_sync.samples(p_run.id, 'moved') end)
     ),
+    'moved_away', (
+      select jsonb_build_object('count', coalesce(sum((c.facts #> '{away,count}')::bigint), 0), 'files', coalesce((
+        select jsonb_agg(few.file)
+        from (
+          select e.file
+          from image_sync.chunks k
+          cross join lateral jsonb_array_elements(k.facts #> '{away,files}') as e (file)
+          where k.run_id = p_run.id
+            and k.facts ? 'away'
+          order by k.number
+          limit 20
+        ) as few
+      ), '[]'))
+      from image_sync.chunks c
+      where c.run_id = p_run.id
+        and c.facts ? 'away'
+    ),
     -- Rounded down: 1 means all of them.
     'coverage', jsonb_build_object(
       'recorded', case when counted.images > 0 then trunc(counted.recorded::numeric / counted.images, 6) else 1 end,
@@ -4972,7 +5273,7 @@ set search_path = ''
 return (
   with spelled as (
     select
-      case lower(trim(p_schedule))
+      case lower(btrim(p_schedule, E' \t\r\n'))
         when '@yearly' then '0 0 1 1 *'
         when '@annually' then '0 0 1 1 *'
         when '@monthly' then '0 0 1 * *'
@@ -4980,7 +5281,7 @@ return (
         when '@daily' then '0 0 * * *'
         when '@midnight' then '0 0 * * *'
         when '@hourly' then '0 * * * *'
-        else lower(trim(p_schedule))
+        else lower(btrim(p_schedule, E' \t\r\n'))
       end as schedule
   ), fields as (
     select regexp_split_to_array(spelled.schedule, '\s+') as f
@@ -5036,6 +5337,20 @@ return (
 
 comment on function image_sync.next_time(text, timestamptz) is 'The next time that a schedule of pg_cron is due after a moment; null for what is none.';
 
+-- A report that met one lock would meet it again for each thing and each bucket: it has waited enough.
+create or replace function image_sync.wait_no_more()
+returns void
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  perform set_config('lock_timeout', '1ms', true);
+end;
+$$;
+
+comment on function image_sync.wait_no_more() is 'Makes the rest of the calling statement wait for no lock, up to the function that sets its own lock_timeout.';
+
 -- The jobs that the schedule consists of, by what they do and whose they are: the name is the operator's.
 create or replace function image_sync.scheduled_jobs()
 returns table (name text, line text, jobid bigint, schedule text)
@@ -5060,7 +5375,12 @@ begin
       from pg_catalog.pg_namespace n
       where n.nspname = 'image_sync'
     )
-    and j.command ~* format('\m(select|perform|call)\s+image_sync\.%s\s*\(\s*\)', w.calls);
+    -- What is left of the command without its comments and texts calls it, however that is written.
+    and regexp_replace(
+      -- One after the other: side by side the longest match would win, from the first comment to the last.
+      regexp_replace(regexp_replace(regexp_replace(j.command, '/\*.*?\*/', ' ', 'g'), '--[^\n]*', ' ', 'g'), '''[^'']*''', ' ', 'g'),
+      '["\s]+', ' ', 'g'
+    ) ~* format('\m(select|perform|call|from|execute)\M[^;]*\mimage_sync ?\. ?%s ?\( ?\)', w.calls);
 end;
 $$;
 
@@ -5127,6 +5447,10 @@ begin
     ));
   end if;
   return v_facts;
+exception
+  when lock_not_available then
+    perform image_sync.wait_no_more();
+    return '{"missing_jobs": [], "schedules": [], "failed_jobs": []}'::jsonb || v_facts;
 end;
 $$;
 
@@ -5157,6 +5481,9 @@ begin
 exception
   when insufficient_privilege then
     return jsonb_build_object('listing_refused', true);
+  when lock_not_available then
+    perform image_sync.wait_no_more();
+    return jsonb_build_object('listing_locked', true);
 end;
 $$;
 
@@ -5169,7 +5496,6 @@ returns jsonb
 language plpgsql
 stable
 set search_path = ''
-set lock_timeout = '1s'
 as $$
 begin
   return jsonb_build_object(
@@ -5201,6 +5527,7 @@ exception
   when insufficient_privilege then
     return jsonb_build_object('table_refused', true);
   when lock_not_available then
+    perform image_sync.wait_no_more();
     return jsonb_build_object('table_locked', true);
 end;
 $$;
@@ -5215,7 +5542,6 @@ returns jsonb
 language plpgsql
 stable
 set search_path = ''
-set lock_timeout = '1s'
 as $$
 begin
   return (
@@ -5258,7 +5584,10 @@ begin
     from strays t
   );
 exception
-  when insufficient_privilege or lock_not_available then
+  when insufficient_privilege then
+    return jsonb_build_object('strays', jsonb_build_array());
+  when lock_not_available then
+    perform image_sync.wait_no_more();
     return jsonb_build_object('strays', jsonb_build_array());
 end;
 $$;
@@ -5289,6 +5618,7 @@ $$;
 comment on function image_sync.standing_run(text) is 'The open run of the bucket that stands still, since when and why; null where none does.';
 
 revoke all on function
+  image_sync.wait_no_more(),
   image_sync.cron_field(text, integer, integer),
   image_sync.number_names(text, text[], integer),
   image_sync.next_time(text, timestamptz),
@@ -5300,6 +5630,7 @@ revoke all on function
   image_sync.standing_run(text)
 from public;
 grant execute on function
+  image_sync.wait_no_more(),
   image_sync.cron_field(text, integer, integer),
   image_sync.number_names(text, text[], integer),
   image_sync.next_time(text, timestamptz),
@@ -5579,11 +5910,16 @@ comment on function image_sync.unseen(jsonb) is
 
 create or replace function image_sync.findings(p_facts jsonb)
 returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
-language sql
+-- Not in sql, which would plan all of them anew at each call: 15 ms to find in one.
+language plpgsql
 stable
 set search_path = ''
-begin atomic
-  with f as (
+set plan_cache_mode = 'force_generic_plan'
+as $$
+begin
+  return query
+  -- Once, not once in each of the findings that look at it.
+  with f as materialized (
     select
       p_facts ->> 'bucket_id' as bucket_id,
       p_facts -> 'live' as live,
@@ -5677,6 +6013,16 @@ begin atomic
         (f.measured #>> '{difference,moved,count}')::bigint, f.measured #> '{difference,moved,samples}',
         'Their URLs open nothing any more. Start a sync: it takes each record along to the new name and signs it; the nightly run does it too.',
         image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'moved_away', 'warning', 'Files that were moved to another bucket',
+        (f.measured #>> '{moved_away,count}')::bigint,
+        (
+          select jsonb_agg(format('%s → bucket %s', a.file ->> 'name', a.file ->> 'bucket'))
+          from jsonb_array_elements(coalesce(nullif(f.measured -> 'moved_away', 'null') -> 'files', '[]')) as a (file)
+        ),
+        'Their records are here still, with URLs that open nothing: a sync of the bucket that they went to takes them along. Start a sync of that bucket.',
+        image_sync.request_of(f.measured #>> '{moved_away,files,0,bucket}', '{"mode": "sync"}')
       ),
       (
         'not_moved', 'warning', 'Records that could not follow their files',
@@ -5804,7 +6150,7 @@ begin atomic
         (f.measured ->> 'unnamed')::bigint, null,
         'They cannot be matched with any file. Give them their file names, or move them to the archive; then start an analyze.',
         image_sync.sql_of(format(
-          'with taken as (delete from public.part_images p where p.bucket_id = %1$L and coalesce(p.file_name, '''') = '''' returning to_jsonb(p) as record) insert into image_sync.archive (bucket_id, file_name, record, reason) select %1$L, '''', taken.record, ''unnamed'' from taken;',
+          'with taken as (delete from public.part_images p where p.bucket_id = %1$L and coalesce(p.file_name, '''') = '''' returning to_jsonb(p.*) as record) insert into image_sync.archive (bucket_id, file_name, record, reason) select %1$L, '''', taken.record, ''unnamed'' from taken;',
           f.bucket_id
         ))
       ),
@@ -5987,6 +6333,7 @@ begin atomic
   )
   order by array_position(array['error', 'warning', 'info'], found.level), found.code;
 end;
+$$;
 
 comment on function image_sync.findings(jsonb) is
   'The findings of a report: code, level (error, warning, info), title, count, samples, remediation, and action: {"request"}, {"sql"}, or null where only a person can do something. The one definition of all of them.';
@@ -6029,65 +6376,75 @@ comment on function image_sync.last_run(text, text[]) is 'The last finished run 
 -- What is true right now and cheap to ask.
 create or replace function image_sync.report_facts(p_settings image_sync.settings)
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = ''
-return (
-  select jsonb_build_object(
-    'bucket_id', p_settings.bucket_id,
-    'live', jsonb_build_object(
-      'extensions', to_jsonb(p_settings.extensions),
-      'nightly', p_settings.nightly,
-      'renew_before', p_settings.renew_before,
-      'standing_run', image_sync.standing_run(p_settings.bucket_id),
-      'last_success_at', (
-        select max(r.finished_at)
+set plan_cache_mode = 'force_generic_plan'
+as $$
+begin
+  return (
+    select jsonb_build_object(
+      'bucket_id', p_settings.bucket_id,
+      'live', jsonb_build_object(
+        'extensions', to_jsonb(p_settings.extensions),
+        'nightly', p_settings.nightly,
+        'renew_before', p_settings.renew_before,
+        'standing_run', image_sync.standing_run(p_settings.bucket_id),
+        'last_success_at', (
+          select max(r.finished_at)
+          from image_sync.runs r
+          where r.bucket_id = p_settings.bucket_id
+            and r.mode = 'sync'
+            -- What fails for single files has a finding of its own and must not hide, night after night, that the rest went well.
+            and (r.outcome = 'succeeded' or r.stop_reason in ('items_failed', 'row_locked', 'database_timeout', 'records_refused'))
+        )
+      ) || image_sync.bucket_facts(p_settings.bucket_id) || image_sync.table_facts(p_settings.bucket_id) || image_sync.stray_facts(p_settings.bucket_id) || image_sync.reader_facts(p_settings),
+      'schedule', image_sync.schedule_facts(),
+      -- The newest measurement, with the probe of the newest sync: an analyze fetches nothing.
+      'measured', (
+        select r.report || jsonb_build_object(
+          'probe', (
+            select s.report -> 'probe'
+            from image_sync.runs s
+            where s.bucket_id = p_settings.bucket_id
+              and s.mode = 'sync'
+              and s.report is not null
+            order by s.finished_at desc
+            limit 1
+          ),
+          'moved_away', case
+            when (r.report #> '{moved_away,count}')::bigint > 0 then image_sync.still_away(p_settings.bucket_id, r.report -> 'moved_away')
+          end
+        )
         from image_sync.runs r
         where r.bucket_id = p_settings.bucket_id
-          and r.mode = 'sync'
-          -- What fails for single files has a finding of its own and must not hide, night after night, that the rest went well.
-          and (r.outcome = 'succeeded' or r.stop_reason in ('items_failed', 'row_locked', 'database_timeout', 'records_refused'))
-      )
-    ) || image_sync.bucket_facts(p_settings.bucket_id) || image_sync.table_facts(p_settings.bucket_id) || image_sync.stray_facts(p_settings.bucket_id) || image_sync.reader_facts(p_settings),
-    'schedule', image_sync.schedule_facts(),
-    -- The newest measurement, with the probe of the newest sync: an analyze fetches nothing.
-    'measured', (
-      select r.report || jsonb_build_object('probe', (
-        select s.report -> 'probe'
-        from image_sync.runs s
-        where s.bucket_id = p_settings.bucket_id
-          and s.mode = 'sync'
-          and s.report is not null
-        order by s.finished_at desc
+          and r.report is not null
+        order by r.finished_at desc
         limit 1
-      ))
-      from image_sync.runs r
-      where r.bucket_id = p_settings.bucket_id
-        and r.report is not null
-      order by r.finished_at desc
-      limit 1
-    ),
-    -- The newest look at every URL, and whether a sync came after it.
-    'verified', (
-      select r.report -> 'verified' || jsonb_build_object('is_older', exists (
-        select
-        from image_sync.runs s
-        where s.bucket_id = p_settings.bucket_id
-          and s.mode = 'sync'
-          and s.report is not null
-          and s.finished_at > r.finished_at
-      ))
-      from image_sync.runs r
-      where r.bucket_id = p_settings.bucket_id
-        and r.mode = 'verify'
-        and r.report is not null
-      order by r.finished_at desc
-      limit 1
-    ),
-    'last_sync', image_sync.last_run(p_settings.bucket_id, array['sync']),
-    'last_listing', image_sync.last_run(p_settings.bucket_id, array['sync', 'analyze', 'verify'])
-  )
-);
+      ),
+      -- The newest look at every URL, and whether a sync came after it.
+      'verified', (
+        select r.report -> 'verified' || jsonb_build_object('is_older', exists (
+          select
+          from image_sync.runs s
+          where s.bucket_id = p_settings.bucket_id
+            and s.mode = 'sync'
+            and s.report is not null
+            and s.finished_at > r.finished_at
+        ))
+        from image_sync.runs r
+        where r.bucket_id = p_settings.bucket_id
+          and r.mode = 'verify'
+          and r.report is not null
+        order by r.finished_at desc
+        limit 1
+      ),
+      'last_sync', image_sync.last_run(p_settings.bucket_id, array['sync']),
+      'last_listing', image_sync.last_run(p_settings.bucket_id, array['sync', 'analyze', 'verify'])
+    )
+  );
+end;
+$$;
 
 comment on function image_sync.report_facts(image_sync.settings) is 'What the report and its findings are made of: the last measurement, the last runs, the schedule, and what is cheap to ask now.';
 
@@ -6102,7 +6459,8 @@ return coalesce((p_measured #>> '{coverage,signed}')::numeric, 1) >= 0.99
     coalesce((p_measured #>> '{difference,orphaned,count}')::bigint, 0)
     + coalesce((p_measured ->> 'unsigned_with_object')::bigint, 0)
     + coalesce((p_measured ->> 'expired_with_object')::bigint, 0)
-  ) <= coalesce((p_measured #>> '{records,total}')::bigint, 0);
+    + coalesce((p_measured #>> '{moved_away,count}')::bigint, 0)
+  ) <= coalesce((p_measured #>> '{records,total}')::bigint, 0) + coalesce((p_measured #>> '{moved_away,count}')::bigint, 0);
 
 comment on function image_sync.shows_enough(jsonb) is
   'Whether, by a measurement, at least 99 % of the images have a working URL and at most 1 % of the records show nothing.';
@@ -6122,14 +6480,12 @@ return coalesce(
 comment on function image_sync.shows_what_it_says(jsonb) is
   'Whether, by the newest verify and what came after it, at most 1 % of the URLs show no image; true where there was none.';
 
--- The status report.
-create or replace function public.image_sync_report(p_bucket text)
+-- The status report, as far as nobody holds what it looks at: its caller says how long that is waited for.
+create or replace function image_sync.report_of(p_bucket text)
 returns jsonb
 language plpgsql
 stable
 set search_path = ''
--- Whatever somebody holds: the report says what it can see.
-set lock_timeout = '1s'
 as $$
 declare
   v_settings image_sync.settings;
@@ -6189,10 +6545,26 @@ begin
 end;
 $$;
 
+comment on function image_sync.report_of(text) is 'The status report of a bucket, as {"report"} or {"problem"}.';
+
+create or replace function public.image_sync_report(p_bucket text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+-- Whatever somebody holds: the report says what it can see.
+set lock_timeout = '1s'
+as $$
+begin
+  return image_sync.report_of(p_bucket);
+end;
+$$;
+
 comment on function public.image_sync_report(text) is
   'The status report of a bucket: what the last run measured, the last run of each mode, the open run, the next one, and the findings. Problem: unknown_bucket (404). Never contains a signed URL or a key.';
 
 revoke all on function
+  image_sync.report_of(text),
   image_sync.report_facts(image_sync.settings),
   image_sync.shows_enough(jsonb),
   image_sync.shows_what_it_says(jsonb),
@@ -6200,6 +6572,7 @@ revoke all on function
 from public;
 revoke all on function public.image_sync_report(text) from public, anon, authenticated;
 grant execute on function
+  image_sync.report_of(text),
   image_sync.report_facts(image_sync.settings),
   image_sync.last_run(text, text[]),
   image_sync.shows_enough(jsonb),
@@ -6247,8 +6620,8 @@ begin
     limit v_limit
   ) as s
   cross join lateral (
-    select public.image_sync_report(s.bucket_id) -> 'report' as report, image_sync.bucket_facts(s.bucket_id) as facts
-    -- Made once, not for each of its members above: at a million records 0.2 s instead of 7 s.
+    select image_sync.report_of(s.bucket_id) -> 'report' as report, image_sync.bucket_facts(s.bucket_id) as facts
+    -- One report for each, not one for each of the columns above.
     offset 0
   ) as r;
   return jsonb_build_object(
@@ -7413,7 +7786,9 @@ comment on function image_sync.check_guards(text, text, jsonb) is
   'Why a cleanup or restore may not start, as a problem, or which plan it applies and how many records that names. Codes: conflicting_run, bucket_exists, unknown_plan, plan_of_another_bucket, nothing_to_restore, plan_not_finished, plan_already_applied, bucket_missing, bucket_recreated, plan_expired, bucket_empty, too_many_records, too_large_fraction.';
 
 -- Which of these records other tables point to. Deleting one could take their rows with it (on delete cascade) or change them.
--- Security definer, because service_role need not be able to read those tables; it says only which names are referenced.
+-- Compared as the foreign key compares, by its own operators and collation: to citext AB-1 is ab-1. A record's reference to itself
+-- goes with it. Security definer, because service_role need not be able to read those tables; it says only which names are
+-- referenced. A table of which it may not see every row is an error, not a table without references.
 create or replace function image_sync.referenced_names(p_bucket_id text, p_names text[])
 returns text[]
 language plpgsql
@@ -7421,6 +7796,7 @@ language plpgsql
 volatile
 security definer
 set search_path = ''
+set row_security = 'off'
 as $$
 declare
   v_key record;
@@ -7430,22 +7806,35 @@ begin
   for v_key in
     select
       c.conrelid::regclass as referencing_table,
-      string_agg(format('t.%I = p.%I', child.attname, parent.attname), ' and ') as condition
+      string_agg('p.' || k.comparison, ' and ') as matches,
+      case when c.conrelid = c.confrelid then string_agg('r.' || k.comparison, ' and ') else 'false' end as refers_to_itself
     from pg_catalog.pg_constraint c
-    cross join lateral unnest(c.conkey, c.confkey) as k (child, parent)
-    join pg_catalog.pg_attribute child
-      on child.attrelid = c.conrelid
-      and child.attnum = k.child
-    join pg_catalog.pg_attribute parent
-      on parent.attrelid = c.confrelid
-      and parent.attnum = k.parent
+    cross join lateral (
+      select format(
+        '%I operator(%I.%s) r.%I%s', ours.attname, n.nspname, o.oprname, theirs.attname,
+        case when ours.attcollation <> theirs.attcollation then ' collate ' || ours.attcollation::regcollation else '' end
+      ) as comparison
+      from unnest(c.conkey, c.confkey, c.conpfeqop) as f (theirs, ours, operator)
+      join pg_catalog.pg_attribute theirs
+        on theirs.attrelid = c.conrelid
+        and theirs.attnum = f.theirs
+      join pg_catalog.pg_attribute ours
+        on ours.attrelid = c.confrelid
+        and ours.attnum = f.ours
+      join pg_catalog.pg_operator o
+        on o.oid = f.operator
+      join pg_catalog.pg_namespace n
+        on n.oid = o.oprnamespace
+    ) as k
     where c.contype = 'f'
       and c.confrelid = 'public.part_images'::regclass
-    group by c.oid, c.conrelid
+      -- A partition's copy of the key is its table's.
+      and c.conparentid = 0
+    group by c.oid, c.conrelid, c.confrelid
   loop
     execute format(
-      'select coalesce(array_agg(distinct p.file_name), ''{}'') from public.part_images p join %s t on %s where p.bucket_id = $1 and p.file_name collate "C" = any ($2)',
-      v_key.referencing_table, v_key.condition
+      'select coalesce(array_agg(distinct p.file_name), ''{}'') from public.part_images p join %s r on %s where p.bucket_id = $1 and p.file_name collate "C" = any ($2) and (%s) is not true',
+      v_key.referencing_table, v_key.matches, v_key.refers_to_itself
     )
     into v_names
     using p_bucket_id, p_names;
@@ -7455,7 +7844,7 @@ begin
 end;
 $$;
 
-comment on function image_sync.referenced_names(text, text[]) is 'Those of the given records that rows of other tables refer to by a foreign key.';
+comment on function image_sync.referenced_names(text, text[]) is 'Those of the given records that other rows refer to by a foreign key. Raises insufficient_privilege where a table that may refer to them cannot be seen whole.';
 
 -- Moves records that are orphaned at this moment to the archive, in one statement: nothing can come between check and move.
 create or replace function image_sync.archive_orphans(p_run image_sync.runs, p_names text[])
@@ -7478,7 +7867,8 @@ begin atomic
         select
         from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id)
       )
-    returning p.file_name, to_jsonb(p) as record
+    -- The row, also where its owner has a column p.
+    returning p.file_name, to_jsonb(p.*) as record
   ), archived as (
     insert into image_sync.archive (bucket_id, file_name, record, reason, run_id)
     select p_run.bucket_id, removed.file_name, removed.record, 'orphaned', p_run.id
@@ -7524,6 +7914,7 @@ as $$
 declare
   v_removed text[] := image_sync.archive_orphans(p_run, p_names);
 begin
+  perform image_sync.check_deferred();
   if exists (
     select
     from image_sync.objects o
@@ -7611,6 +8002,12 @@ begin
         from unnest(v_locked) as l (name)
       );
       return;
+    when insufficient_privilege then
+      problems := (
+        select coalesce(jsonb_agg(image_sync.item_problem(l.name, 'referenced', 'Kept: whether another table refers to it cannot be seen: ' || sqlerrm)), '[]')
+        from unnest(v_locked) as l (name)
+      );
+      return;
   end;
   problems := (
     select coalesce(jsonb_agg(image_sync.item_problem(r.name, 'referenced', 'Kept: a row of another table refers to it')), '[]')
@@ -7627,6 +8024,8 @@ begin
     when others then
       if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) and sqlstate <> '42501' then
         raise;
+      elsif image_sync.is_held(sqlstate) then
+        perform image_sync.need_table();
       end if;
       v_rest := image_sync.archive_one_by_one(p_run, v_free);
       removed := v_rest.removed;
@@ -7718,7 +8117,8 @@ set search_path = ''
 as $$
 declare
   v_columns text;
-  v_restored integer;
+  v_schema text;
+  v_table text;
 begin
   select string_agg(format('%I', a.attname), ', ')
   into v_columns
@@ -7729,17 +8129,20 @@ begin
     and a.attgenerated = ''
     and p_record ? a.attname;
   execute format(
-    'insert into public.part_images (%1$s) overriding system value select %1$s from jsonb_populate_record(null::public.part_images, $1) on conflict do nothing',
+    'insert into public.part_images (%1$s) overriding system value select %1$s from jsonb_populate_record(null::public.part_images, $1)',
     v_columns
   )
   using p_record;
-  get diagnostics v_restored = row_count;
-  return case
-    when v_restored = 0 then 'Skipped: its place was taken meanwhile by another record of the file, or of its id or part number. Compare the two, remove or change the one in the table, and restore again'
-  end;
+  perform image_sync.check_deferred();
+  return null;
 exception
+  -- Not "on conflict do nothing": that refuses every row of a table with a deferrable key.
   when others then
-    if image_sync.is_held(sqlstate) then
+    get stacked diagnostics v_schema = schema_name, v_table = table_name;
+    if image_sync.is_taken(sqlstate, v_schema, v_table) then
+      return 'Skipped: its place was taken meanwhile by another record of the file, or of its id or part number. Compare the two, remove or change the one in the table, and restore again';
+    elsif image_sync.is_held(sqlstate) then
+      perform image_sync.need_table();
       return 'Skipped: somebody else holds its place. Restore again later';
     elsif image_sync.is_refusal(sqlstate) then
       return image_sync.redact(format('Skipped: the table refused it: %s', sqlerrm));
@@ -8091,6 +8494,72 @@ comment on function image_sync.place_in_words(text, text, text) is 'A name, with
 revoke all on function image_sync.place_in_words(text, text, text) from public;
 grant execute on function image_sync.place_in_words(text, text, text) to service_role;
 
+-- What the newest verify, or the probe of the newest sync, saw of a file that only another upload can mend; null where that was no
+-- such thing, or the file was stored anew since.
+create or replace function image_sync.unseen_file(p_bucket_id text, p_name text)
+returns text
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select f.failure ->> 'code'
+    from (
+      (
+        select r.id, r.finished_at, r.mode, r.report
+        from image_sync.runs r
+        where r.bucket_id = p_bucket_id
+          and r.mode = 'verify'
+          and r.report is not null
+        order by r.finished_at desc
+        limit 1
+      )
+      union all
+      (
+        select r.id, r.finished_at, r.mode, r.report
+        from image_sync.runs r
+        where r.bucket_id = p_bucket_id
+          and r.mode = 'sync'
+          and r.report is not null
+        order by r.finished_at desc
+        limit 1
+      )
+    ) as r
+    cross join lateral (
+      select e.failure
+      from image_sync.chunks c
+      cross join lateral jsonb_array_elements(c.problems) as e (failure)
+      where r.mode = 'verify'
+        and c.run_id = r.id
+        and c.from_key collate "C" < p_name
+        and coalesce(c.to_key, image_sync.last_key()) collate "C" >= p_name
+      union all
+      select e.failure
+      from jsonb_array_elements(r.report #> '{probe,failures}') as e (failure)
+      where r.mode = 'sync'
+    ) as f
+    where f.failure ->> 'name' = p_name
+      and f.failure ->> 'code' in ('file_lost', 'not_an_image', 'wrong_content_type')
+      and not exists (
+        select
+        from storage.objects o
+        where o.bucket_id = p_bucket_id
+          and o.name collate "C" = p_name
+          and o.updated_at > r.finished_at
+      )
+    order by r.finished_at desc
+    limit 1
+  );
+end;
+$$;
+
+comment on function image_sync.unseen_file(text, text) is
+  'Why a file showed no image when it was last opened, as far as only another upload mends that: file_lost, not_an_image or wrong_content_type; null otherwise.';
+
+revoke all on function image_sync.unseen_file(text, text) from public;
+grant execute on function image_sync.unseen_file(text, text) to service_role;
+
 -- What the newest verify saw of a file: {"run", "at", "code"}, the code null where its URL showed an image. Null where nobody can tell:
 -- the file was not opened, or the run named only the first of many that showed none.
 create or replace function image_sync.verified_file(p_bucket_id text, p_file text)
@@ -8150,6 +8619,8 @@ declare
   v_is_taken boolean;
   v_is_excluded boolean;
   v_is_wanted boolean;
+  v_is_signable boolean := image_sync.is_signable(p_file);
+  v_unseen text;
   -- Where the file of this name went, or came from, as "name" or "name (bucket x)".
   v_moves_to text;
   v_lies_at text;
@@ -8173,7 +8644,7 @@ begin
   from image_sync.objects o
   where o.bucket_id = p_bucket
     and o.name collate "C" = p_file;
-  select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id, r.look_up_key
+  select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id, r.look_up_key, r.signed and not starts_with(r.signed_url, image_sync.url_base(v_settings)) as is_foreign
   into v_record
   from image_sync.records r
   where r.bucket_id = p_bucket
@@ -8213,6 +8684,7 @@ begin
       on o.id = newest.object_id;
   end if;
 
+  v_unseen := case when v_object.name is not null and v_record.file_name is not null then image_sync.unseen_file(p_bucket, p_file) end;
   v_is_excluded := v_object.name is not null and v_record.file_name is null and v_object.name like any (v_settings.exclude);
   v_is_wanted := v_object.name is not null and v_record.file_name is null and v_object.extension = any (v_settings.extensions) and not v_is_excluded and v_object.bytes is distinct from 0;
   v_is_taken := v_object.name is not null and image_sync.part_number_is_unique() and exists (
@@ -8234,17 +8706,21 @@ begin
     ('empty', 'The file is empty (0 bytes) and shows nothing: upload it again', v_object.bytes = 0 and v_object.extension = any (v_settings.extensions) and not v_is_excluded),
     ('missing', 'The file has no record yet: the next sync inserts it', v_is_wanted and not v_is_taken and v_comes_from is null),
     ('collided', 'Another record has its part number, which has to be unique: rename one of the files', v_is_wanted and v_is_taken and v_comes_from is null),
-    ('unsignable', 'Storage opens no URL of this name (non-ASCII characters, # % ~ ^ | [ ] { } < > quotes, tabs, a path segment . or ..): rename the file', v_object.name is not null and not image_sync.is_signable(v_object.name)),
-    ('unsigned', 'The record has no URL yet: the next sync signs it', v_object.name is not null and v_record.file_name is not null and not v_record.signed and image_sync.is_signable(v_object.name)),
-    ('expired', 'The URL has expired, or its expiry is unknown, or it was cut: the next sync signs it again', v_object.name is not null and v_record.expired),
-    ('expiring', 'The URL works and is due for renewal: the next sync signs it again', v_object.name is not null and v_record.usable_until < now() + v_settings.renew_before)
+    ('unsignable', 'Storage opens no URL of this name (non-ASCII characters, # % ~ ^ | [ ] { } < > quotes, tabs, a path segment . or ..): rename the file', v_object.name is not null and not v_is_signable),
+    ('unsigned', 'The record has no URL yet: the next sync signs it', v_object.name is not null and v_record.file_name is not null and not v_record.signed and v_is_signable),
+    ('foreign_url', 'The URL is of another address than the one that readers use: the next sync signs it anew', v_object.name is not null and v_record.is_foreign and v_is_signable),
+    ('expired', 'The URL has expired, or its expiry is unknown, or it was cut: the next sync signs it again', v_object.name is not null and v_record.expired and not v_record.is_foreign and v_is_signable),
+    ('expiring', 'The URL works and is due for renewal: the next sync signs it again', v_object.name is not null and v_record.usable_until < now() + v_settings.renew_before and not v_record.is_foreign and v_is_signable),
+    ('file_lost', 'When it was last opened, Storage had its row and no content: upload it again, then start a verify', v_unseen = 'file_lost' and v_object.bytes is distinct from 0),
+    ('not_an_image', 'When it was last opened, it was no image, whatever its name says: upload the right file, then start a verify', v_unseen = 'not_an_image'),
+    ('wrong_content_type', 'When it was last opened, it was an image under another content type: upload it again with its own, then start a verify', v_unseen = 'wrong_content_type')
   ) as c (code, detail, applies)
   where c.applies;
 
   return jsonb_build_object('file', jsonb_build_object(
     'bucket_id', p_bucket,
     'file_name', p_file,
-    'in_sync', coalesce(v_object.name is not null and v_record.usable_until is not null and v_object.bytes is distinct from 0 and image_sync.is_signable(v_object.name), false),
+    'in_sync', coalesce(v_object.name is not null and v_record.usable_until is not null and not v_record.is_foreign and v_object.bytes is distinct from 0 and v_is_signable and v_unseen is null, false),
     'object', case when v_object.name is not null then jsonb_build_object('extension', v_object.extension, 'bytes', v_object.bytes) end,
     'record', case when v_record.file_name is not null then jsonb_build_object('part_number', v_record.part_number, 'signed', v_record.signed, 'usable_until', v_record.usable_until) end,
     'reasons', v_reasons,
@@ -8266,7 +8742,7 @@ end;
 $$;
 
 comment on function public.image_sync_file(text, text) is
-  'Whether a file has a record with a URL that works, and if not, every reason: unknown_file, moved, orphaned, excluded_extension, excluded, empty, missing, collided, unsignable, unsigned, expired, expiring. Problem: unknown_bucket (404).';
+  'Whether a file has a record with a URL that works, and if not, every reason: unknown_file, moved, orphaned, excluded_extension, excluded, empty, missing, collided, unsignable, unsigned, foreign_url, expired, expiring, file_lost, not_an_image, wrong_content_type. Problem: unknown_bucket (404).';
 
 revoke all on function public.image_sync_file(text, text) from public, anon, authenticated;
 grant execute on function public.image_sync_file(text, text) to service_role;

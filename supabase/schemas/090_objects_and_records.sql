@@ -115,7 +115,12 @@ select
     ) then p.signed_url_expires_at
   end as usable_until,
   p.object_id,
-  p.bucket_id || '/' || lower(regexp_replace(p.part_number, '( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$', '', 'i')) as look_up_key
+  p.bucket_id || '/' || lower(
+    case
+      when p.part_number ~ '[_)\s]' then regexp_replace(p.part_number, '( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$', '', 'i')
+      else p.part_number
+    end
+  ) as look_up_key
 from public.part_images p;
 
 comment on view image_sync.records is 'The rows of public.part_images with the state of their URLs. Walk it by (bucket_id, file_name collate "C"): part_images_bucket_id_file_name_key serves that.';
@@ -126,19 +131,28 @@ comment on column image_sync.records.signed_url is 'The URL. Whether it is one o
 comment on column image_sync.records.signed is 'There is a URL, working or not.';
 comment on column image_sync.records.expired is 'There is a URL and it has expired, or its expiry is unknown, or it was cut.';
 comment on column image_sync.records.usable_until is 'Until when the URL works; null where it does not.';
-comment on column image_sync.records.look_up_key is 'The part number as a look-up in a spreadsheet takes it, and as copies of one file have it in common: without regard to case, spaces at the end, " (1)", " - Copy" and the like, "_JPG"; behind the bucket and a slash. The expression of part_images_look_up_key_idx.';
+comment on column image_sync.records.look_up_key is 'The part number as a look-up in a spreadsheet takes it, and as copies of one file have it in common: without regard to case, spaces at the end, " (1)", " - Copy" and the like, "_JPG"; behind the bucket and a slash. The expression of part_images_twins_idx.';
 comment on column image_sync.records.object_id is 'The object that the record is of, by its id; null where that is not known yet.';
 
 -- a.b/12.x.jpg: 12.x. Of many names at once: a call for each costs more than what it does.
 create or replace function image_sync.part_numbers_of(p_names text[])
 returns text[]
-language sql
+language plpgsql
 immutable
 set search_path = ''
-return array(
-  select regexp_replace(split_part(n.name, '/', -1), '\.[^.]*$', '')
-  from unnest(p_names) as n (name)
-);
+as $$
+begin
+  return array(
+    select case when strpos(f.name, '.') = 0 then f.name else left(f.name, -1 - length(split_part(f.name, '.', -1))) end
+    from (
+      select split_part(n.name, '/', -1) as name
+      from unnest(p_names) as n (name)
+      -- The last part of the path is found out once.
+      offset 0
+    ) as f
+  );
+end;
+$$;
 
 comment on function image_sync.part_numbers_of(text[]) is 'The part numbers of files, in their order: each is the name without folders and extension.';
 

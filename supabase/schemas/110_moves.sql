@@ -243,7 +243,7 @@ begin
       bucket_id = m.to_bucket,
       file_name = m.to_name,
       part_number = case when p.part_number in (v_old_numbers[m.place], '.moving/' || m.place || '/' || m.object_id) then v_new_numbers[m.place] else p.part_number end,
-      signed_url = null,
+      signed_url = (select image_sync.no_url()),
       signed_url_expires_at = null
     from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place)
     where p.bucket_id = m.from_bucket
@@ -258,6 +258,7 @@ begin
   select coalesce(array_agg(moved.move), '{}')
   into v_done
   from moved;
+  perform image_sync.check_deferred();
   return v_done;
 end;
 $$;
@@ -284,6 +285,8 @@ begin
     when others then
       if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
         raise;
+      elsif image_sync.is_held(sqlstate) then
+        perform image_sync.need_table();
       end if;
   end;
 
@@ -419,24 +422,39 @@ $$;
 
 comment on function image_sync.count_recorded(text, image_sync.chunks, text[]) is 'How many of the names lie in the chunk''s range and have a record and an object.';
 
--- Those of a range's records without an object at their name that will follow their files.
-create or replace function image_sync.departing_names(p_bucket_id text, p_names text[])
-returns text[]
+-- Of files that were moved to another bucket: those whose records are where they were, because no sync of that bucket has come by.
+create or replace function image_sync.still_away(p_bucket_id text, p_away jsonb)
+returns jsonb
 language plpgsql
 stable
 set search_path = ''
 as $$
 begin
-  return array(
-    select m.from_name
-    from unnest(image_sync.find_moves(array_fill(p_bucket_id, array[cardinality(p_names)]), p_names)) as m
-    where m.from_bucket = p_bucket_id
-      and m.from_name = any (p_names)
+  return (
+    select jsonb_build_object(
+      'count', case when count(*) > 0 then (p_away -> 'count')::bigint else 0 end,
+      'files', coalesce(jsonb_agg(f.file order by f.place), '[]')
+    )
+    from jsonb_array_elements(p_away -> 'files') with ordinality as f (file, place)
+    where exists (
+      select
+      from public.part_images p
+      cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+      where p.bucket_id = p_bucket_id
+        and p.file_name collate "C" = f.file ->> 'name'
+        and d.bucket_id <> p_bucket_id
+    )
   );
+exception
+  when insufficient_privilege then
+    return p_away;
+  when lock_not_available then
+    perform image_sync.wait_no_more();
+    return p_away;
 end;
 $$;
 
-comment on function image_sync.departing_names(text, text[]) is 'Those of the records that a sync takes along to where their files lie now.';
+comment on function image_sync.still_away(text, jsonb) is 'What a run measured of files that were moved to another bucket ({"count", "files": [{"name", "bucket"}]}), as far as it is still so: count 0 where none of those named is.';
 
 -- Tells the records of a chunk which object they are of. It can wait: what is held or refused is left out.
 -- Nor is one that should follow its file and could not: what it knows of it is all that anybody knows.
@@ -478,6 +496,7 @@ begin
     and p.file_name collate "C" > p_chunk.from_key
     and p.file_name collate "C" <= v_last_key;
   get diagnostics v_linked = row_count;
+  perform image_sync.check_deferred();
   return v_linked;
 exception
   when others then
@@ -499,7 +518,7 @@ revoke all on function
   image_sync.move_records(image_sync.move[]),
   image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
   image_sync.count_recorded(text, image_sync.chunks, text[]),
-  image_sync.departing_names(text, text[]),
+  image_sync.still_away(text, jsonb),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 from public;
 grant execute on function
@@ -511,6 +530,10 @@ grant execute on function
   image_sync.move_records(image_sync.move[]),
   image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
   image_sync.count_recorded(text, image_sync.chunks, text[]),
-  image_sync.departing_names(text, text[]),
+  image_sync.still_away(text, jsonb),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 to service_role;
+
+-- step 1.1.0
+-- The comparison of a chunk finds them itself, with where they went.
+drop function image_sync.departing_names(text, text[]);

@@ -35,15 +35,19 @@ comment on function image_sync.next_number(uuid) is 'The number of a run''s next
 
 create or replace function image_sync.chunk_size(p_run image_sync.runs, p_settings image_sync.settings)
 returns integer
-language sql
+language plpgsql
 immutable
 set search_path = ''
-return least(
-  p_run.chunk_size,
-  p_settings.chunk_size,
-  -- What is opened has to be opened within a lease, several times over.
-  case when p_run.mode = 'verify' then greatest(least(200, p_settings.verify_rate * extract(epoch from p_settings.lease_duration) / 4), 1)::integer end
-);
+as $$
+begin
+  return least(
+    p_run.chunk_size,
+    p_settings.chunk_size,
+    -- What is opened has to be opened within a lease, several times over.
+    case when p_run.mode = 'verify' then greatest(least(200, p_settings.verify_rate * extract(epoch from p_settings.lease_duration) / 4), 1)::integer end
+  );
+end;
+$$;
 
 comment on function image_sync.chunk_size(image_sync.runs, image_sync.settings) is
   'How many names the run''s next chunk may have: the setting, or what the database could do of it in time.';
@@ -82,6 +86,7 @@ declare
   v_moved_before integer;
   v_moved_samples text[];
   v_moves image_sync.move[] := array[]::image_sync.move[];
+  v_leaving image_sync.move[] := array[]::image_sync.move[];
   v_has_unlinked boolean;
   v_others text[];
   v_excluded text[];
@@ -266,7 +271,13 @@ begin
   end if;
   if v_orphans is not null then
     -- Records that follow their files are no orphans, and are counted where the files are.
-    v_chunk.departing := image_sync.departing_names(p_run.bucket_id, v_orphans);
+    v_leaving := image_sync.find_moves(array_fill(p_run.bucket_id, array[cardinality(v_orphans)]), v_orphans);
+    v_chunk.departing := array(
+      select m.from_name
+      from unnest(v_leaving) as m
+      where m.from_bucket = p_run.bucket_id
+        and m.from_name = any (v_orphans)
+    );
     if v_chunk.departing <> '{}' then
       v_orphans := array(
         select o.name
@@ -330,6 +341,18 @@ begin
     'orphaned', case when p_run.mode = 'cleanup' then v_orphans else v_orphans[1:20] end,
     'missing', case when not v_writes and v_chunk.missing > 0 then v_missing[1:20] end,
     'moved', v_moved_samples,
+    -- A run of the bucket that they went to takes them along; this one does not.
+    'away', (
+      select jsonb_build_object(
+        'count', count(*),
+        'files', jsonb_path_query_array(jsonb_agg(jsonb_build_object('name', m.from_name, 'bucket', m.to_bucket) order by m.from_name collate "C"), '$[0 to 19]')
+      )
+      from unnest(v_leaving) as m
+      where m.from_bucket = p_run.bucket_id
+        and m.to_bucket <> p_run.bucket_id
+        and m.from_name = any (v_chunk.departing)
+      having count(*) > 0
+    ),
     'collided', v_collided,
     'other_extensions', v_others,
     'excluded', v_excluded,

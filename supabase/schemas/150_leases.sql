@@ -116,7 +116,7 @@ begin
   select c.*
   into v_chunk
   from image_sync.chunks c
-  where c.run_id = p_run
+  where c.run_id is not distinct from p_run
     and c.lease_token = p_token
   for update;
   return v_chunk;
@@ -162,13 +162,13 @@ declare
   v_failures jsonb;
   v_url_base constant text := image_sync.url_base(p_settings);
 begin
-  if p_run.mode = 'verify' then
+  if p_run.mode = 'verify' and p_error is null then
     return image_sync.close_verified(p_run, p_token, p_names, p_failures, p_storage_calls, p_retries);
   end if;
   select c.*
   into v_chunk
   from image_sync.chunks c
-  where c.run_id = p_run.id
+  where c.run_id is not distinct from p_run.id
     and c.lease_token = p_token
   for update skip locked;
   if v_chunk.run_id is null then
@@ -181,7 +181,7 @@ begin
     select c.*
     into v_chunk
     from image_sync.chunks c
-    where c.run_id = p_run.id
+    where c.run_id is not distinct from p_run.id
       and c.lease_token = p_token;
   end if;
 
@@ -228,15 +228,11 @@ begin
 
   -- A URL of a name that no URL can open is none.
   if p_failures <> '[]' then
-    update public.part_images p
-    set signed_url = null, signed_url_expires_at = null
-    from jsonb_to_recordset(p_failures) as e (name text)
-    where p.bucket_id = p_run.bucket_id
-      and p.file_name collate "C" = e.name
-      and p.file_name collate "C" > v_chunk.from_key
-      and p.file_name collate "C" <= v_last_key
-      and p.signed_url is not null
-      and not image_sync.is_signable(e.name);
+    perform image_sync.withdraw_urls(p_run.bucket_id, v_chunk.from_key, v_last_key, array(
+      select e.name
+      from jsonb_to_recordset(p_failures) as e (name text)
+      where not image_sync.is_signable(e.name)
+    ));
   end if;
 
   -- An object that went away since it was listed is no failure: its record is orphaned from now on.
@@ -391,7 +387,8 @@ begin
     select c.*
     into v_chunk
     from image_sync.chunks c
-    where c.run_id = p_run.id
+    where c.run_id is not distinct from p_run.id
+      and c.state in ('pending', 'leased')
       and (
         c.state = 'pending' and coalesce(c.not_before <= clock_timestamp(), true)
         or c.state = 'leased' and c.lease_expires_at <= clock_timestamp()

@@ -91,6 +91,23 @@ return (
       -- In an analyze: that would move. In a sync they did.
       'moved', jsonb_build_object('count', case when p_run.mode = 'sync' then 0 else counted.moved end, 'samples', case when p_run.mode = 'sync' then '[]' else image_sync.samples(p_run.id, 'moved') end)
     ),
+    'moved_away', (
+      select jsonb_build_object('count', coalesce(sum((c.facts #> '{away,count}')::bigint), 0), 'files', coalesce((
+        select jsonb_agg(few.file)
+        from (
+          select e.file
+          from image_sync.chunks k
+          cross join lateral jsonb_array_elements(k.facts #> '{away,files}') as e (file)
+          where k.run_id = p_run.id
+            and k.facts ? 'away'
+          order by k.number
+          limit 20
+        ) as few
+      ), '[]'))
+      from image_sync.chunks c
+      where c.run_id = p_run.id
+        and c.facts ? 'away'
+    ),
     -- Rounded down: 1 means all of them.
     'coverage', jsonb_build_object(
       'recorded', case when counted.images > 0 then trunc(counted.recorded::numeric / counted.images, 6) else 1 end,

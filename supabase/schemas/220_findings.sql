@@ -67,11 +67,16 @@ comment on function image_sync.unseen(jsonb) is
 
 create or replace function image_sync.findings(p_facts jsonb)
 returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
-language sql
+-- Not in sql, which would plan all of them anew at each call: 15 ms to find in one.
+language plpgsql
 stable
 set search_path = ''
-begin atomic
-  with f as (
+set plan_cache_mode = 'force_generic_plan'
+as $$
+begin
+  return query
+  -- Once, not once in each of the findings that look at it.
+  with f as materialized (
     select
       p_facts ->> 'bucket_id' as bucket_id,
       p_facts -> 'live' as live,
@@ -165,6 +170,16 @@ begin atomic
         (f.measured #>> '{difference,moved,count}')::bigint, f.measured #> '{difference,moved,samples}',
         'Their URLs open nothing any more. Start a sync: it takes each record along to the new name and signs it; the nightly run does it too.',
         image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
+      ),
+      (
+        'moved_away', 'warning', 'Files that were moved to another bucket',
+        (f.measured #>> '{moved_away,count}')::bigint,
+        (
+          select jsonb_agg(format('%s → bucket %s', a.file ->> 'name', a.file ->> 'bucket'))
+          from jsonb_array_elements(coalesce(nullif(f.measured -> 'moved_away', 'null') -> 'files', '[]')) as a (file)
+        ),
+        'Their records are here still, with URLs that open nothing: a sync of the bucket that they went to takes them along. Start a sync of that bucket.',
+        image_sync.request_of(f.measured #>> '{moved_away,files,0,bucket}', '{"mode": "sync"}')
       ),
       (
         'not_moved', 'warning', 'Records that could not follow their files',
@@ -292,7 +307,7 @@ begin atomic
         (f.measured ->> 'unnamed')::bigint, null,
         'They cannot be matched with any file. Give them their file names, or move them to the archive; then start an analyze.',
         image_sync.sql_of(format(
-          'with taken as (delete from public.part_images p where p.bucket_id = %1$L and coalesce(p.file_name, '''') = '''' returning to_jsonb(p) as record) insert into image_sync.archive (bucket_id, file_name, record, reason) select %1$L, '''', taken.record, ''unnamed'' from taken;',
+          'with taken as (delete from public.part_images p where p.bucket_id = %1$L and coalesce(p.file_name, '''') = '''' returning to_jsonb(p.*) as record) insert into image_sync.archive (bucket_id, file_name, record, reason) select %1$L, '''', taken.record, ''unnamed'' from taken;',
           f.bucket_id
         ))
       ),
@@ -475,6 +490,7 @@ begin atomic
   )
   order by array_position(array['error', 'warning', 'info'], found.level), found.code;
 end;
+$$;
 
 comment on function image_sync.findings(jsonb) is
   'The findings of a report: code, level (error, warning, info), title, count, samples, remediation, and action: {"request"}, {"sql"}, or null where only a person can do something. The one definition of all of them.';

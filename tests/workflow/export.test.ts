@@ -175,11 +175,11 @@ async function uploadPhotos(lab: LocalLab, count: number): Promise<void> {
   const photo = new Uint8Array(
     await sharp({
       create: {
-        width: 1200,
-        height: 900,
+        width: 800,
+        height: 600,
         channels: 3,
         background: "#888",
-        noise: { type: "gaussian", mean: 128, sigma: 12 },
+        noise: { type: "gaussian", mean: 128, sigma: 6 },
       },
     }).jpeg({ quality: 60 }).toBuffer(),
   );

@@ -382,7 +382,7 @@ function compactUrls({ base, names, paths, tokens, expires }: Closing) {
   const [first = ""] = tokens;
   // A JWT's header says which key and algorithm: the same in all tokens of one key.
   const header = first.slice(0, first.indexOf(".") + 1);
-  const shared = tokens.every((token) => token.startsWith(header)) ? header : "";
+  const shared = tokens.every((token) => token.slice(0, header.length) === header) ? header : "";
   return {
     p_names: names,
     p_around: [base, `?token=${shared}`],

@@ -16,7 +16,7 @@ import { problemResponse, refuse } from "./problem.ts";
 import { openUrls, probe } from "./reader.ts";
 import { hashReaderKey, readReaderKey } from "./reader_key.ts";
 import { readToken } from "./request.ts";
-import { createSigner, signedUrlBase } from "./signer.ts";
+import { createSigner, signedUrlBase, unopened } from "./signer.ts";
 import { fitOf, VERSION } from "./version.ts";
 import { startWorker, type Worker } from "./worker.ts";
 
@@ -30,7 +30,7 @@ function createServices(
   const outbound = createOutbound();
   const client = createAdminClient({
     ...(keyName === undefined ? {} : { auth: { keyName } }),
-    supabaseOptions: { global: { fetch: outbound.fetch } },
+    supabaseOptions: { global: { fetch: unopened(outbound.fetch) } },
   });
   const database = createDatabase(client);
   let ready = announced;

@@ -226,6 +226,15 @@ export const faults: Readonly<Record<string, FaultCase>> = {
       await analyze(scene, bucket);
     },
   },
+  moved_away: {
+    level: "warning",
+    healthy: false,
+    async make(scene, bucket) {
+      const other = await createBucket(scene.lab);
+      await moveObjects(scene.lab, bucket, { "b.jpg": "b.jpg" }, other);
+      await runToEnd(scene.lab, bucket);
+    },
+  },
   not_moved: {
     level: "warning",
     healthy: false,
