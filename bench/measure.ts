@@ -36,6 +36,22 @@ export async function cpuMs(pid: number): Promise<number> {
   return (Number(fields[11]) + Number(fields[12])) * 1000 / TICKS_PER_SECOND;
 }
 
+/** CPU time of a process's children so far, those that have ended included, in ms. Source: proc(5), fields 4 and 14 to 17 of stat. */
+export async function childrenCpuMs(pid: number): Promise<number> {
+  const readStat = async (id: string) => {
+    const stat = await Deno.readTextFile(`/proc/${id}/stat`).catch(() => "");
+    return stat.slice(stat.lastIndexOf(")") + 2).split(" ").map(Number);
+  };
+  const own = await readStat(String(pid));
+  let ticks = (own[13] ?? 0) + (own[14] ?? 0);
+  for await (const { name } of Deno.readDir("/proc")) {
+    if (!/^\d+$/.test(name)) continue;
+    const fields = await readStat(name);
+    if (fields[1] === pid) ticks += (fields[11] ?? 0) + (fields[12] ?? 0);
+  }
+  return ticks * 1000 / TICKS_PER_SECOND;
+}
+
 /** Begins to watch the peak of a process's memory anew. Source: proc(5), clear_refs. */
 export async function resetPeakMemory(pid: number): Promise<void> {
   await Deno.writeTextFile(`/proc/${pid}/clear_refs`, "5");

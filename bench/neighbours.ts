@@ -1,4 +1,5 @@
 /** Two buckets with the same file names in other folders: what the second one costs beside the first, and alone. */
+import { fillBucket, removeBucket } from "./bucket.ts";
 import { say } from "./measure.ts";
 import { runOurs } from "./ours.ts";
 import type { BenchStack } from "./stack.ts";
@@ -28,26 +29,12 @@ export async function measureNeighbours(stack: BenchStack, objects: number): Pro
 }
 
 /** Removes the second bucket. */
-export async function removeNeighbour({ sql }: BenchStack): Promise<void> {
-  await sql.begin(async (transaction) => {
-    await transaction`set local storage.allow_delete_query = 'true'`;
-    await transaction`delete from storage.objects where bucket_id = ${neighbour}`;
-  });
-  await sql`delete from image_sync.settings where bucket_id = ${neighbour}`;
-  await sql`delete from public.part_images where bucket_id = ${neighbour}`;
+export async function removeNeighbour(stack: BenchStack): Promise<void> {
+  await removeBucket(stack, neighbour);
 }
 
-async function fill({ sql }: BenchStack, bucket: string, folder: string, objects: number): Promise<void> {
-  await sql`insert into storage.buckets (id, name, public) values (${bucket}, ${bucket}, false) on conflict do nothing`;
-  await sql`
+async function fill(stack: BenchStack, bucket: string, folder: string, objects: number): Promise<void> {
+  await fillBucket(stack, { objects, bucket, around: [folder, "/front.jpg"] });
+  await stack.sql`
     insert into image_sync.settings (bucket_id, nightly, probe_size) values (${bucket}, false, 0) on conflict do nothing`;
-  await sql.begin(async (transaction) => {
-    await transaction`set local storage.allow_delete_query = 'true'`;
-    await transaction`delete from storage.objects where bucket_id = ${bucket}`;
-    await transaction`
-      insert into storage.objects (bucket_id, name, metadata)
-      select ${bucket}, ${folder} || lpad(i::text, 7, '0') || '/front.jpg', '{"size": 560000, "mimetype": "image/jpeg"}'
-      from generate_series(1, ${objects}::integer) as i`;
-  });
-  await sql`vacuum analyze storage.objects`;
 }

@@ -26,7 +26,7 @@ export async function runOurs(
   for (let more = 1; more < workers; more++) {
     await send("", { method: "POST", body: JSON.stringify({ run: run.id }) });
   }
-  const deadline = asked + 600_000;
+  const deadline = asked + 3_600_000;
   while (run.state === "open" && Date.now() < deadline) {
     // Looking costs something: the longer the run, the less often.
     const pause = Math.min(Math.max((Date.now() - asked) / 2, 200), 5_000);

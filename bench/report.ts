@@ -1,28 +1,46 @@
 import { fileURLToPath } from "node:url";
+import type { Figures } from "./parts.ts";
+import { scaleTables } from "./scale_model.ts";
+import { type Target, TARGET_IDS } from "./targets.ts";
 import type { Cost } from "./scale.ts";
-import type { Target } from "./targets.ts";
 
 const resultsPath = fileURLToPath(new URL("./results.json", import.meta.url));
 const pagePath = fileURLToPath(new URL("../docs/performance.md", import.meta.url));
+const scalePath = fileURLToPath(new URL("../docs/scale.md", import.meta.url));
 
-/** What a whole run of the measurements gave. */
-export type Results = {
-  readonly targets: readonly Target[];
-  readonly runs: readonly Record<string, unknown>[];
-};
+/** What was measured, part by part, with the machine and the day of the newest. */
+export type Results = { readonly machine: string; readonly parts: Readonly<Record<string, Figures>> };
 
-/** Writes `bench/results.json` and the tables of `docs/performance.md`, between its markers. */
+/** Reads `bench/results.json`. */
+export async function readResults(): Promise<Results> {
+  return JSON.parse(await Deno.readTextFile(resultsPath)) as Results;
+}
+
+/** Puts what parts gave into `bench/results.json`, and the tables of `docs/performance.md` and `docs/scale.md` with it. */
 export async function writeResults(
-  results: Results,
-  costs: readonly Cost[],
+  figures: Readonly<Record<string, Figures>>,
   postgres: string,
 ): Promise<void> {
+  const results = { machine: machine(postgres), parts: { ...(await readResults()).parts, ...figures } };
   await Deno.writeTextFile(resultsPath, JSON.stringify(results, null, 2) + "\n");
-  const page = await Deno.readTextFile(pagePath);
+  const parts = Object.values(results.parts);
+  const targets = parts.flatMap((part) => part.targets).toSorted((one, other) =>
+    placeOf(one) - placeOf(other)
+  );
+  const costs = parts.flatMap((part) => part.costs).toSorted((one, other) => one.objects - other.objects);
+  await replaceMeasured(pagePath, [results.machine, targetTable(targets), costTable(costs)].join("\n\n"));
+  await replaceMeasured(scalePath, scaleTables(results));
+  const format = { args: ["fmt", "--quiet", pagePath, scalePath, resultsPath] };
+  await new Deno.Command(Deno.execPath(), format).output();
+}
+
+const placeOf = (target: Target) => TARGET_IDS.findIndex((id) => id === target.id);
+
+async function replaceMeasured(path: string, tables: string): Promise<void> {
+  const page = await Deno.readTextFile(path);
   const [head, rest] = page.split("<!-- measured -->");
   const tail = rest?.split("<!-- end -->")[1] ?? "\n";
-  const tables = [machine(postgres), targetTable(results.targets), costTable(costs)].join("\n\n");
-  await Deno.writeTextFile(pagePath, `${head}<!-- measured -->\n\n${tables}\n\n<!-- end -->${tail}`);
+  await Deno.writeTextFile(path, `${head}<!-- measured -->\n\n${tables}\n\n<!-- end -->${tail}`);
 }
 
 /** The targets as a table in text. */
@@ -37,17 +55,29 @@ export function targetTable(targets: readonly Target[]): string {
 }
 
 function costTable(costs: readonly Cost[]): string {
-  const rows = costs.map((cost) =>
-    `| ${cost.objects.toLocaleString("en")} | ${cost.kind} | ${cost.seconds} | ${
-      cost.objects_per_second.toLocaleString("en")
-    } | ${cost.requests} | ${
-      cost.rows_written.toLocaleString("en")
-    } | ${cost.wal_mb} | ${cost.invocations} | ${cost.cpu_ms_per_1000} | ${cost.memory_above_idle_mb} | ${cost.slowest_rpc_ms} | ${cost.chunk_ms_first_tenth} / ${cost.chunk_ms_last_tenth} | ${cost.hand_off_ms} |`
-  );
+  const columns: readonly (readonly [string, (cost: Cost) => string | number | null])[] = [
+    ["objects", (c) => c.objects.toLocaleString("en")],
+    ["run", (c) => c.kind],
+    ["s", (c) => c.seconds],
+    ["objects/s", (c) => c.objects_per_second.toLocaleString("en")],
+    ["requests", (c) => c.requests],
+    ["rows written", (c) => c.rows_written.toLocaleString("en")],
+    ["WAL MB", (c) => c.wal_mb],
+    ["invocations", (c) => c.invocations],
+    ["CPU ms per 1,000: function", (c) => c.cpu_ms_per_1000],
+    ["Postgres", (c) => c.database_ms_per_1000 ?? null],
+    ["memory above idle MB", (c) => c.memory_above_idle_mb],
+    ["slowest RPC ms", (c) => c.slowest_rpc_ms],
+    ["ms a chunk, first tenth", (c) => c.chunk_ms_first_tenth],
+    ["last tenth", (c) => c.chunk_ms_last_tenth],
+    ["ms a hand-off", (c) => c.hand_off_ms],
+  ];
+  const row = (cells: readonly (string | number | null)[]) =>
+    `| ${cells.map((cell) => cell ?? "").join(" | ")} |`;
   return [
-    "| objects | run | s | objects/s | requests | rows written | WAL MB | invocations | CPU ms per 1,000 | memory above idle MB | slowest RPC ms | ms a chunk, first / last tenth | ms a hand-off |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ...rows,
+    row(columns.map(([title]) => title)),
+    row(columns.map(() => "---")),
+    ...costs.map((cost) => row(columns.map(([, read]) => read(cost)))),
   ].join("\n");
 }
 

@@ -1,6 +1,6 @@
 import { fillBucket, resetTable } from "./bucket.ts";
 import { type Floor, measureFloor } from "./floor.ts";
-import { cpuMs, memoryMb, resetPeakMemory, say } from "./measure.ts";
+import { childrenCpuMs, cpuMs, memoryMb, resetPeakMemory, say } from "./measure.ts";
 import { type EndedRun, runOurs } from "./ours.ts";
 import type { BenchStack } from "./stack.ts";
 
@@ -16,13 +16,15 @@ export type Cost = {
   readonly wal_mb: number;
   readonly invocations: number;
   readonly cpu_ms_per_1000: number;
+  /** CPU of all of Postgres, in ms. */
+  readonly database_ms_per_1000: number;
   readonly memory_above_idle_mb: number;
   readonly slowest_rpc_ms: number;
-  /** Time of a chunk in the first and in the last tenth of the bucket, in ms. */
-  readonly chunk_ms_first_tenth: number;
-  readonly chunk_ms_last_tenth: number;
-  /** What passes between the last chunk of an invocation and the first one of the next, beyond what passes between chunks, in ms. */
-  readonly hand_off_ms: number;
+  /** Time of a chunk in the first and in the last tenth of the bucket, in ms; null where a tenth is no more than a chunk. */
+  readonly chunk_ms_first_tenth: number | null;
+  readonly chunk_ms_last_tenth: number | null;
+  /** What the chunks around a hand-off take longer than those before and behind them, in ms; null where none was measured. */
+  readonly hand_off_ms: number | null;
 };
 
 /** Everything measured at one size. */
@@ -36,25 +38,30 @@ export type Scale = {
 };
 
 /** First sync and floor alternating, then the nights after. */
-export async function measureScale(stack: BenchStack, objects: number, rounds: number): Promise<Scale> {
+export async function measureScale(
+  stack: BenchStack,
+  objects: number,
+  rounds: number,
+  { floor = true }: { floor?: boolean } = {},
+): Promise<Scale> {
   say(`${objects} objects: filling the bucket`);
   await fillBucket(stack, objects);
   const firsts: Cost[] = [];
   const floors: Floor[] = [];
   for (let round = 1; round <= rounds; round++) {
     await resetTable(stack, 0);
-    floors.push(await measureFloor(stack, objects));
+    if (floor) floors.push(await measureFloor(stack, objects));
     await resetTable(stack, 0);
     firsts.push(await measureRun(stack, objects, "first sync"));
     say(
       `${objects} objects: round ${round} of ${rounds}: ours ${firsts.at(-1)?.seconds} s, floor ${
-        floors.at(-1)?.sum.toFixed(1)
+        floors.at(-1)?.sum.toFixed(1) ?? "not measured"
       } s`,
     );
   }
   await stack.sql`vacuum analyze public.part_images`;
   const unchanged: Cost[] = [];
-  for (let round = 1; round <= Math.max(rounds, 5); round++) {
+  for (let round = 1; round <= rounds; round++) {
     unchanged.push(await measureRun(stack, objects, "unchanged sync"));
   }
   const others = [await measureRun(stack, objects, "analyze", { mode: "analyze" })];
@@ -83,6 +90,7 @@ async function measureRun(
   await resetPeakMemory(stack.functionPid);
   const idle = await memoryMb(stack.functionPid);
   const cpu = await cpuMs(stack.functionPid);
+  const databaseCpu = await childrenCpuMs(stack.postgresPid);
   const [before] = await stack.sql<{ lsn: string }[]>`select pg_current_wal_lsn()::text as lsn`;
   const run = await runOurs(stack, body);
   const [wal] = await stack.sql<{ mb: number }[]>`
@@ -102,6 +110,7 @@ async function measureRun(
     wal_mb: Math.round(wal?.mb ?? 0),
     invocations: run.invocations,
     cpu_ms_per_1000: round((await cpuMs(stack.functionPid) - cpu) / (objects / 1000)),
+    database_ms_per_1000: round((await childrenCpuMs(stack.postgresPid) - databaseCpu) / (objects / 1000)),
     memory_above_idle_mb: round(Math.max(memory.peak - idle.now, 0)),
     slowest_rpc_ms: Math.round(Math.max(...worked.map(([name]) => rpc_slowest_ms[name] ?? 0))),
     chunk_ms_first_tenth: first,
@@ -110,41 +119,56 @@ async function measureRun(
   };
 }
 
-type ChunkTimes = { readonly first: number; readonly last: number; readonly handOff: number };
+type ChunkTimes = {
+  readonly first: number | null;
+  readonly last: number | null;
+  readonly handOff: number | null;
+};
+
+/** Closings on each side of a hand-off in which it may cost something, and those beyond that say what a chunk takes without one. */
+const AROUND = 8;
+const BEYOND = 12;
 
 async function chunkTimes({ sql }: BenchStack, { id }: EndedRun): Promise<ChunkTimes> {
   const [times] = await sql<{ first: number | null; last: number | null; hand_off: number | null }[]>`
     with closings as (
       select
-        extract(epoch from c.closed_at - lag(c.closed_at) over closing) * 1000 as ms,
-        c.worker_id <> lag(c.worker_id) over closing as is_handed_off
-      from image_sync.chunks c
-      where c.run_id = ${id}
-      window closing as (order by c.closed_at)
-    ), tenths as (
-      select c.closed_at, ntile(10) over (order by c.number) as tenth
+        c.closed_at,
+        c.worker_id,
+        row_number() over (order by c.closed_at) as place,
+        ntile(10) over (order by c.number) as tenth
       from image_sync.chunks c
       where c.run_id = ${id}
     ), spans as (
-      select tenth, extract(epoch from max(closed_at) - min(closed_at)) * 1000 / greatest(count(*) - 1, 1) as ms
-      from tenths
+      -- One chunk has no span.
+      select tenth, extract(epoch from max(closed_at) - min(closed_at)) * 1000 / nullif(count(*) - 1, 0) as ms
+      from closings
       group by tenth
+    ), arrivals as (
+      select min(place) as place
+      from closings
+      group by worker_id
+    ), costs as (
+      select
+        extract(epoch from behind.closed_at - before.closed_at) * 1000
+        - extract(epoch from before.closed_at - far_before.closed_at + far_behind.closed_at - behind.closed_at) * 1000
+          * ${2 * AROUND}::integer / ${2 * BEYOND}::integer as ms
+      from arrivals a
+      join closings before on before.place = a.place - ${AROUND}::integer
+      join closings behind on behind.place = a.place + ${AROUND}::integer
+      join closings far_before on far_before.place = a.place - ${AROUND + BEYOND}::integer
+      join closings far_behind on far_behind.place = a.place + ${AROUND + BEYOND}::integer
     )
     select
       max(ms) filter (where tenth = 1)::float8 as first,
       max(ms) filter (where tenth = 10)::float8 as last,
       (
-        select
-          percentile_cont(0.5) within group (order by ms) filter (where is_handed_off)
-          - percentile_cont(0.5) within group (order by ms) filter (where not is_handed_off)
-        from closings
+        select avg(ms)
+        from costs
       )::float8 as hand_off
     from spans`;
-  return {
-    first: round(times?.first ?? 0),
-    last: round(times?.last ?? 0),
-    handOff: round(times?.hand_off ?? 0),
-  };
+  const rounded = (ms: number | null | undefined) => ms === null || ms === undefined ? null : round(ms);
+  return { first: rounded(times?.first), last: rounded(times?.last), handOff: rounded(times?.hand_off) };
 }
 
 async function timeReport({ url, key }: BenchStack): Promise<number[]> {

@@ -7,7 +7,7 @@ const readySchema = z.object({
   url: z.string(),
   adminDbUrl: z.string(),
   secretKey: z.string(),
-  pids: z.object({ function: z.number() }),
+  pids: z.object({ function: z.number(), postgres: z.number() }),
 });
 
 const countsSchema = z.object({
@@ -25,6 +25,7 @@ export type BenchStack = {
   readonly url: string;
   readonly key: string;
   readonly functionPid: number;
+  readonly postgresPid: number;
   readonly sql: Sql;
   /** Calls the obvious function, which runs as ours does: in a process of its own with the platform's limits. */
   runObviousFunction(): Promise<void>;
@@ -60,6 +61,7 @@ export async function startBenchStack(): Promise<BenchStack> {
     url: ready.url,
     key: ready.secretKey,
     functionPid: ready.pids.function,
+    postgresPid: ready.pids.postgres,
     sql,
     async runObviousFunction() {
       const response = await fetch(await obvious.origin(), { method: "POST" });

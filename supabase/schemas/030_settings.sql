@@ -70,6 +70,14 @@ grant select, insert, update, delete on image_sync.settings to service_role;
 insert into image_sync.settings (bucket_id) values ('part-images');
 
 -- step 1.1.0
+alter table image_sync.settings add column register boolean not null default false;
+
+comment on column image_sync.settings.register is 'Whether public.part_register shows this bucket. Where none says so, or several do, it is part-images, else the first by name.';
+
+update image_sync.settings s
+set register = true
+where s.bucket_id = 'part-images';
+
 -- A pattern of like that ends with a lone escape character is an error whatever it is matched with: it would end every run.
 update image_sync.settings s
 set exclude = array(

@@ -139,3 +139,25 @@ comment on column image_sync.chunks.closed_at is 'When the chunk became done or 
 
 alter table image_sync.chunks enable row level security;
 grant select, insert, update, delete on image_sync.chunks to service_role;
+
+-- step 1.1.0
+-- Each look of a working run is one at a few rows, however many thousand chunks it has. Plans are made when the table is empty and stay
+-- in their sessions: to such a plan every index that begins with run_id is as good as any other, and leads through all chunks of
+-- the run. So one index alone begins with it, the primary key; and a query that says "run_id is not distinct from" means so: no
+-- index has what it says, and what it is meant for is left.
+alter table image_sync.chunks
+  drop constraint chunks_run_id_from_key_key,
+  -- No object in two chunks: every range begins where another one ended.
+  add constraint chunks_run_id_from_key_key unique (from_key, run_id);
+
+-- What is left to claim: a handful of rows.
+drop index image_sync.chunks_open_idx;
+create index chunks_open_idx on image_sync.chunks (number) where state in ('pending', 'leased');
+-- The chunk of a lease.
+create index chunks_lease_token_idx on image_sync.chunks (lease_token);
+-- Chunks that were leased more than once: a handful.
+create index chunks_past_leases_idx on image_sync.chunks (number) where past_leases <> '{}';
+-- The last chunks that were signed, newest first: an order that only this index gives.
+create index chunks_closed_idx on image_sync.chunks (run_id, closed_at desc nulls first) where to_sign > 0;
+
+comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, samples, and for a dry run the orphaned records'' names.';

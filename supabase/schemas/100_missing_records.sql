@@ -11,11 +11,12 @@ comment on type image_sync.insertion is 'A chunk as it is after its missing reco
 -- its owner's. Ours has nothing of the kind.
 create or replace function image_sync.may_refuse_records()
 returns boolean
-language sql
+language plpgsql
 stable
 set search_path = ''
-begin atomic
-  select
+as $$
+begin
+  return
     exists (
       select
       from pg_catalog.pg_constraint c
@@ -59,6 +60,7 @@ begin atomic
         and a.attname not in ('bucket_id', 'file_name', 'part_number')
     );
 end;
+$$;
 
 comment on function image_sync.may_refuse_records() is
   'True where a constraint, unique index, trigger or column of the table''s owner may refuse a record. Then records are inserted when they are listed, so that what is refused is not signed every night.';
@@ -371,7 +373,9 @@ begin
     order by h.place
   );
   v_chunk.to_insert := v_held;
-  v_chunk.problems := v_chunk.problems || image_sync.first_items(v_problems);
+  if v_problems <> '[]' then
+    v_chunk.problems := v_chunk.problems || image_sync.first_items(v_problems);
+  end if;
   if v_rest.samples is not null then
     v_chunk.facts := v_chunk.facts || jsonb_build_object('collided', v_rest.samples);
   end if;

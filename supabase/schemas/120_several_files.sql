@@ -1,7 +1,7 @@
 -- set
 -- Part numbers that several images stand for, as whoever looks them up in a spreadsheet sees them: in other case, with a space at the
 -- end, as a copy that an upload or a file manager has made, or in another folder. The key by which they are compared stands in the
--- view image_sync.records, and part_images_look_up_key_idx has all of them in order: once a run has passed its bucket, the index is
+-- view image_sync.records, and part_images_twins_idx has all of them in order: once a run has passed its bucket, the index is
 -- walked from end to end, a page at a time. So twins are found wherever they lie, by the first sync already, and a chunk costs nothing.
 
 -- What the walk has found so far. The caller holds the run's row lock. Returns whether it is at its end; 250 ms keep a call short.

@@ -147,7 +147,7 @@ begin
       select p_around[1] || coalesce(s.path, s.name) || p_around[2] || s.token
       from unnest(p_names, p_paths, p_tokens) as s (name, path, token)
     );
-    v_closed := image_sync.close_chunk(v_run, v_settings, p_closing, p_names, v_urls, p_expires, p_failures, image_sync.clean_fault(p_error), p_storage_calls, p_retries);
+    v_closed := image_sync.close_chunk(v_run, v_settings, p_closing, p_names, v_urls, p_expires, p_failures, case when p_error is not null then image_sync.clean_fault(p_error) end, p_storage_calls, p_retries);
   end if;
 
   -- A close that took long has the statement's time to itself: what would be listed now could undo it.
@@ -187,9 +187,19 @@ begin
   -- for: a token leases once in its life, or a repeated close could meet a chunk that it does not mean.
   select c.*
   into v_chunk
-  from image_sync.chunks c
-  where c.run_id = p_run
-    and (c.lease_token = p_lease or p_lease = any (c.past_leases));
+  from (
+    select held.*
+    from image_sync.chunks held
+    where held.run_id is not distinct from p_run
+      and held.lease_token = p_lease
+    union all
+    select passed.*
+    from image_sync.chunks passed
+    where passed.run_id is not distinct from p_run
+      and passed.past_leases <> '{}'
+      and p_lease = any (passed.past_leases)
+  ) as c
+  limit 1;
   if found and (v_chunk.state <> 'leased' or v_chunk.lease_token <> p_lease) then
     return jsonb_build_object('closed', v_closed, 'next', 'again');
   elsif found and v_chunk.relist_size is not null then
@@ -205,7 +215,7 @@ begin
   elsif found then
     v_names := image_sync.names_to_work(v_run, v_settings, v_chunk);
   else
-    v_wait_ms := image_sync.pace_left(v_run);
+    v_wait_ms := case when v_run.mode = 'verify' then image_sync.pace_left(v_run) end;
     if v_wait_ms is not null then
       return jsonb_build_object('closed', v_closed, 'next', 'wait', 'wait_ms', v_wait_ms);
     end if;
@@ -308,7 +318,7 @@ begin
   select c.listed, p_took + c.listing_took
   into v_names, v_took
   from image_sync.chunks c
-  where c.run_id = p_run
+  where c.run_id is not distinct from p_run
     and c.lease_token = p_closing
     and c.state in ('done', 'dead');
   if p_closed is distinct from 'closed' or not found then
@@ -374,7 +384,7 @@ begin
   select c.*
   into v_chunk
   from image_sync.chunks c
-  where c.run_id = p_run
+  where c.run_id is not distinct from p_run
     and c.lease_token = coalesce(p_closing, p_lease)
     and c.state = 'leased'
   for update skip locked;

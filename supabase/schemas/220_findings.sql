@@ -262,6 +262,15 @@ begin
         image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
       ),
       (
+        'register_opened_rarely', 'info', 'Registers that are opened less often than their URLs live',
+        jsonb_array_length(f.live -> 'rare_readers'), f.live -> 'rare_readers',
+        'What their sheets show has died meanwhile: they see no picture until they refresh. Let every URL have more life left than it takes them to look again, then start a sync: for a register that is opened once a month signed_url_ttl is 45 days and renew_before a month. A reader who has left should be revoked.',
+        image_sync.sql_of(format(
+          'update image_sync.settings set signed_url_ttl = greatest(signed_url_ttl, ''%s days''), renew_before = greatest(renew_before, ''%s days'') where bucket_id = %L;',
+          greatest(45, least(365, ceil(1.4 * (f.live ->> 'longest_absence_days')::numeric))), f.live ->> 'longest_absence_days', f.bucket_id
+        ))
+      ),
+      (
         'excluded_extensions', 'info', 'Files left out because of their extension',
         (f.measured #>> '{other_extensions,count}')::bigint, f.measured #> '{other_extensions,samples}',
         case

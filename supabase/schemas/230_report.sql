@@ -44,7 +44,7 @@ begin
             -- What fails for single files has a finding of its own and must not hide, night after night, that the rest went well.
             and (r.outcome = 'succeeded' or r.stop_reason in ('items_failed', 'row_locked', 'database_timeout', 'records_refused'))
         )
-      ) || image_sync.bucket_facts(p_settings.bucket_id) || image_sync.table_facts(p_settings.bucket_id) || image_sync.stray_facts(p_settings.bucket_id),
+      ) || image_sync.bucket_facts(p_settings.bucket_id) || image_sync.table_facts(p_settings.bucket_id) || image_sync.stray_facts(p_settings.bucket_id) || image_sync.reader_facts(p_settings),
       'schedule', image_sync.schedule_facts(),
       -- The newest measurement, with the probe of the newest sync: an analyze fetches nothing.
       'measured', (

@@ -234,6 +234,21 @@ test("a report before the first run says what to do", () => {
   expect(shown).toContain("Last sync     none yet");
 });
 
+test.each([
+  ["1.2.0", "1.2.0", "schema 1.2.0, function 1.2.0"],
+  ["1.1.0", "1.2.0", "schema 1.1.0, function 1.2.0: apply its migrations with npx supabase db push --remote"],
+  [
+    "1.2.0",
+    "1.1.0",
+    "schema 1.2.0, function 1.1.0: deploy the newer one with npx supabase functions deploy image-sync --use-api",
+  ],
+  ["2.0.0", "1.1.0", "schema 2.0.0, function 1.1.0: they do not go together"],
+  ["1.2.0", null, "schema 1.2.0, function unknown"],
+])("a report says of a schema %s beside a function %s which is behind", (schema, own, words) => {
+  const text = renderReport(makeReport({ versions: { schema, function: own } }));
+  expect(/^ {2}Version +(.*)$/m.exec(text)?.[1]).toBe(words);
+});
+
 test("a run reads like this", () => {
   const id = "9d0f1d52-7a53-4a0e-9d0c-2f3b1a6a7c11";
   expect("\n" + renderRun(makeRun({ id }))).toMatchInlineSnapshot(`

@@ -29,6 +29,8 @@ function databaseOf(
     closed: [] as string[],
     errors: [] as Fault[],
     handOffs: [] as string[][],
+    /** Chunks that were open when the next invocation was called. */
+    openAtHandOff: [] as number[],
     finished: [] as (Fault | null)[],
     attempts: [] as EndedAttempt[],
   };
@@ -73,6 +75,7 @@ function databaseOf(
     },
     handOff: (request: { leases: readonly string[] }) => {
       seen.handOffs.push([...request.leases]);
+      seen.openAtHandOff.push(open.size);
       return Promise.resolve(true);
     },
   };
@@ -144,6 +147,14 @@ describe("a worker", () => {
     expect(open.size).toBe(0);
     expect(seen.closed.length).toBeGreaterThanOrEqual(6);
     expect(seen.closed.length).toBeLessThanOrEqual(6 + 4);
+  });
+
+  test("calls the next one while its lanes close what they have in hand", async () => {
+    const { database, seen, open } = databaseOf(40);
+    expect(await work(database, slowSigner(20).sign, { signedChunks: 6 }).done).toBe("handed_off");
+    expect(seen.handOffs).toEqual([[]]);
+    expect(seen.openAtHandOff[0]).toBeGreaterThan(1);
+    expect(open.size).toBe(0);
   });
 
   test("whose time is over leases nothing more", async () => {

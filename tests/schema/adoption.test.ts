@@ -185,9 +185,9 @@ describe("a table with two rows of one file, a null file name and dead URLs", ()
     expect(await readIndexes(lab)).toEqual(await readIndexes(empty));
     expect(Object.keys(await readIndexes(lab)).sort()).toEqual([
       "part_images_bucket_id_file_name_key",
-      "part_images_look_up_key_idx",
-      "part_images_object_id_idx",
+      "part_images_object_idx",
       "part_images_pkey",
+      "part_images_twins_idx",
     ]);
     expect(await readPrivateSchema(lab)).toEqual(await readPrivateSchema(empty));
   });
@@ -309,10 +309,10 @@ describe("a table with a unique part number and a column, a trigger and a policy
     expect(Object.keys(await readIndexes(lab)).sort()).toEqual([
       "my_created_at",
       "part_images_bucket_id_file_name_key",
-      "part_images_look_up_key_idx",
-      "part_images_object_id_idx",
+      "part_images_object_idx",
       "part_images_part_number_key",
       "part_images_pkey",
+      "part_images_twins_idx",
     ]);
   });
 

@@ -48,7 +48,7 @@ const WORDS: Readonly<Record<string, readonly [title: string, detail: string]>> 
     "Try again in a minute; if it lasts, look at the project's status",
   ],
   schema_missing: [
-    "The database has no image-sync schema",
+    "The database has no image-sync schema, or an older one than the function",
     "Apply the migrations to the linked project: npx supabase db push --remote",
   ],
 };

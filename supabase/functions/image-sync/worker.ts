@@ -48,6 +48,8 @@ type State = WorkerOptions & {
   readonly leases: Set<string>;
   readonly lanes: Map<number, Promise<void>>;
   finished: boolean;
+  /** The next invocation was called: lanes that are at a chunk still close it beside that one's. */
+  called: Promise<boolean> | null;
   /** Why a lane gave up: the others close what they have in hand and lease nothing more. */
   failure: { readonly error: unknown } | null;
 };
@@ -63,13 +65,14 @@ export function startWorker(options: WorkerOptions): Worker {
     leases: new Set(),
     lanes: new Map(),
     finished: false,
+    called: null,
     failure: null,
   };
   return {
     done: work(state),
     async end() {
       options.budget.end();
-      await handOff(state);
+      await handOff(state, state.leases);
     },
   };
 }
@@ -85,7 +88,7 @@ async function work(state: State): Promise<"finished" | "handed_off" | "left"> {
   // The leases expire and the watchdog calls again.
   else if (state.failure !== null) {
     log("worker_failed", { run: state.run, error: messageOf(state.failure.error) });
-  } else if (state.budget.isSpent() && await handOff(state)) result = "handed_off";
+  } else if (state.budget.isSpent() && await endHandOff(state)) result = "handed_off";
   log("worker_ended", { run: state.run, worker: state.worker, result, ms: Date.now() - started });
   return result;
 }
@@ -107,6 +110,8 @@ async function runLane(state: State, lane: number): Promise<void> {
   let interruptions = 0;
   while (!state.finished) {
     const lease = nextLease(state, listing);
+    // What is in hand is signed already: the next worker starts while it is closed.
+    if (lease === null && state.failure === null) state.called ??= handOff(state, []);
     if (lease === null && closing === null) return;
     const answer = await advance(state, lease, closing);
     closing = listing = null;
@@ -241,7 +246,14 @@ async function fail(state: State, error: Fault): Promise<void> {
   state.finished = true;
 }
 
-async function handOff({ database, run, worker, leases }: State): Promise<boolean> {
+/** Whether others go on: called while the lanes ended, or called now; what no lane has closed is given back. */
+async function endHandOff(state: State): Promise<boolean> {
+  const isCalled = state.called !== null && await state.called;
+  return isCalled && state.leases.size === 0 || await handOff(state, state.leases) || isCalled;
+}
+
+/** Gives leases back and calls the next invocation, once for a worker. */
+async function handOff({ database, run, worker }: State, leases: Iterable<string>): Promise<boolean> {
   try {
     return await database.handOff({ run, worker, leases: [...leases] });
   } catch (error) {

@@ -21,6 +21,7 @@ export const titles: Readonly<Record<string, string>> = {
   table_refused: "The function may not use the table",
   renewed_too_late: "URLs will die before the schedule renews them",
   expired: "Records whose URL has expired",
+  register_opened_rarely: "Registers that are opened less often than their URLs live",
   excluded_extensions: "Files left out because of their extension",
   excluded_names: "Hidden and system files left out by name",
   empty_files: "Files that are empty",

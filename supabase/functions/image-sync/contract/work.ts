@@ -73,16 +73,9 @@ export const advanceAnswerSchema = z.discriminatedUnion("next", [
 ]);
 export type Advance = z.infer<typeof advanceAnswerSchema>;
 
-/** One item of Storage's answer to a signing call; `signedURL` is relative and ends in `?token=JWT`. */
-export const signedItemSchema = z.object({
-  path: z.string().nullish(),
-  error: z.string().nullish(),
-  signedURL: z.string().nullish(),
-});
-
 /** Later than any lifetime that the settings allow, in seconds since 1970: the end of the year 9999, which is the last that every
  * reader of a timestamp understands. */
-const LAST_EXPIRY = 253_402_300_799;
+export const LAST_EXPIRY = 253_402_300_799;
 
 /** The payload of a signed URL's token, as far as it matters here. */
 export const tokenPayloadSchema = z.object({ exp: z.int().positive().max(LAST_EXPIRY) });

@@ -1,6 +1,7 @@
 /** The report as a person reads it, and what it says of one file. Pure: the only clock is the document's own. */
 import type { Action, FileStatus, Finding, Report } from "../contract.ts";
 import { startRequestSchema } from "../contract.ts";
+import { fitOf } from "../version.ts";
 import { commandOf } from "./commands.ts";
 import { renderProgress, runName, startedBy, summaryParts } from "./run.ts";
 import { safeText } from "./safe_text.ts";
@@ -175,10 +176,25 @@ function runs({ last_runs, open_run, next_run_at, versions }: Report, now: numbe
   const next = next_run_at === null
     ? "none is scheduled"
     : `${renderTime(next_run_at)}, ${age(next_run_at, now)}`;
-  const running = versions === undefined
-    ? ""
-    : `schema ${safeText(versions.schema)}, function ${safeText(versions.function ?? "unknown")}`;
-  return [...last, ["Open run", open], ["Next run", next], ["Version", running]];
+  return [...last, ["Open run", open], ["Next run", next], ["Version", versionsInWords(versions)]];
+}
+
+// Both have one version; where one is behind, the way on is beside it.
+function versionsInWords(versions: Report["versions"]): string {
+  if (versions === undefined) return "";
+  const schema = safeText(versions.schema);
+  if (versions.function === null) return `schema ${schema}, function unknown`;
+  const both = `schema ${schema}, function ${safeText(versions.function)}`;
+  switch (fitOf(versions.schema, versions.function)) {
+    case "fits":
+      return both;
+    case "older_function":
+      return `${both}: deploy the newer one with npx supabase functions deploy image-sync --use-api`;
+    case "older_schema":
+      return `${both}: apply its migrations with npx supabase db push --remote`;
+    case "mismatch":
+      return `${both}: they do not go together`;
+  }
 }
 
 function summary(run: NonNullable<Report["open_run"]>, now: number): string {
