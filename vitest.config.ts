@@ -2,17 +2,22 @@ import { configDefaults, defineConfig } from "vitest/config";
 
 // What they measure in seconds is about one machine's work: they run one at a time, after all others.
 const timed = [
+  "tests/register/limits.test.ts",
   "tests/report/large.test.ts",
   "tests/security/limits.test.ts",
   "tests/sync/verify.test.ts",
+  "tests/window/operator.test.ts",
+  "tests/window/pages.test.ts",
+  "tests/workflow/export.test.ts",
 ];
 
 export default defineConfig({
+  oxc: { jsx: { runtime: "automatic", importSource: "hono/jsx" } },
   test: {
     environment: "node",
     pool: "forks",
     // A Supabase that is given is one for all of them.
-    fileParallelism: process.env["SUPABASE_URL"] === undefined,
+    fileParallelism: process.env["IMAGE_SYNC_TEST_URL"] === undefined,
     testTimeout: 30_000,
     hookTimeout: 90_000,
     projects: [

@@ -5,6 +5,7 @@ import { parseEnv } from "node:util";
 import { z } from "zod";
 import { CommandError } from "./command_error.ts";
 import type { Host } from "./host.ts";
+import { isClone } from "./package_root.ts";
 
 /** Which project to talk to, and as whom. */
 export type Connection = {
@@ -14,12 +15,23 @@ export type Connection = {
   readonly key: string;
   /** Where that was found: a flag, the environment, a file. */
   readonly source: string;
+  /** The project's database, where it stands in the same place. */
+  readonly databaseUrl?: string;
 };
 
 type Source = Pick<Host, "env" | "directory" | "stackFile">;
-type Found = { readonly url: string | undefined; readonly key: string | undefined };
+type Found = {
+  readonly url: string | undefined;
+  readonly key: string | undefined;
+  readonly databaseUrl?: string | undefined;
+};
 
-const stackSchema = z.object({ url: z.string(), secret_key: z.string(), pid: z.int() });
+const stackSchema = z.object({
+  url: z.string(),
+  secret_key: z.string(),
+  database_url: z.string().optional(),
+  pid: z.int(),
+});
 
 /**
  * Finds the project: flags come first, then the environment, then `.env` in the working directory, then the embedded stack
@@ -47,17 +59,21 @@ export async function findConnection(flags: Found, host: Source): Promise<Connec
   throw new CommandError(
     "not_configured",
     "Cannot tell which project to talk to: set SUPABASE_URL and SUPABASE_SECRET_KEY, in the environment or in a file " +
-      ".env here, or pass --url and --key, or start the embedded stack with npm start",
+      `.env here, or pass --url and --key${isClone ? ", or start the embedded stack with npm start" : ""}`,
   );
 }
 
 function foundIn(variables: Readonly<Record<string, string | undefined>>): Found {
-  return { url: variables["SUPABASE_URL"] || undefined, key: variables["SUPABASE_SECRET_KEY"] || undefined };
+  return {
+    url: variables["SUPABASE_URL"] || undefined,
+    key: variables["SUPABASE_SECRET_KEY"] || undefined,
+    databaseUrl: variables["SUPABASE_DB_URL"] || undefined,
+  };
 }
 
 type Place = Found & { readonly source: string; readonly names: string };
 
-function checked({ url, key, source, names }: Place): Omit<Connection, "source"> {
+function checked({ url, key, databaseUrl, source, names }: Place): Omit<Connection, "source"> {
   if (!url || !key) {
     const [there, missing] = url ? ["URL", "secret key"] : ["secret key", "URL"];
     throw new CommandError(
@@ -74,7 +90,11 @@ function checked({ url, key, source, names }: Place): Omit<Connection, "source">
       `Cannot send a secret key to ${origin}, where everybody on the way could read it: use https://`,
     );
   }
-  return { url: origin + pathname.replace(/\/+$/, ""), key: checkedKey(key) };
+  return {
+    url: origin + pathname.replace(/\/+$/, ""),
+    key: checkedKey(key),
+    ...(databaseUrl === undefined ? {} : { databaseUrl }),
+  };
 }
 
 // What errors show of a URL, which might hold a password.
@@ -149,7 +169,7 @@ async function readRunningStack(path: string): Promise<Found | undefined> {
   const text = await readFile(path, "utf8").catch(() => "");
   const stack = z.string().transform(parseJson).pipe(stackSchema).safeParse(text);
   return stack.success && isAlive(stack.data.pid)
-    ? { url: stack.data.url, key: stack.data.secret_key }
+    ? { url: stack.data.url, key: stack.data.secret_key, databaseUrl: stack.data.database_url }
     : undefined;
 }
 

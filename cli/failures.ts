@@ -1,7 +1,9 @@
 /** What can go wrong between a command and the function, as sentences with the way out. */
-import { problemSchema } from "../supabase/functions/image-sync/contract.ts";
+import { z } from "zod";
+import { type Problem, problemSchema } from "../supabase/functions/image-sync/contract.ts";
 import { safeText } from "../supabase/functions/image-sync/text/safe_text.ts";
 import { CommandError } from "./command_error.ts";
+import { isClone } from "./package_root.ts";
 
 /** No answer came, or not all of it. `timeout` is what was waited, in ms, where that was the reason. */
 export function noAnswer(
@@ -74,9 +76,12 @@ function overloaded(url: string, status: number): CommandError {
   );
 }
 
-function refusedBy(problem: { code: string; title: string; detail: string }, status: number): CommandError {
+const fieldsSchema = z.array(z.object({ field: z.string(), message: z.string() }));
+
+function refusedBy(problem: Problem, status: number): CommandError {
   const text = `${safeText(problem.title)}. ${safeText(problem.detail)}`.replace(/\.$/, "");
-  return new CommandError(problem.code, text, { transient: status === 429 || status >= 500 });
+  const fields = fieldsSchema.safeParse(problem["errors"]).data ?? [];
+  return new CommandError(problem.code, text, { transient: status === 429 || status >= 500, fields });
 }
 
 function parseProblem(body: string) {
@@ -104,7 +109,7 @@ function causes(error: unknown): string[] {
 }
 
 function loopbackHint(url: string): string {
-  return /^http:\/\/(127\.|localhost|\[::1\])/.test(url)
+  return isClone && /^http:\/\/(127\.|localhost|\[::1\])/.test(url)
     ? ", or start the embedded stack with npm start"
     : "";
 }

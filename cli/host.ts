@@ -5,6 +5,8 @@ export type Host = {
   readonly env: Readonly<Record<string, string | undefined>>;
   /** The working directory, where `.env` is looked for. */
   readonly directory: string;
+  /** How the commands are typed here where no npm script is meant; default `npx image-sync`. */
+  readonly program?: string;
   /** Where an embedded stack leaves word of itself. */
   readonly stackFile: string;
   /** Standard input, opened when it is asked for. */

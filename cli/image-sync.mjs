@@ -1,32 +1,21 @@
 #!/usr/bin/env node
-// What npm links as `image-sync`: runs the commands with the Deno that npm installed. The platform's own executable is started
-// where it is there, because npm's wrapper around it neither waits for Ctrl-C to be handled nor passes signals on.
-import { spawn } from "node:child_process";
+// What npm links as `image-sync`: in a package the commands as they were built for Node, in the clone their source, with the Deno
+// that npm installed there.
 import { existsSync } from "node:fs";
-import { createRequire } from "node:module";
-import { dirname, join } from "node:path";
+import process from "node:process";
 import { fileURLToPath } from "node:url";
 
-const denoDirectory = dirname(createRequire(import.meta.url).resolve("deno/package.json"));
-const executable = join(denoDirectory, process.platform === "win32" ? "deno.exe" : "deno");
-const [command, ...wrapper] = existsSync(executable)
-  ? [executable]
-  : [process.execPath, join(denoDirectory, "bin.cjs")];
-const entry = fileURLToPath(new URL("image_sync.ts", import.meta.url));
+const OLDEST_NODE = 20;
+if (Number(process.versions.node.split(".")[0]) < OLDEST_NODE) {
+  console.error(
+    `Cannot run on Node ${process.versions.node}: install Node ${OLDEST_NODE} or newer, from https://nodejs.org`,
+  );
+  process.exit(2);
+}
 
-const child = spawn(command, [...wrapper, "run", "--quiet", "-A", entry, ...process.argv.slice(2)], {
-  stdio: "inherit",
-});
-for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => child.kill(signal));
-child.on("error", (error) => {
-  console.error(`Cannot start Deno at ${command}: ${error.message}; run npm install again`);
-  process.exitCode = 2;
-});
-child.on("exit", (code, signal) => {
-  if (signal === null) {
-    process.exitCode = code ?? 2;
-    return;
-  }
-  process.removeAllListeners(signal);
-  process.kill(process.pid, signal); // as the child died, so that a shell sees the same
-});
+process.env.IMAGE_SYNC_CALLED_AS = process.argv[1];
+const source = new URL("image_sync.ts", import.meta.url);
+if (existsSync(source)) {
+  const { runWithDeno } = await import("./with_deno.mjs");
+  runWithDeno(fileURLToPath(source), process.argv.slice(2));
+} else await import(new URL("../dist/image-sync.mjs", import.meta.url).href);

@@ -1,13 +1,16 @@
 /** The operator's commands: `deno run -A cli/image_sync.ts status`; see `--help`. */
+import { join } from "node:path";
 import process from "node:process";
-import { fileURLToPath } from "node:url";
+import { calledAs } from "./called_as.ts";
 import type { Host } from "./host.ts";
 import { main } from "./main.ts";
+import { packageRoot } from "./package_root.ts";
 
 const host: Host = {
   env: process.env,
   directory: process.cwd(),
-  stackFile: fileURLToPath(new URL("../.local/stack.json", import.meta.url)),
+  program: calledAs({ env: process.env, directory: process.cwd() }),
+  stackFile: join(packageRoot, ".local/stack.json"),
   stdin: () => process.stdin,
   stdout: process.stdout,
   stderr: process.stderr,

@@ -3,6 +3,7 @@ import { z } from "zod";
 import { asNpmScripts, quoted } from "../supabase/functions/image-sync/text/commands.ts";
 import { DEFAULT_BUCKET, modeSchema, stateSchema } from "../supabase/functions/image-sync/contract.ts";
 import { VERSION } from "../supabase/functions/image-sync/version.ts";
+import { DEFAULT_PROGRAM } from "./called_as.ts";
 import { CommandError, exitStatus } from "./command_error.ts";
 import { analyze } from "./commands/analyze.ts";
 import { buckets } from "./commands/buckets.ts";
@@ -11,7 +12,10 @@ import { cleanup } from "./commands/cleanup.ts";
 import { type CommonFlags, type Context, withContext } from "./commands/context.ts";
 import { deploy } from "./commands/deploy.ts";
 import { doctor } from "./commands/doctor.ts";
+import { exportRegister } from "./commands/export.ts";
 import { init, type InitOptions, uninstall, upgrade } from "./commands/init.ts";
+import { open } from "./commands/open.ts";
+import { reader } from "./commands/reader.ts";
 import { restore } from "./commands/restore.ts";
 import { runs, type RunsOptions } from "./commands/runs.ts";
 import { status } from "./commands/status.ts";
@@ -36,6 +40,14 @@ type Flags = CommonFlags & RunsOptions & Pick<InitOptions, "yes" | "force"> & {
   readonly bucketIsGone: boolean;
   readonly run?: string;
   readonly file?: string;
+  readonly dbUrl?: string;
+  readonly sql?: string;
+  readonly port: number;
+  readonly browser: boolean;
+  readonly thumbnails: boolean;
+  readonly size?: number;
+  readonly odbc: boolean;
+  readonly https: boolean;
 };
 type Work = (context: Context, flags: Flags, ...given: (string | undefined)[]) => Promise<number>;
 
@@ -127,7 +139,14 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
   )
     .argument("[dir]", "the repository", ".")
     .option("--bucket <name>", "the bucket to report on", DEFAULT_BUCKET)
-    .action(performHere((context, flags, directory) => deploy(context, { ...flags, directory })));
+    .option("--url <url>", "the project's URL, where it has an address of its own")
+    .option("--key <key>", "a secret key of the project (default: SUPABASE_SECRET_KEY, .env)")
+    .option("--db-url <url>", "push to this database (its pooler, from a network without IPv6)")
+    .action(
+      performHere((context, { dryRun, yes, bucket, url, key, dbUrl }, directory) =>
+        deploy(context, { dryRun, yes, bucket, url, key, dbUrl, directory })
+      ),
+    );
   local(
     add("upgrade", "go on to this version: one migration more, and the new function"),
     "Exit status: 0 it is this version, 1 it was not agreed to, 2 it could not be done.",
@@ -191,10 +210,38 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
     .argument("[name]", "the bucket to add or remove")
     .action(perform((context, _flags, action, name) => buckets(context, { action, name })));
   common(
+    add(
+      "reader",
+      "give somebody the right to read the register of a bucket and nothing else, list who has it, or take it away",
+    ),
+    "Exit status: 0 it is done, 1 it is left for you to do with the SQL that is printed, 2 it could not be done.",
+  )
+    .argument("[action]", "list, add or revoke", "list")
+    .argument("[name]", "the reader to add or revoke: a-z, 0-9, _ and -")
+    .addOption(
+      new Option("--https", "with add: a key for register.csv, as Power Query reads it").default(false)
+        .conflicts("odbc"),
+    )
+    .option("--odbc", "with add: print the SQL of a login role", false)
+    .action(
+      perform((context, { odbc, https }, action, name) => reader(context, { action, name, odbc, https })),
+    );
+  common(
     add("doctor", "look at every link of the chain, outside in, and say of each what mends it"),
     "Exit status: 0 every link holds, 1 one does not, 2 it could not be told.",
   )
-    .action(perform((context) => doctor(context)));
+    .option("--db-url <url>", "the database's URL, to look at more (default: SUPABASE_DB_URL beside the key)")
+    .option("--sql <file>", "write the SQL that mends what differs in the database to a file")
+    .action(perform((context, { dbUrl, sql }) => doctor(context, { dbUrl, sql })));
+  common(
+    add("export", "write the register to a file for a spreadsheet: .csv, or .xlsx with the pictures"),
+    "Exit status: 0 it is written, 1 it is and something was left out or nothing was there, 2 it is not written.",
+  )
+    .argument("<file>", "what to write, ending in .csv or .xlsx")
+    .option("--thumbnails", "small pictures in the cells of a workbook, which need no network", false)
+    .option("--size <pixels>", "of the pictures' longer side, 16 to 512 (default: 96)", toSize)
+    .option("--force", "replace the file if it exists", false)
+    .action(perform((context, flags, file) => exportRegister(context, { ...flags, file: file ?? "" })));
   common(
     add("runs", "show the history of runs, newest first"),
     "Exit status: 0, or 2 if it could not be told.",
@@ -205,6 +252,13 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
     .option("--limit <number>", "so many, 1 to 100", toPage, 20)
     .option("--all-buckets", "of every bucket", false)
     .action(perform((context, flags) => runs(context, flags)));
+  common(
+    add("open", "show the project in a browser, until Ctrl-C"),
+    "Served on loopback alone; the key stays here. Exit status: 0, or 2 if it could not be served.",
+  )
+    .option("--port <number>", "of loopback; 0: any free one", toPort, 0)
+    .option("--no-browser", "print the address and open nothing")
+    .action(perform((context, flags) => open(context, flags)));
   common(add("cancel", "cancel an open run"), "Exit status: 0 it is cancelled, 2 it is not.")
     .argument("<run>", "the run", toRunId)
     .action(perform((context, _flags, id) => cancel(context, { id: id ?? "" })));
@@ -232,9 +286,13 @@ function refuseSwallowedFlags(command: Command, { env }: Host): void {
   );
 }
 
-/** Commands are named the way that this one was called: through its npm script, or as `npx image-sync`. */
-function wordsOf({ env }: Host, command: string | undefined): (text: string) => string {
-  return env["npm_lifecycle_event"] === command ? asNpmScripts : (text) => text;
+/** Commands are named the way that this one was called: through its npm script, through npx, or as a program. */
+function wordsOf(
+  { env, program = DEFAULT_PROGRAM }: Host,
+  command: string | undefined,
+): (text: string) => string {
+  if (env["npm_lifecycle_event"] === command) return asNpmScripts;
+  return (text) => text.replaceAll(DEFAULT_PROGRAM, program);
 }
 
 function waiting(command: Command): Command {
@@ -302,6 +360,17 @@ function toCount(text: string): number {
 function toPage(text: string): number {
   if (/^([1-9]\d?|100)$/.test(text)) return Number(text);
   throw new InvalidArgumentError("It must be a whole number from 1 to 100.");
+}
+
+function toPort(text: string): number {
+  if (/^\d{1,5}$/.test(text) && Number(text) <= 65_535) return Number(text);
+  throw new InvalidArgumentError("It must be a number from 0 to 65535.");
+}
+
+function toSize(text: string): number {
+  const size = Number(text);
+  if (/^\d{1,3}$/.test(text) && size >= 16 && size <= 512) return size;
+  throw new InvalidArgumentError("It must be a whole number from 16 to 512.");
 }
 
 function toFraction(text: string): number {

@@ -6,8 +6,12 @@ import { layOut, screenOf } from "./screen.ts";
 export type Output = {
   /** The command's one result: the document with `--json`, otherwise the text. */
   show(document: unknown, text: () => string): void;
+  /** A result that holds a secret which is shown this once, and is laid out for no screen: text to copy. */
+  reveal(document: unknown, secret: string, text: () => string): void;
   /** A line for the person who waits. */
   note(text: string): void;
+  /** Lines for them with a secret which is shown this once. */
+  revealNote(secret: string, text: string): void;
 };
 
 // JSON.stringify leaves what lies beyond ASCII's control characters as it is; a terminal may obey or hide some of it.
@@ -19,10 +23,20 @@ export function createOutput(
   options: { json: boolean; key?: string; words?: (text: string) => string },
 ): Output {
   const { words = (text) => text } = options;
+  const redactBut = (text: string, secret: string) =>
+    secret === ""
+      ? redact(text, options.key)
+      : text.split(secret).map((part) => redact(part, options.key)).join(secret);
   return {
     show: (document, text) => {
       const result = options.json ? toJson(document) : layOut(words(text()), screenOf(host.stdout, host.env));
       host.stdout.write(redact(result, options.key));
+    },
+    reveal: (document, secret, text) => {
+      host.stdout.write(redactBut(options.json ? toJson(document) : text(), secret));
+    },
+    revealNote: (secret, text) => {
+      host.stderr.write(`${redactBut(text, secret)}\n`);
     },
     note: (text) => {
       const line = layOut(words(text), screenOf(host.stderr, host.env));

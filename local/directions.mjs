@@ -7,9 +7,20 @@ const FUNCTION = "supabase/functions/image-sync/";
 /** The function's modules, lowest first: index → api → worker → pipeline → (database, signer) → what imports none of ours but shapes. */
 const FLOORS = [
   ["contract"],
-  ["background", "budget", "database.types", "log", "problem", "request", "safe_text", "text", "version"],
+  [
+    "background",
+    "budget",
+    "database.types",
+    "log",
+    "problem",
+    "reader_key",
+    "request",
+    "safe_text",
+    "text",
+    "version",
+  ],
   ["database", "outbound", "reader", "signer"],
-  ["faults", "pipeline"],
+  ["faults", "pipeline", "register"],
   ["worker"],
   ["api"],
   ["index"],
@@ -17,7 +28,8 @@ const FLOORS = [
 
 /** Beside them: what stands outside of the function, and where it may look. Tests and measurements may look anywhere. */
 const HOUSES = {
-  "cli/": ["cli/", `${FUNCTION}contract`, `${FUNCTION}text`, `${FUNCTION}version`],
+  // The command `open` serves the window, which asks through the commands' client.
+  "cli/": ["cli/", "window/server", `${FUNCTION}contract`, `${FUNCTION}text`, `${FUNCTION}version`],
   "window/": ["window/", "cli/", `${FUNCTION}contract`, `${FUNCTION}text`, `${FUNCTION}version`],
   "local/": ["local/", "cli/", "window/", `${FUNCTION}contract`, `${FUNCTION}text`, `${FUNCTION}version`],
   "bench/": [""],

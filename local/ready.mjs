@@ -18,7 +18,8 @@ export function makeReady() {
   console.error("Installing what is needed (npm ci) ...");
   // Standard output may be somebody's JSON. The level, because .npmrc has npm say nothing of its own.
   const npm = process.env.npm_execpath;
-  const args = ["ci", "--loglevel=warn"];
+  // What only development needs is what a clone is for.
+  const args = ["ci", "--include=dev", "--loglevel=warn"];
   const { status } = npm === undefined
     ? spawnSync("npm", args, { cwd: root, stdio: ["ignore", 2, 2], shell: process.platform === "win32" })
     : spawnSync(process.execPath, [npm, ...args], { cwd: root, stdio: ["ignore", 2, 2] });

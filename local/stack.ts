@@ -16,6 +16,7 @@ import { defaultStateFile, readRunningStack, removeRunningStack, writeRunningSta
 import { createStorage } from "./storage/storage.ts";
 import { createStorageFiles } from "./storage/files.ts";
 import { createUrlSigner, type UrlSigner } from "./storage/signing.ts";
+import { sweepTemporary } from "./temporary.ts";
 
 /** Options of {@linkcode startStack}. */
 export type StackOptions = {
@@ -94,6 +95,7 @@ type OnStop = (cleanup: () => Promise<void>) => void;
 async function start(options: StackOptions, onStop: OnStop, stop: () => Promise<void>): Promise<Stack> {
   const stateFile = options.stateFile ?? defaultStateFile;
   if (stateFile !== false) await refuseSecondStack(stateFile);
+  await sweepTemporary();
   const log = options.log ?? (() => {});
   const keys = createKeys();
   const ports = choosePorts(options);

@@ -3,7 +3,7 @@ import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts"
 import { type Client, createClient } from "../client.ts";
 import { asCommands } from "../as_commands.ts";
 import { CommandError, exitStatus } from "../command_error.ts";
-import { findConnection } from "../connection.ts";
+import { type Connection, findConnection } from "../connection.ts";
 import type { Host } from "../host.ts";
 import { createOutput, type Output } from "../output.ts";
 import { createProgress } from "../progress.ts";
@@ -11,8 +11,8 @@ import { type Pace, watch } from "../watch.ts";
 
 /** The options that every command has. */
 export type CommonFlags = {
-  readonly url?: string;
-  readonly key?: string;
+  readonly url?: string | undefined;
+  readonly key?: string | undefined;
   readonly bucket: string;
   readonly json: boolean;
   /** For one request, in s. */
@@ -22,9 +22,12 @@ export type CommonFlags = {
 /** What a command works with. */
 export type Context = {
   readonly client: Client;
+  readonly connection: Connection;
   readonly output: Output;
   readonly host: Host;
   readonly bucket: string;
+  /** The project's URL, without a slash at its end. */
+  readonly url: string;
   readonly json: boolean;
   /** Waits for a run, showing how far it is; see {@linkcode watch}. */
   readonly finished: (run: Run) => Promise<Run>;
@@ -63,7 +66,16 @@ export async function withContext(
     `Project ${connection.url} (${connection.source}), bucket ${safeText(flags.bucket)} (${bucket})`,
   );
   try {
-    return await work({ client, output, host, bucket: flags.bucket, json: flags.json, finished });
+    return await work({
+      client,
+      connection,
+      output,
+      host,
+      bucket: flags.bucket,
+      url: connection.url,
+      json: flags.json,
+      finished,
+    });
   } catch (error) {
     throw error instanceof CommandError ? error.reworded(asCommands(error.message, flags.bucket)) : error;
   }

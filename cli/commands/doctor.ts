@@ -1,17 +1,24 @@
+import { resolve } from "node:path";
 import { actionText } from "../../supabase/functions/image-sync/text.ts";
 import type { Finding, Report } from "../../supabase/functions/image-sync/contract.ts";
 import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
 import { VERSION } from "../../supabase/functions/image-sync/version.ts";
 import { CommandError, exitStatus } from "../command_error.ts";
+import { databaseLinks } from "../doctor/database_links.ts";
+import { type Link, unknownLink } from "../doctor/link.ts";
+import { repositoryLinks } from "../doctor/repository_links.ts";
+import { compareVersions } from "../project/schema.ts";
 import type { Context } from "./context.ts";
 
-/** One link of the chain: what was looked at, what was found, and what mends it. */
-type Link = {
-  readonly looked_at: string;
-  readonly state: "fine" | "warning" | "broken" | "unknown";
-  readonly found: string;
-  readonly remedy: string | null;
+/** Options of {@linkcode doctor}. */
+export type DoctorOptions = {
+  /** The database, which tells more than the function does. */
+  readonly dbUrl: string | undefined;
+  /** Where to write what mends its catalogue. */
+  readonly sql: string | undefined;
 };
+
+const DEPLOY = "Run: npx image-sync deploy";
 
 // Outside in: what comes later cannot work before what comes first does.
 const LINKS: readonly (readonly [lookedAt: string, fine: string, codes: readonly string[]])[] = [
@@ -43,22 +50,41 @@ const LINKS: readonly (readonly [lookedAt: string, fine: string, codes: readonly
     "file_gone",
     "not_an_image",
     "wrong_content_type",
+    "moved_away",
     "unreachable",
     "renewed_too_late",
+    "register_opened_rarely",
   ]],
   ["who else can see them", "nobody without a key", ["bucket_public", "table_public"]],
 ];
 
-/** Looks at every link of the chain, outside in, and says of each what mends it. Works with the secret key alone. */
-export async function doctor({ client, output, bucket }: Context): Promise<number> {
-  const links = await examine(() => client.report(bucket));
-  output.show({ links }, () => links.map(render).join("") + verdict(links));
+/** Looks at every link of the chain, outside in, and says of each what mends it. Works with the secret key alone, tells more with a database URL. */
+export async function doctor(context: Context, { dbUrl, sql }: DoctorOptions): Promise<number> {
+  const { client, output, bucket, connection, host } = context;
+  const databaseUrl = dbUrl ?? connection.databaseUrl;
+  if (sql !== undefined && databaseUrl === undefined) {
+    throw new CommandError(
+      "usage",
+      "Cannot write SQL without looking at the database: pass --db-url, or set SUPABASE_DB_URL",
+    );
+  }
+  const links = [
+    ...await repositoryLinks(host, connection.url),
+    ...await functionLinks(() => client.report(bucket)),
+    ...(databaseUrl === undefined ? [] : await databaseLinks({
+      databaseUrl,
+      projectUrl: connection.url,
+      ...(sql === undefined ? {} : { sqlFile: { path: resolve(host.directory, sql), name: sql } }),
+    })),
+  ];
+  output.show({ links }, () => links.map(render).join("") + verdict(links, databaseUrl !== undefined));
   return links.some(({ state }) => state === "broken" || state === "unknown")
     ? exitStatus.attention
     : exitStatus.fine;
 }
 
-async function examine(readReport: () => Promise<Report>): Promise<Link[]> {
+/** What the function tells. */
+async function functionLinks(readReport: () => Promise<Report>): Promise<Link[]> {
   let report: Report;
   try {
     report = await readReport();
@@ -66,12 +92,9 @@ async function examine(readReport: () => Promise<Report>): Promise<Link[]> {
     if (!(error instanceof CommandError)) throw error;
     return [
       { looked_at: "function", state: "broken", found: error.message, remedy: null },
-      ...["versions", ...LINKS.map(([lookedAt]) => lookedAt)].map((lookedAt): Link => ({
-        looked_at: lookedAt,
-        state: "unknown",
-        found: "not looked at: the function does not answer",
-        remedy: null,
-      })),
+      ...["versions", ...LINKS.map(([lookedAt]) => lookedAt)].map((lookedAt) =>
+        unknownLink(lookedAt, "the function does not answer")
+      ),
     ];
   }
   return [
@@ -84,18 +107,26 @@ async function examine(readReport: () => Promise<Report>): Promise<Link[]> {
 }
 
 function versionsOf({ versions }: Report): Link {
-  const found = versions === undefined
-    ? "the function is of a version that does not tell"
-    : `schema ${versions.schema}, function ${versions.function ?? "unknown"}, this command ${VERSION}`;
-  const isOne = versions?.schema === VERSION && versions.function === VERSION;
-  return {
-    looked_at: "versions",
-    state: isOne ? "fine" : "warning",
-    found,
-    remedy: isOne
-      ? null
-      : "Bring all to one version: npx image-sync init in the project's repository, then push and deploy",
-  };
+  const link = { looked_at: "versions" };
+  if (versions === undefined || versions.function === null) {
+    return {
+      ...link,
+      state: "warning",
+      found: "the function is of a version that does not tell",
+      remedy: DEPLOY,
+    };
+  }
+  const found = `schema ${versions.schema}, function ${versions.function}, this command ${VERSION}`;
+  if (versions.schema === VERSION && versions.function === VERSION) {
+    return { ...link, state: "fine", found, remedy: null };
+  }
+  const newest = [versions.schema, versions.function, VERSION].toSorted(compareVersions).at(-1);
+  const remedy = newest !== VERSION
+    ? `This command is older than what it looks at: take version ${newest} of it`
+    : versions.schema === VERSION
+    ? DEPLOY
+    : `Run: npx image-sync upgrade\n${DEPLOY}`;
+  return { ...link, state: "warning", found, remedy };
 }
 
 function linkOf(lookedAt: string, fine: string, findings: readonly Finding[]): Link {
@@ -119,10 +150,12 @@ function render({ looked_at: lookedAt, state, found, remedy }: Link): string {
   return `${SIGNS[state]} ${lookedAt}: ${safeText(found)}\n${more}`;
 }
 
-function verdict(links: readonly Link[]): string {
+function verdict(links: readonly Link[], isDatabaseSeen: boolean): string {
+  const more = isDatabaseSeen ? "" : "More is looked at with a database URL: --db-url, or SUPABASE_DB_URL\n";
   const broken = links.find(({ state }) => state === "broken");
-  if (broken !== undefined) return `\nBegin with: ${broken.looked_at}\n`;
-  return links.some(({ state }) => state === "warning")
-    ? "\nEvery link holds; some could be better\n"
-    : "\nEvery link holds\n";
+  if (broken !== undefined) return `\nBegin with: ${broken.looked_at}\n${more}`;
+  const isBest = links.every(({ state }) => state === "fine");
+  return `\nEvery link ${links.some(({ state }) => state === "unknown") ? "that was looked at " : ""}holds${
+    isBest ? "" : "; some could be better"
+  }\n${more}`;
 }

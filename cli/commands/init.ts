@@ -1,4 +1,5 @@
-import { join, relative, resolve } from "node:path";
+import { dirname, join, relative, resolve } from "node:path";
+import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
 import { confirm } from "../ask.ts";
 import { CommandError, exitStatus } from "../command_error.ts";
 import type { Host } from "../host.ts";
@@ -6,11 +7,14 @@ import type { Output } from "../output.ts";
 import {
   applyPlan,
   type Change,
+  findRepository,
+  type InstallOptions,
   type Plan,
   planInstall,
   planRemoval,
   planUpgrade,
 } from "../project/install.ts";
+import { readLink } from "../project/supabase_cli.ts";
 
 /** Options of {@linkcode init}. */
 export type InitOptions = {
@@ -36,32 +40,56 @@ type HereContext = { readonly host: Host; readonly output: Output; readonly json
 
 /** Brings the function, one migration and the function's configuration into a project's repository. */
 export async function init(context: HereContext, options: InitOptions): Promise<number> {
-  const directory = resolve(context.host.directory, options.directory ?? ".");
-  const plan = await planInstall({ directory, force: options.force, now: new Date() });
+  const plan = await planInstall(await installOptions(context, options));
   return await carryOut(context, options, plan, stepsAfterInstall);
 }
 
 /** Goes on from the version that is there to this one, by a migration and the new function. */
 export async function upgrade(context: HereContext, options: InitOptions): Promise<number> {
-  const directory = resolve(context.host.directory, options.directory ?? ".");
-  const plan = await planUpgrade({ directory, force: options.force, now: new Date() });
+  const plan = await planUpgrade(await installOptions(context, options));
   return await carryOut(context, options, plan, stepsAfterInstall);
 }
 
 /** Takes them out again, by a migration too; the table and its rows stay. */
 export async function uninstall(context: HereContext, options: InitOptions): Promise<number> {
-  const directory = resolve(context.host.directory, options.directory ?? ".");
-  const plan = await planRemoval({ directory, force: options.force, now: new Date() });
+  const plan = await planRemoval(await installOptions(context, options));
   return await carryOut(context, options, plan, stepsAfterRemoval);
+}
+
+async function installOptions(
+  { host }: HereContext,
+  { directory, force }: InitOptions,
+): Promise<InstallOptions> {
+  return { directory: await directoryOf(host, directory), force, now: new Date() };
+}
+
+/** The folder that is named, or the repository that the command is called in. */
+export async function directoryOf(host: Host, directory: string | undefined): Promise<string> {
+  return directory === undefined || directory === "."
+    ? await findRepository(host.directory)
+    : resolve(host.directory, directory);
+}
+
+/** Which project it is, first of all. */
+async function nameProject({ output }: HereContext, { directory }: Plan): Promise<void> {
+  const link = await readLink(directory).catch(() => undefined);
+  const name = link?.name === undefined ? "" : ` (${safeText(link.name)})`;
+  output.note(
+    `Repository ${dirname(directory)}, ${
+      link === undefined ? "not linked to a project" : `of project ${link.ref}${name}`
+    }`,
+  );
 }
 
 /** Shows a plan, asks, and does it. */
 async function carryOut(
-  { host, output, json }: HereContext,
+  context: HereContext,
   { dryRun, yes }: InitOptions,
   plan: Plan,
   nextSteps: (plan: Plan, host: Host) => string,
 ): Promise<number> {
+  const { host, output, json } = context;
+  await nameProject(context, plan);
   const isChange = plan.changes.some(({ kind }) => kind !== "same" && kind !== "keep");
   const document = (isDone: boolean) => ({
     directory: plan.directory,

@@ -3,6 +3,8 @@ import { parse } from "smol-toml";
 import { CommandError } from "../command_error.ts";
 import { CONFIG_BLOCK } from "./files.ts";
 
+const INLINE_BLOCK = "image-sync = { verify_jwt = false }, ";
+
 /** A `config.toml` with the block in it, and what is left for its owner to do, if anything is. */
 export type ConfigChange = { readonly text: string; readonly advice?: string };
 
@@ -21,15 +23,38 @@ export function withFunctionBlock(text: string): ConfigChange {
       advice: "config.toml has a block [functions.image-sync] of yours: set verify_jwt = false in it",
     };
   }
-  const newline = text.includes("\r\n") ? "\r\n" : "\n";
-  const gap = text === "" ? "" : text.endsWith("\n") ? newline : newline + newline;
-  const changed = text + gap + CONFIG_BLOCK.replaceAll("\n", newline);
   const expected = {
     ...before,
     functions: { ...(isTable(functions) ? functions : {}), "image-sync": { verify_jwt: false } },
   };
-  if (JSON.stringify(sorted(parsed(changed))) !== JSON.stringify(sorted(expected))) throw refusal();
+  const changed = [atEnd(text), inline(text)].find((candidate) => means(candidate, expected));
+  if (changed === undefined) throw refusal();
   return { text: changed };
+}
+
+// Its own block, behind everything else.
+function atEnd(text: string): string {
+  const newline = text.includes("\r\n") ? "\r\n" : "\n";
+  const gap = text === "" ? "" : text.endsWith("\n") ? newline : newline + newline;
+  return text + gap + CONFIG_BLOCK.replaceAll("\n", newline);
+}
+
+// A table in braces can be added to in its braces alone.
+function inline(text: string): string {
+  return text.replace(
+    /^([ \t]*functions[ \t]*=[ \t]*\{)([ \t]*)(\}?)/m,
+    (_, opening: string, gap: string, closing: string) =>
+      opening + gap + (closing === "" ? INLINE_BLOCK : INLINE_BLOCK.replace(/, $/, "")) +
+      (closing === "" ? "" : gap + closing),
+  );
+}
+
+function means(text: string, expected: unknown): boolean {
+  try {
+    return JSON.stringify(sorted(parse(text.replace(/^\ufeff/, "")))) === JSON.stringify(sorted(expected));
+  } catch {
+    return false;
+  }
 }
 
 /** The file without the block, where it stands there as it was put; else as it is, with what is left to do. */
@@ -38,7 +63,12 @@ export function withoutFunctionBlock(text: string): ConfigChange {
   const block = CONFIG_BLOCK.replaceAll("\n", newline);
   const at = text.indexOf(block);
   if (at < 0) {
-    return text.includes("[functions.image-sync]")
+    const bare = text.replace(INLINE_BLOCK, "").replace(
+      /(\{[ \t]*)image-sync = \{ verify_jwt = false \}[ \t]*(?=\})/,
+      "$1",
+    );
+    if (bare !== text) return { text: bare };
+    return /functions\.("image-sync"|image-sync)/.test(text)
       ? { text, advice: "config.toml has a block [functions.image-sync] that was edited: remove it yourself" }
       : { text };
   }

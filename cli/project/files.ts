@@ -2,13 +2,13 @@
 import { createHash } from "node:crypto";
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { z } from "zod";
 import { VERSION } from "../../supabase/functions/image-sync/version.ts";
+import { packageRoot } from "../package_root.ts";
 import { migrationOf, readSchema } from "./schema.ts";
 
 /** Where this package keeps what it installs. */
-const source = fileURLToPath(new URL("../../supabase", import.meta.url));
+const source = join(packageRoot, "supabase");
 
 /** Below `supabase/` of a project: the function, and the list of what is ours in it. */
 export const FUNCTION_DIRECTORY = "functions/image-sync";
@@ -33,7 +33,7 @@ export type Manifest = z.infer<typeof manifestSchema>;
 /** The function's files by their path below `supabase/`. */
 export async function readFunctionFiles(): Promise<ReadonlyMap<string, string>> {
   const names = (await readdir(join(source, FUNCTION_DIRECTORY), { recursive: true })).filter((name) =>
-    /\.ts$|^deno\.json$/.test(name)
+    /\.ts$|^deno\.(json|lock)$/.test(name)
   );
   const files = names.sort().map(async (name) => {
     const path = `${FUNCTION_DIRECTORY}/${name}`;

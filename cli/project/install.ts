@@ -1,10 +1,25 @@
 /** Plans and makes the changes that bring image-sync into a project's repository. */
-import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import {
+  access,
+  constants,
+  lstat,
+  mkdir,
+  readdir,
+  readFile,
+  realpath,
+  rename,
+  rm,
+  rmdir,
+  stat,
+  writeFile,
+} from "node:fs/promises";
 import { basename, dirname, join, relative } from "node:path";
+import process from "node:process";
 import { VERSION } from "../../supabase/functions/image-sync/version.ts";
 import { CommandError } from "../command_error.ts";
 import { withFunctionBlock, withoutFunctionBlock } from "./config.ts";
 import {
+  FUNCTION_DIRECTORY,
   hashOf,
   MANIFEST,
   type Manifest,
@@ -190,15 +205,58 @@ export async function findInstallation(directory: string): Promise<string> {
   );
 }
 
-/** Makes the changes of a plan. */
+/**
+ * Makes the changes of a plan. Each file is there whole or not at all, the manifest last; what cannot be written is found out before
+ * anything is.
+ *
+ * @throws {CommandError} `not_writable`
+ */
 export async function applyPlan({ directory, changes }: Plan): Promise<void> {
-  for (const { path, kind, after } of changes) {
-    const target = join(directory, path);
-    if (kind === "delete") await rm(target, { force: true });
-    if (kind !== "create" && kind !== "update") continue;
-    await mkdir(dirname(target), { recursive: true });
-    await writeFile(target, after);
+  const written = changes.filter(({ kind }) => kind === "create" || kind === "update");
+  for (const { path } of written) await expectWritable(join(directory, path));
+  for (const { path, after } of written) await writeWhole(join(directory, path), after);
+  for (const { path, kind } of changes) {
+    if (kind !== "delete") continue;
+    await rm(join(directory, path), { force: true });
+    await removeEmpty(dirname(join(directory, path)), join(directory, FUNCTION_DIRECTORY));
   }
+}
+
+async function expectWritable(path: string): Promise<void> {
+  try {
+    const there = await stat(path).catch(() => undefined);
+    if (there !== undefined && !there.isFile()) throw new Error("it is no file");
+    if (there !== undefined) return await access(path, constants.W_OK);
+    const folder = await closest(dirname(path));
+    if (!(await stat(folder)).isDirectory()) throw new Error(`${folder} is no folder`);
+    await access(folder, constants.W_OK);
+  } catch (error) {
+    throw new CommandError(
+      "not_writable",
+      `Cannot write ${path}: ${error instanceof Error ? error.message : String(error)}; nothing was changed`,
+      { cause: error },
+    );
+  }
+}
+
+/** The folder, or what there is above where it will be made. */
+async function closest(folder: string): Promise<string> {
+  return await lstat(folder).then(() => folder, () => closest(dirname(folder)));
+}
+
+// Beside it first: a crash in between leaves what was there. A link stays one.
+async function writeWhole(path: string, text: string): Promise<void> {
+  await mkdir(dirname(path), { recursive: true });
+  const target = await realpath(path).catch(() => path);
+  const unfinished = `${target}.${process.pid}.unfinished`;
+  await writeFile(unfinished, text);
+  await rename(unfinished, target);
+}
+
+/** Removes a folder and those above it, up to `last`, as far as they are empty. */
+async function removeEmpty(folder: string, last: string): Promise<void> {
+  if (!folder.startsWith(last)) return;
+  await rmdir(folder).then(() => removeEmpty(dirname(folder), last), () => {});
 }
 
 function compare(
@@ -245,12 +303,27 @@ async function planMigration(
     ? null
     : manifest.version;
   const name = from === null ? "image_sync" : `image_sync_${VERSION.replaceAll(".", "_")}`;
-  return {
-    path: `migrations/${stamp}_${name}.sql`,
-    kind: "create",
-    before: undefined,
-    after: await readMigration(from),
-  };
+  const after = await readMigration(from);
+  const written = manifest === undefined
+    ? await findWritten(supabase, names, `_${name}.sql`, after)
+    : undefined;
+  if (written !== undefined) return { path: written, kind: "same", before: after, after };
+  return { path: `migrations/${stamp}_${name}.sql`, kind: "create", before: undefined, after };
+}
+
+/** The migration, where an init wrote it that did not come to its end, or whose manifest was lost; not one that was taken back since. */
+async function findWritten(
+  supabase: string,
+  names: readonly string[],
+  ending: string,
+  text: string,
+): Promise<string | undefined> {
+  const removed = names.filter((name) => name.endsWith("_remove_image_sync.sql")).sort().at(-1) ?? "";
+  for (const name of names.filter((name) => name.endsWith(ending) && name > removed)) {
+    const path = `migrations/${name}`;
+    if (await readOptional(join(supabase, path)) === text) return path;
+  }
+  return undefined;
 }
 
 // What was there before 1.0.0 is replaced by the whole schema, which keeps its settings and its archive.
@@ -276,6 +349,19 @@ function next(stamp: string): string {
   // A stamp that is no time is counted up as a number.
   if (Number.isNaN(time)) return String(BigInt(stamp) + 1n);
   return stampOf(new Date(time + 1000));
+}
+
+/**
+ * The `supabase` folder that a command means which was called without naming one: of the folder, of one below, or of one above up to
+ * the repository's root.
+ */
+export async function findRepository(here: string): Promise<string> {
+  if (await exists(join(await findProject(here), "config.toml"))) return here;
+  for (let folder = here; folder !== dirname(folder); folder = dirname(folder)) {
+    if (await exists(join(folder, "supabase", "config.toml"))) return folder;
+    if (await lstat(join(folder, ".git")).then(() => true, () => false)) break;
+  }
+  return here;
 }
 
 /** The project's `supabase` directory: here, or the only one in a folder below. Where there is none, one begins here. */

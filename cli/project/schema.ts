@@ -6,7 +6,7 @@
  */
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
+import { packageRoot } from "../package_root.ts";
 
 /** A stretch of a file: a step on the way to a version, or a part of the set. */
 export type SchemaPart = {
@@ -16,7 +16,7 @@ export type SchemaPart = {
   readonly text: string;
 };
 
-const home = fileURLToPath(new URL("../../supabase/schemas", import.meta.url));
+const home = join(packageRoot, "supabase/schemas");
 const MARK = /^-- (?:step (\d+\.\d+\.\d+)|set)$/;
 
 /**

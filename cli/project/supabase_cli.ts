@@ -14,6 +14,8 @@ export type Ran = { readonly code: number; readonly stdout: string };
 export type SupabaseCli = {
   /** The words that a person types for it. */
   readonly name: string;
+  /** Whether it is the repository's own, not one that npx fetches. */
+  readonly isOwn: boolean;
   /** Runs a command. `isShown`: what it says goes to the person, its questions too; else it is returned. */
   run(args: readonly string[], isShown: boolean): Promise<Ran>;
 };
@@ -27,6 +29,7 @@ export async function findSupabaseCli(root: string, host: Host): Promise<Supabas
   const [program, before] = own === undefined ? ["npx", ["--yes", "supabase"]] as const : [own, []] as const;
   return {
     name: "npx supabase",
+    isOwn: own !== undefined,
     run: (args, isShown) =>
       new Promise((resolve, reject) => {
         const child = spawn(program, [...before, ...args], {
@@ -65,11 +68,11 @@ const linkedSchema = z.looseObject({ ref: z.string(), name: z.string().optional(
  * @throws {CommandError} `not_linked`
  */
 export async function readLink(supabase: string): Promise<LinkedProject> {
-  const json = await readFile(join(supabase, ".temp", "linked-project.json"), "utf8").catch(() => "");
+  // The CLI goes by this file; it writes the other one before a link is through.
   const ref = (await readFile(join(supabase, ".temp", "project-ref"), "utf8").catch(() => "")).trim();
-  const linked = linkedSchema.safeParse(json === "" ? undefined : JSON.parse(json)).data;
-  const found = linked ?? (ref === "" ? undefined : { ref, name: undefined });
-  if (found !== undefined && /^[a-z]{20}$/.test(found.ref)) return { ref: found.ref, name: found.name };
+  const json = await readFile(join(supabase, ".temp", "linked-project.json"), "utf8").catch(() => "");
+  const linked = linkedSchema.safeParse(parsed(json)).data;
+  if (/^[a-z]{20}$/.test(ref)) return { ref, name: linked?.ref === ref ? linked.name : undefined };
   throw new CommandError(
     "not_linked",
     `Cannot tell which project ${

@@ -9,6 +9,7 @@ import { createProgress } from "../../cli/progress.ts";
 import type { Report, Run } from "../../supabase/functions/image-sync/contract.ts";
 import { renderReport, renderRun } from "../../supabase/functions/image-sync/text.ts";
 import { watch } from "../../cli/watch.ts";
+import { openWindow } from "../../window/server.ts";
 import { runNight } from "./night.ts";
 import { seed } from "./seed.ts";
 import { openSignedUrl } from "./signed_url.ts";
@@ -64,7 +65,7 @@ async function main(): Promise<number> {
   Deno.unrefTimer(setInterval(() => void (Deno.ppid === parent || stopping.abort()), 500));
 
   say("Starting Postgres, the gateway and the function ...");
-  const stack = await startStack(stackOptions(flags));
+  const stack = await startUnless(stopping.signal, stackOptions(flags));
   try {
     const outcome = await demonstrate(stack, flags, say, stopping.signal);
     if (flags.json) process.stdout.write(`${JSON.stringify(outcome, null, 2)}\n`);
@@ -76,6 +77,18 @@ async function main(): Promise<number> {
   } finally {
     say("Stopping ...");
     await stack.stop();
+  }
+}
+
+/** Starts the stack. Who is told to stop meanwhile goes at once: what was started ends with this process, and the next removes its files. */
+async function startUnless(signal: AbortSignal, options: StackOptions): Promise<Stack> {
+  const leave = () => Deno.exit(130);
+  signal.addEventListener("abort", leave, { once: true });
+  try {
+    signal.throwIfAborted();
+    return await startStack(options);
+  } finally {
+    signal.removeEventListener("abort", leave);
   }
 }
 
@@ -127,9 +140,21 @@ async function proof(stack: Stack): Promise<string> {
 }
 
 async function stayUp(stack: Stack, say: (text: string) => void, signal: AbortSignal): Promise<void> {
+  const window = await openWindow({
+    client: createClient({ url: stack.url, key: stack.secretKey, source: "the embedded stack" }, {
+      timeout: 30_000,
+    }),
+    projectUrl: stack.url,
+    key: stack.secretKey,
+    bucket: "part-images",
+  });
   const api = `${stack.url}/functions/v1/image-sync`;
   const key = `-H 'apikey: ${stack.secretKey}'`;
   say(`Ready. Ctrl-C stops everything.
+
+  Look at it (once, in one browser; another one: npm run open)
+  ${window.address}
+
   URL              ${stack.url}
   Secret key       ${stack.secretKey}
   Publishable key  ${stack.publishableKey}
@@ -141,6 +166,7 @@ Try, or use npm run status | sync | analyze | cleanup in another terminal:
   curl ${key} '${api}?file=000001.jpg'
 `);
   await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
+  await window.close();
 }
 
 await main().then((status) => Deno.exit(status), (error: unknown) => {

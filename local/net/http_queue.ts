@@ -97,7 +97,7 @@ async function send(request: QueuedRequest, stopping: AbortSignal): Promise<Queu
       method: request.method,
       headers: { "user-agent": "pg_net/0.20.0", ...request.headers },
       body: request.body === null ? null : Buffer.from(request.body),
-      redirect: "manual",
+      redirect: "follow", // as pg_net does
       signal: AbortSignal.any([timeout, stopping]),
     });
     return {

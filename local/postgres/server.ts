@@ -1,5 +1,6 @@
 import { join } from "node:path";
 import { type Child, startChild } from "../child_process.ts";
+import { makeTemporary } from "../temporary.ts";
 import { findPostgres, type PostgresBinaries } from "./binaries.ts";
 
 /** Options of {@linkcode startPostgres}. */
@@ -41,7 +42,7 @@ export const superuser = "supabase_admin";
 export async function startPostgres(options: PostgresOptions): Promise<PostgresServer> {
   const binaries = await findPostgres(options.postgresBin);
   const hasCron = options.postgresBin !== undefined && await cronIsInstalled(binaries);
-  const directory = await Deno.makeTempDir({ prefix: "image-sync-postgres-data-" });
+  const directory = await makeTemporary("postgres-data");
   const data = join(directory, "data");
   try {
     await initialise(binaries, directory, data);

@@ -1,4 +1,5 @@
 import { join } from "node:path";
+import { makeTemporary } from "../temporary.ts";
 
 /** The contents of objects, each under the random version that its row names. */
 export type StorageFiles = {
@@ -13,7 +14,7 @@ export type StorageFiles = {
 
 /** Keeps files in a temporary directory. */
 export async function createStorageFiles(): Promise<StorageFiles> {
-  const directory = await Deno.makeTempDir({ prefix: "image-sync-files-" });
+  const directory = await makeTemporary("files");
   const pathOf = (version: string) => join(directory, version);
   return {
     write: (version, content) => Deno.writeFile(pathOf(version), content),

@@ -1,6 +1,6 @@
 // The characters that the service allows in names: those safe in S3 keys and those that need only escaping there.
 const objectName = /^[\w/!\-.*'() &$@=;:+,?]+$/;
-const bucketName = /^[\w!\-.*'() &$@=;:+,?]{1,63}$/;
+const bucketName = /^[\w!\-.*'() &$@=;:+,?]{1,100}$/;
 
 /** Whether the API accepts an object of this name. Rows in the database may hold any text. */
 export function isObjectName(name: string): boolean {
@@ -9,5 +9,5 @@ export function isObjectName(name: string): boolean {
 
 /** Whether the API accepts a bucket of this name. */
 export function isBucketName(name: string): boolean {
-  return bucketName.test(name);
+  return bucketName.test(name) && name.trim() === name;
 }

@@ -100,13 +100,32 @@ export function createStorageObjects(sql: Pool, files: StorageFiles): StorageObj
       const row = await find(source.bucketId, source.name);
       if (row === undefined) throw storageFailures.noSuchObject();
       if (!isObjectName(destination.name)) throw storageFailures.invalidName(destination.name);
-      await sql.query("update storage.objects set bucket_id = $2, name = $3 where id = $1", [
-        row.id,
-        destination.bucketId,
-        destination.name,
-      ]).catch(explainConflict);
+      await move(sql, files, row, destination);
     },
   };
+}
+
+/** The row stays, with its id; the content is copied to a version of its own, and the old one goes. */
+async function move(
+  sql: Pool,
+  files: StorageFiles,
+  row: ObjectRow,
+  { bucketId, name }: ObjectPlace,
+): Promise<void> {
+  const version = randomUUID();
+  await files.write(version, await contentOf(files, row));
+  try {
+    await sql.query("update storage.objects set bucket_id = $2, name = $3, version = $4 where id = $1", [
+      row.id,
+      bucketId,
+      name,
+      version,
+    ]);
+  } catch (error) {
+    await files.remove(version);
+    return explainConflict(error);
+  }
+  if (row.version !== null) await files.remove(row.version);
 }
 
 /** The content of an object; a row without a file is the service's fault, not the caller's. */

@@ -15,6 +15,42 @@ begin
 end;
 $$;
 
+-- settings, 1.1.0
+
+alter table image_sync.settings add column register boolean not null default false;
+
+comment on column image_sync.settings.register is 'Whether public.part_register shows this bucket. Where none says so, or several do, it is part-images, else the first by name.';
+
+update image_sync.settings s
+set register = true
+where s.bucket_id = 'part-images';
+
+-- A pattern of like that ends with a lone escape character is an error whatever it is matched with: it would end every run.
+update image_sync.settings s
+set exclude = array(
+  select case when p.pattern ~ '(^|[^\\])(\\\\)*\\$' then p.pattern || '\' else p.pattern end
+  from unnest(s.exclude) with ordinality as p (pattern, place)
+  order by p.place
+)
+where array_to_string(s.exclude, E'\n') ~ '\\';
+
+alter table image_sync.settings
+  drop constraint settings_exclude_check,
+  add constraint settings_exclude_check check (
+    array_position(exclude, null) is null
+    and array_position(exclude, '') is null
+    -- One pattern a line.
+    and array_to_string(exclude, E'\n') !~ '(^|[^\\])(\\\\)*\\(\n|$)'
+  ),
+  -- In like _ is any character: MYMACOSX/ is a folder like any other. And the bins of Windows and of network drives are none.
+  alter column exclude set default '{.%,%/.%,"\\_\\_MACOSX/%","%/\\_\\_MACOSX/%",@eaDir/%,%/@eaDir/%,#recycle/%,%/#recycle/%,$RECYCLE.BIN/%,%/$RECYCLE.BIN/%,"System Volume Information/%","%/System Volume Information/%",Thumbs.db,%/Thumbs.db,desktop.ini,%/desktop.ini}';
+
+update image_sync.settings s
+set exclude = default
+where s.exclude = '{.%,%/.%,__MACOSX/%,%/__MACOSX/%,@eaDir/%,%/@eaDir/%,Thumbs.db,%/Thumbs.db,desktop.ini,%/desktop.ini}';
+
+comment on column image_sync.settings.exclude is 'Patterns of LIKE (% any text, _ any character, \ before either for itself); an object whose whole name matches one of them, and that has no record, is left out. Hidden and system files and bins of the common systems by default; add thumbs/% to leave a folder out.';
+
 -- chunks, 1.1.0
 
 -- Each look of a working run is one at a few rows, however many thousand chunks it has. Plans are made when the table is empty and stay
@@ -35,6 +71,8 @@ create index chunks_lease_token_idx on image_sync.chunks (lease_token);
 create index chunks_past_leases_idx on image_sync.chunks (number) where past_leases <> '{}';
 -- The last chunks that were signed, newest first: an order that only this index gives.
 create index chunks_closed_idx on image_sync.chunks (run_id, closed_at desc nulls first) where to_sign > 0;
+
+comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, samples, and for a dry run the orphaned records'' names.';
 
 -- part images, 1.1.0
 
@@ -63,6 +101,56 @@ end;
 $$;
 drop index if exists public.part_images_object_id_idx, public.part_images_look_up_key_idx;
 
+-- moves, 1.1.0
+
+-- The comparison of a chunk finds them itself, with where they went.
+drop function if exists image_sync.departing_names(text, text[]);
+
+-- readers, 1.1.0
+
+-- Readers: who may read the register and nothing else. One by ODBC is a database role of the same name, which the SQL of
+-- "image-sync reader add NAME --odbc" makes together with its row here. One by HTTPS has a key of 256 random bits, of which only the
+-- SHA-256 is kept: with that many bits a plain hash is enough, and one look-up by its index tells a key from a guess.
+create table image_sync.readers (
+  name text not null,
+  kind text not null,
+  bucket_id text not null,
+  key_hash bytea,
+  created_at timestamptz not null default now(),
+  last_used_at timestamptz,
+  constraint readers_pkey primary key (name),
+  constraint readers_name_check check (name ~ '^[a-z][a-z0-9_-]{0,47}$'),
+  constraint readers_kind_check check (kind in ('odbc', 'https')),
+  constraint readers_bucket_id_check check (bucket_id <> ''),
+  constraint readers_key_hash_check check ((kind = 'https') = (key_hash is not null)),
+  constraint readers_key_hash_length_check check (octet_length(key_hash) = 32),
+  constraint readers_key_hash_key unique (key_hash)
+);
+
+comment on table image_sync.readers is 'Who may read the register of a bucket and nothing else: a database role for ODBC, or a key for register.csv.';
+comment on column image_sync.readers.name is 'The reader; of an ODBC reader it is the database role.';
+comment on column image_sync.readers.kind is 'odbc or https.';
+comment on column image_sync.readers.bucket_id is 'The bucket whose register they read.';
+comment on column image_sync.readers.key_hash is 'SHA-256 of an HTTPS reader''s key; the key itself is shown once and kept nowhere.';
+comment on column image_sync.readers.created_at is 'When the reader was added.';
+comment on column image_sync.readers.last_used_at is 'When the key was last used, to the hour; null: not yet, or an ODBC reader, whose reading the database does not tell.';
+
+alter table image_sync.readers enable row level security;
+grant select, insert, update, delete on image_sync.readers to service_role;
+
+-- register, 1.1.0
+
+-- A view of the project's own would be replaced without a word.
+do $$
+begin
+  if to_regclass('public.part_register') is not null then
+    raise exception E'Cannot install image-sync: public.part_register exists already\nRename it: alter table public.part_register rename to part_register_other;'
+      using errcode = 'duplicate_table',
+        hint = 'Nothing has been changed: run the migration again afterwards.';
+  end if;
+end;
+$$;
+
 -- redaction
 
 -- Words that come from elsewhere (a trigger's message, an answer of Storage) may quote a whole row, signed URL and all. They are
@@ -78,7 +166,7 @@ return left(
       regexp_replace(p_words, 'token=[^\s"''&]+', 'token=[redacted]', 'g'),
       'eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+', '[redacted]', 'g'
     ),
-    'sb_(secret|publishable)_[A-Za-z0-9_-]+', 'sb_\1_[redacted]', 'g'
+    '(sb_secret|sb_publishable|\misr)_[A-Za-z0-9_-]+', '\1_[redacted]', 'g'
   ),
   500
 );
@@ -261,6 +349,10 @@ begin
         and o.name <> '.emptyFolderPlaceholder'
         and o.name not like '%/.emptyFolderPlaceholder'
   $view$;
+  -- The register looks at the same columns; while a first installation is under way there is none yet.
+  if to_regproc('image_sync.make_register') is not null then
+    perform image_sync.make_register();
+  end if;
   return true;
 exception
   when lock_not_available then
@@ -282,6 +374,10 @@ comment on column image_sync.objects.extension is 'What follows the last dot of 
 comment on column image_sync.objects.id is 'What stays of an object when it is renamed or moved, also to another bucket.';
 comment on column image_sync.objects.bytes is 'Size in bytes as the upload recorded it; null where that is unknown.';
 
+-- A column that was a varchar(255) has cut URLs, which work for nobody. The token of one that is whole has three parts, the last of
+-- them a signature of a known length: 32, 48 or 64 bytes (HMAC, ECDSA), 256, 384 or 512 (RSA), in base64url. Said twice because a
+-- function could not be inlined: of a thousand URLs this costs 1.5 ms, a function 4,
+-- a regular expression 34.
 create or replace view image_sync.records with (security_invoker = on) as
 select
   p.bucket_id,
@@ -289,8 +385,20 @@ select
   p.part_number,
   p.signed_url,
   nullif(p.signed_url, '') is not null as signed,
-  nullif(p.signed_url, '') is not null and coalesce(p.signed_url_expires_at <= now(), true) as expired,
-  case when nullif(p.signed_url, '') is not null and p.signed_url_expires_at > now() then p.signed_url_expires_at end as usable_until,
+  nullif(p.signed_url, '') is not null and not coalesce(
+    p.signed_url_expires_at > now() and (
+      length(split_part(split_part(p.signed_url, '?token=eyJ', 2), '.', 3)) in (43, 64, 86, 342, 512, 683)
+      -- A token of another kind; what is left of eyJ is none.
+      or strpos(p.signed_url, '?token=') > 0 and not starts_with('eyJ', left(split_part(p.signed_url, '?token=', 2), 3))
+    ), false
+  ) as expired,
+  case
+    when p.signed_url_expires_at > now() and (
+      length(split_part(split_part(p.signed_url, '?token=eyJ', 2), '.', 3)) in (43, 64, 86, 342, 512, 683)
+      -- A token of another kind; what is left of eyJ is none.
+      or strpos(p.signed_url, '?token=') > 0 and not starts_with('eyJ', left(split_part(p.signed_url, '?token=', 2), 3))
+    ) then p.signed_url_expires_at
+  end as usable_until,
   p.object_id,
   p.bucket_id || '/' || lower(
     case
@@ -306,7 +414,7 @@ comment on column image_sync.records.file_name is 'The object that the record is
 comment on column image_sync.records.part_number is 'The file name without folders and extension, or what the record''s owner made of it.';
 comment on column image_sync.records.signed_url is 'The URL. Whether it is one of this project''s: starts_with(signed_url, image_sync.url_base(...)).';
 comment on column image_sync.records.signed is 'There is a URL, working or not.';
-comment on column image_sync.records.expired is 'There is a URL and it has expired, or its expiry is unknown.';
+comment on column image_sync.records.expired is 'There is a URL and it has expired, or its expiry is unknown, or it was cut.';
 comment on column image_sync.records.usable_until is 'Until when the URL works; null where it does not.';
 comment on column image_sync.records.look_up_key is 'The part number as a look-up in a spreadsheet takes it, and as copies of one file have it in common: without regard to case, spaces at the end, " (1)", " - Copy" and the like, "_JPG"; behind the bucket and a slash. The expression of part_images_twins_idx.';
 comment on column image_sync.records.object_id is 'The object that the record is of, by its id; null where that is not known yet.';
@@ -435,6 +543,62 @@ return p_sqlstate in ('55P03', '40P01');
 
 comment on function image_sync.is_held(text) is 'Whether an error of this SQLSTATE is a lock that was not to be had: lock_not_available or deadlock_detected.';
 
+-- What a table may say at the end of a transaction (a deferred constraint, a constraint trigger) would end a whole call with all of
+-- its rows, and nobody could tell which row it was about. So it is asked after each statement that writes, where what it refuses
+-- costs itself alone; and it is deferred until then, as its owner may count on.
+create or replace function image_sync.check_deferred()
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  set constraints all immediate;
+  set constraints all deferred;
+end;
+$$;
+
+comment on function image_sync.check_deferred() is 'Lets constraints and triggers that are deferred to the end of the transaction say now what they would say then.';
+
+-- Where somebody holds the whole table (create index, lock table), none of its rows is held by itself: nothing is left out, named or
+-- given up for it. Called after a lock was not to be had.
+create or replace function image_sync.need_table()
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  lock table public.part_images in row exclusive mode;
+end;
+$$;
+
+comment on function image_sync.need_table() is 'Raises lock_not_available where somebody else holds public.part_images as a whole, so that the attempt is made again later.';
+
+-- Whether an error says that the key of a record is taken: by a constraint of part_images itself, not by one of a table that a trigger
+-- of its owner writes.
+create or replace function image_sync.is_taken(p_sqlstate text, p_schema text, p_table text)
+returns boolean
+language sql
+immutable
+set search_path = ''
+return p_sqlstate in ('23505', '23P01') and p_schema = 'public' and p_table = 'part_images';
+
+comment on function image_sync.is_taken(text, text, text) is 'Whether an error of this SQLSTATE and table is a unique or exclusion constraint of public.part_images.';
+
+-- A record without a URL has null there, or the empty text where its owner forbids null: both are none.
+create or replace function image_sync.no_url()
+returns text
+language sql
+stable
+set search_path = ''
+return (
+  select case when a.attnotnull then '' end
+  from pg_catalog.pg_attribute a
+  where a.attrelid = 'public.part_images'::regclass
+    and a.attname = 'signed_url'
+);
+
+comment on function image_sync.no_url() is 'What signed_url holds where there is no URL: null, or the empty text where null is forbidden.';
+
 -- A row that is tried by itself waits 20 ms for a lock, and hardly at all once a second has gone into waiting: a thousand rows that
 -- somebody holds must not add up to the statement timeout.
 create or replace function image_sync.row_patience(p_since timestamptz)
@@ -503,6 +667,8 @@ as $$
 declare
   v_since constant timestamptz := clock_timestamp();
   v_missing record;
+  v_schema text;
+  v_table text;
 begin
   inserted := '{}';
   held := '{}';
@@ -515,15 +681,17 @@ begin
     perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
     begin
       insert into public.part_images (bucket_id, file_name, part_number, object_id)
-      values (p_bucket_id, v_missing.name, v_missing.part_number, v_missing.id)
-      on conflict do nothing;
-      if found then
-        inserted := inserted || v_missing.name;
-      end if;
+      values (p_bucket_id, v_missing.name, v_missing.part_number, v_missing.id);
+      perform image_sync.check_deferred();
+      inserted := inserted || v_missing.name;
     exception
+      -- Not "on conflict do nothing": that refuses every row of a table with a deferrable key.
       when others then
+        get stacked diagnostics v_schema = schema_name, v_table = table_name;
         if image_sync.is_held(sqlstate) then
           held := held || v_missing.name;
+        elsif image_sync.is_taken(sqlstate, v_schema, v_table) then
+          continue;
         elsif image_sync.is_refusal(sqlstate) then
           problems := problems || image_sync.item_problem(v_missing.name, 'record_refused', sqlerrm);
         else
@@ -570,7 +738,7 @@ begin
   begin
     with added as (
       insert into public.part_images (bucket_id, file_name, part_number, object_id, signed_url, signed_url_expires_at)
-      select p_bucket_id, m.name, m.part_number, m.id, s.url, to_timestamp(s.expires)
+      select p_bucket_id, m.name, m.part_number, m.id, coalesce(s.url, (select image_sync.no_url())), to_timestamp(s.expires)
       from unnest(v_chunk.to_insert, v_chunk.to_insert_ids, image_sync.part_numbers_of(v_chunk.to_insert)) as m (name, id, part_number)
       left join unnest(p_names, p_urls, p_expires) as s (name, url, expires) on s.name = m.name
       -- What was signed a moment ago was there; anything else may be gone since it was listed.
@@ -585,9 +753,10 @@ begin
       order by m.name collate "C"
       returning file_name, signed_url
     )
-    select coalesce(array_agg(added.file_name), '{}'), count(added.signed_url)
+    select coalesce(array_agg(added.file_name), '{}'), count(nullif(added.signed_url, ''))
     into v_inserted, v_signed
     from added;
+    perform image_sync.check_deferred();
   exception
     -- A constraint or a trigger of the table's owner refuses a row, somebody else inserted one meanwhile, or is about to: find out
     -- which, so that the others get in. Their URLs are stored like those of any record. Saying on conflict above would make every
@@ -595,6 +764,8 @@ begin
     when others then
       if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
         raise;
+      elsif image_sync.is_held(sqlstate) then
+        perform image_sync.need_table();
       end if;
       select coalesce(array_agg(m.name), '{}') as names, coalesce(array_agg(m.id), '{}') as ids
       into v_present
@@ -725,6 +896,7 @@ begin
       where p.bucket_id = p_bucket_id
         and p.file_name collate "C" = v_signed.name;
       if found then
+        perform image_sync.check_deferred();
         stored := stored + 1;
       end if;
     exception
@@ -774,10 +946,13 @@ begin
     and p.file_name collate "C" > p_from_key
     and p.file_name collate "C" <= p_last_key;
   get diagnostics stored = row_count;
+  perform image_sync.check_deferred();
 exception
   when others then
     if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
       raise;
+    elsif image_sync.is_held(sqlstate) then
+      perform image_sync.need_table();
     end if;
     select o.stored, o.held, o.problems
     into stored, held, problems
@@ -787,6 +962,42 @@ $$;
 
 comment on function image_sync.store_urls(text, text, text, text[], text[], bigint[]) is
   'Stores URLs in the records of a range. Returns how many were stored, the names that somebody else holds (a lock of more than 400 ms), and the problems of those that the table refuses: neither costs the others anything.';
+
+-- Takes the URLs of records away. It can wait: a row that somebody holds, or that the table does not let go without, keeps its own.
+create or replace function image_sync.withdraw_urls(p_bucket_id text, p_from_key text, p_last_key text, p_names text[])
+returns void
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+begin
+  with free as materialized (
+    select p.file_name
+    from public.part_images p
+    where p.bucket_id = p_bucket_id
+      and p.file_name collate "C" = any (p_names)
+      and p.file_name collate "C" > p_from_key
+      and p.file_name collate "C" <= p_last_key
+      and nullif(p.signed_url, '') is not null
+    for no key update skip locked
+  )
+  update public.part_images p
+  set signed_url = image_sync.no_url(), signed_url_expires_at = null
+  from free f
+  where p.bucket_id = p_bucket_id
+    and p.file_name collate "C" = f.file_name
+    and p.file_name collate "C" > p_from_key
+    and p.file_name collate "C" <= p_last_key;
+  perform image_sync.check_deferred();
+exception
+  when others then
+    if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+      raise;
+    end if;
+end;
+$$;
+
+comment on function image_sync.withdraw_urls(text, text, text, text[]) is 'Leaves the named records of a range without a URL, but for those that somebody holds, and none where the table refuses one.';
 
 -- Whether two records of one part number are impossible, by a unique index of the table's owner.
 create or replace function image_sync.part_number_is_unique()
@@ -811,6 +1022,11 @@ comment on function image_sync.part_number_is_unique() is 'True where the table'
 
 revoke all on function
   image_sync.is_refusal(text),
+  image_sync.check_deferred(),
+  image_sync.need_table(),
+  image_sync.is_taken(text, text, text),
+  image_sync.no_url(),
+  image_sync.withdraw_urls(text, text, text, text[]),
   image_sync.is_held(text),
   image_sync.row_patience(timestamptz),
   image_sync.item_problem(text, text, text),
@@ -825,6 +1041,11 @@ revoke all on function
 from public;
 grant execute on function
   image_sync.is_refusal(text),
+  image_sync.check_deferred(),
+  image_sync.need_table(),
+  image_sync.is_taken(text, text, text),
+  image_sync.no_url(),
+  image_sync.withdraw_urls(text, text, text, text[]),
   image_sync.is_held(text),
   image_sync.row_patience(timestamptz),
   image_sync.item_problem(text, text, text),
@@ -871,15 +1092,17 @@ end;
 
 comment on function image_sync.destination_of(text, text, uuid) is 'The bucket and name to which a sync takes the record of this place along; no row where its file is at its place, gone, or left out.';
 
--- What is moved at once: names that were all shifted by one make a single chain of moves, each of which waits for the next.
+-- What is moved at once: names that were all shifted by one make a single chain of moves, each of which waits for the next, whatever
+-- the size of the chunk. Of a chain that is longer each sync takes along the end that is not, and the records before it wait, with what
+-- they know of their objects. Where the database was too slow for a chunk, the half of it may bring about half as many.
 create or replace function image_sync.max_moves()
 returns integer
 language sql
-immutable
+stable
 set search_path = ''
-return 10000;
+return coalesce(nullif(current_setting('image_sync.max_moves', true), '')::integer, 5000);
 
-comment on function image_sync.max_moves() is 'How many records follow their files in one transaction at most; a longer chain of names that wait for each other stays where it is.';
+comment on function image_sync.max_moves() is 'How many records follow their files in one transaction at most; of a longer chain of names that wait for each other the next syncs move the rest.';
 
 -- The records that follow their files, of those at the given places, with whoever stands in their way and follows its own file.
 --   p_bucket_ids, p_names  places of records, in parallel
@@ -893,7 +1116,7 @@ stable
 set search_path = ''
 as $$
 declare
-  v_moves image_sync.move[];
+  v_found record;
 begin
   with recursive follower as (
     select p.bucket_id, p.file_name, p.object_id, d.bucket_id as to_bucket, d.name as to_name
@@ -941,21 +1164,22 @@ begin
     join public.part_images p
       on p.object_id = o.id
   )
-  select array_agg((f.bucket_id, f.file_name, f.to_bucket, f.to_name, f.object_id)::image_sync.move)
-  into v_moves
-  from found f
-  where not exists (
-    select
-    from staying s
-    where s.bucket_id = f.bucket_id
-      and s.file_name = f.file_name
-  );
-  return case when cardinality(v_moves) <= image_sync.max_moves() then v_moves else '{}' end;
+  select
+    count(*) as places,
+    array_agg((f.bucket_id, f.file_name, f.to_bucket, f.to_name, f.object_id)::image_sync.move) filter (where not exists (
+      select
+      from staying s
+      where s.bucket_id = f.bucket_id
+        and s.file_name = f.file_name
+    )) as moves
+  into v_found
+  from found f;
+  return case when v_found.places <= image_sync.max_moves() then coalesce(v_found.moves, '{}') end;
 end;
 $$;
 
 comment on function image_sync.find_moves(text[], text[]) is
-  'The moves of the records at these places and of those that have to make room for them: all of them can be done together. Empty where there are none, or more than max_moves.';
+  'The moves of the records at these places and of those that have to make room for them: all of them can be done together. Null where they are more than max_moves.';
 
 -- Where the records are whose files are these objects, and who has the names that they go to.
 create or replace function image_sync.find_followers(p_bucket_id text, p_names text[], p_ids uuid[], out moves image_sync.move[])
@@ -995,12 +1219,12 @@ begin
     ) as p
     where p.object_id is not null
   ) as p;
-  moves := case when v_names is null then '{}' else coalesce(image_sync.find_moves(v_bucket_ids, v_names), '{}') end;
+  moves := case when v_names is null then '{}' else image_sync.find_moves(v_bucket_ids, v_names) end;
 end;
 $$;
 
 comment on function image_sync.find_followers(text, text[], uuid[]) is
-  'The moves that bring the records of these objects to their names, and those that make room there. p_ids: objects whose record has another name, or none; p_names: those of their names that have a record.';
+  'The moves that bring the records of these objects to their names, and those that make room there. p_ids: objects whose record has another name, or none; p_names: those of their names that have a record. Null where they are more than max_moves.';
 
 -- Moves records, all or none. The old URL is of the old name and opens nothing any more: it is taken away here and made anew where the
 -- new name lies. A part number that its owner changed by hand stays as it is.
@@ -1053,7 +1277,7 @@ begin
       bucket_id = m.to_bucket,
       file_name = m.to_name,
       part_number = case when p.part_number in (v_old_numbers[m.place], '.moving/' || m.place || '/' || m.object_id) then v_new_numbers[m.place] else p.part_number end,
-      signed_url = null,
+      signed_url = (select image_sync.no_url()),
       signed_url_expires_at = null
     from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place)
     where p.bucket_id = m.from_bucket
@@ -1068,6 +1292,7 @@ begin
   select coalesce(array_agg(moved.move), '{}')
   into v_done
   from moved;
+  perform image_sync.check_deferred();
   return v_done;
 end;
 $$;
@@ -1094,6 +1319,8 @@ begin
     when others then
       if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
         raise;
+      elsif image_sync.is_held(sqlstate) then
+        perform image_sync.need_table();
       end if;
   end;
 
@@ -1229,8 +1456,42 @@ $$;
 
 comment on function image_sync.count_recorded(text, image_sync.chunks, text[]) is 'How many of the names lie in the chunk''s range and have a record and an object.';
 
--- Those of a range's records without an object at their name that will follow their files.
-create or replace function image_sync.departing_names(p_bucket_id text, p_names text[])
+-- Of files that were moved to another bucket: those whose records are where they were, because no sync of that bucket has come by.
+create or replace function image_sync.still_away(p_bucket_id text, p_away jsonb)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select jsonb_build_object(
+      'count', case when count(*) > 0 then (p_away -> 'count')::bigint else 0 end,
+      'files', coalesce(jsonb_agg(f.file order by f.place), '[]')
+    )
+    from jsonb_array_elements(p_away -> 'files') with ordinality as f (file, place)
+    where exists (
+      select
+      from public.part_images p
+      cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+      where p.bucket_id = p_bucket_id
+        and p.file_name collate "C" = f.file ->> 'name'
+        and d.bucket_id <> p_bucket_id
+    )
+  );
+exception
+  when insufficient_privilege then
+    return p_away;
+  when lock_not_available then
+    perform image_sync.wait_no_more();
+    return p_away;
+end;
+$$;
+
+comment on function image_sync.still_away(text, jsonb) is 'What a run measured of files that were moved to another bucket ({"count", "files": [{"name", "bucket"}]}), as far as it is still so: count 0 where none of those named is.';
+
+-- Those of these records whose files lie elsewhere and that a sync would take along.
+create or replace function image_sync.names_away(p_bucket_id text, p_names text[])
 returns text[]
 language plpgsql
 stable
@@ -1238,15 +1499,23 @@ set search_path = ''
 as $$
 begin
   return array(
-    select m.from_name
-    from unnest(image_sync.find_moves(array_fill(p_bucket_id, array[cardinality(p_names)]), p_names)) as m
-    where m.from_bucket = p_bucket_id
-      and m.from_name = any (p_names)
+    select p.file_name
+    from unnest(p_names) as n (name)
+    cross join lateral (
+      select r.bucket_id, r.file_name, r.object_id
+      from public.part_images r
+      where r.bucket_id = p_bucket_id
+        and r.file_name collate "C" >= n.name
+        and r.file_name collate "C" <= n.name
+      order by r.file_name collate "C"
+      limit 1
+    ) as p
+    cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
   );
 end;
 $$;
 
-comment on function image_sync.departing_names(text, text[]) is 'Those of the records that a sync takes along to where their files lie now.';
+comment on function image_sync.names_away(text, text[]) is 'Those of these records of the bucket whose files lie under another name, or in another bucket, to which a sync takes them along.';
 
 -- Tells the records of a chunk which object they are of. It can wait: what is held or refused is left out.
 -- Nor is one that should follow its file and could not: what it knows of it is all that anybody knows.
@@ -1278,6 +1547,10 @@ begin
         where m.from_bucket = p_bucket_id
           and m.from_name = p.file_name
       )
+      and not exists (
+        select
+        from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id)
+      )
     for no key update of p skip locked
   )
   update public.part_images p
@@ -1288,6 +1561,7 @@ begin
     and p.file_name collate "C" > p_chunk.from_key
     and p.file_name collate "C" <= v_last_key;
   get diagnostics v_linked = row_count;
+  perform image_sync.check_deferred();
   return v_linked;
 exception
   when others then
@@ -1309,7 +1583,8 @@ revoke all on function
   image_sync.move_records(image_sync.move[]),
   image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
   image_sync.count_recorded(text, image_sync.chunks, text[]),
-  image_sync.departing_names(text, text[]),
+  image_sync.still_away(text, jsonb),
+  image_sync.names_away(text, text[]),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 from public;
 grant execute on function
@@ -1321,7 +1596,8 @@ grant execute on function
   image_sync.move_records(image_sync.move[]),
   image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
   image_sync.count_recorded(text, image_sync.chunks, text[]),
-  image_sync.departing_names(text, text[]),
+  image_sync.still_away(text, jsonb),
+  image_sync.names_away(text, text[]),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 to service_role;
 
@@ -1668,11 +1944,14 @@ declare
   v_moved_before integer;
   v_moved_samples text[];
   v_moves image_sync.move[] := array[]::image_sync.move[];
+  v_leaving image_sync.move[] := array[]::image_sync.move[];
+  v_waiting text[];
   v_has_unlinked boolean;
   v_others text[];
   v_excluded text[];
   v_empty text[];
   v_by_extension jsonb;
+  v_expiry jsonb;
   v_collided text[];
   v_pictures text[];
   v_several_samples text[];
@@ -1690,7 +1969,6 @@ begin
     select
       r.file_name,
       r.signed and starts_with(r.signed_url, v_url_base) as signed,
-      r.expired and starts_with(r.signed_url, v_url_base) as expired,
       case when starts_with(r.signed_url, v_url_base) then r.usable_until end as usable_until,
       r.object_id
     from image_sync.records r
@@ -1734,7 +2012,8 @@ begin
       r.file_name,
       r.object_id,
       r.signed,
-      r.expired,
+      -- As image_sync.records.expired, without asking again whether the URL is whole.
+      r.signed and r.usable_until is null as expired,
       r.usable_until,
       -- A record that exists is kept whatever its file is called; so patterns are matched with new names alone, which are few.
       case
@@ -1786,11 +2065,20 @@ begin
         from objects
         group by left(objects.extension, 16)
       ) as e
+    ),
+    (
+      select jsonb_object_agg(d.day, d.urls)
+      from (
+        select (r.usable_until at time zone 'UTC')::date as day, count(*) as urls
+        from records r
+        where r.usable_until is not null
+        group by 1
+      ) as d
     )
   into
     v_chunk.to_key, v_chunk.listed, v_chunk.bytes, v_chunk.images, v_chunk.not_images, v_chunk.excluded, v_chunk.empty_files, v_chunk.recorded, v_chunk.images_signed, v_chunk.orphaned, v_chunk.orphans_unsigned, v_chunk.orphans_expired,
     v_chunk.records, v_chunk.records_signed, v_chunk.records_expired, v_chunk.soonest_expiry,
-    v_names, v_orphans, v_missing, v_missing_ids, v_has_unlinked, v_changed_names, v_changed_ids, v_changed_kinds, v_others, v_excluded, v_empty, v_pictures, v_by_extension
+    v_names, v_orphans, v_missing, v_missing_ids, v_has_unlinked, v_changed_names, v_changed_ids, v_changed_kinds, v_others, v_excluded, v_empty, v_pictures, v_by_extension, v_expiry
   from compared c;
 
   v_chunk.from_key := p_from_key;
@@ -1807,8 +2095,39 @@ begin
   v_chunk.problems := '[]';
   v_chunk.to_open := 0;
 
+  perform set_config('image_sync.max_moves', greatest(5000 * p_size / p_settings.chunk_size, 1)::text, true)
+  where p_size < p_settings.chunk_size;
   if v_missing is not null or v_changed_names is not null then
     v_moves := image_sync.find_followers(p_run.bucket_id, v_changed_names, v_missing_ids || v_changed_ids);
+  end if;
+  if v_moves is null then
+    -- More wait for each other than can be moved at once: whoever is away stays as it is until the chain is shorter.
+    v_moves := '{}';
+    v_waiting := image_sync.names_away(p_run.bucket_id, array(
+      select c.name
+      from unnest(v_changed_names, v_changed_kinds) as c (name, kind)
+      where c.kind = 'image'
+    ));
+    v_chunk.recorded := v_chunk.recorded - cardinality(v_waiting);
+    -- And no second record is made for a file whose own waits.
+    select
+      coalesce(array_agg(m.name) filter (where not m.is_known), '{}'),
+      coalesce(array_agg(m.id) filter (where not m.is_known), '{}'),
+      v_waiting || coalesce(array_agg(m.name) filter (where m.is_known), '{}')
+    into v_missing, v_missing_ids, v_waiting
+    from (
+      select n.name, n.id, exists (
+        select
+        from public.part_images p
+        where p.object_id = n.id
+      ) as is_known
+      from unnest(v_missing, v_missing_ids) as n (name, id)
+    ) as m;
+    v_chunk.unmoved := cardinality(v_waiting);
+    v_chunk.problems := (
+      select coalesce(jsonb_agg(image_sync.item_problem(w.name, 'not_moved', format('Its record is that of another file still: more than %s names wait for each other. The next syncs go on', image_sync.max_moves()))), '[]')
+      from unnest(v_waiting[1:20]) as w (name)
+    );
   end if;
   if v_moves <> '{}' then
     select
@@ -1842,7 +2161,16 @@ begin
   end if;
   if v_orphans is not null then
     -- Records that follow their files are no orphans, and are counted where the files are.
-    v_chunk.departing := image_sync.departing_names(p_run.bucket_id, v_orphans);
+    v_leaving := image_sync.find_moves(array_fill(p_run.bucket_id, array[cardinality(v_orphans)]), v_orphans);
+    v_chunk.departing := case
+      when v_leaving is null then image_sync.names_away(p_run.bucket_id, v_orphans)
+      else array(
+        select m.from_name
+        from unnest(v_leaving) as m
+        where m.from_bucket = p_run.bucket_id
+          and m.from_name = any (v_orphans)
+      )
+    end;
     if v_chunk.departing <> '{}' then
       v_orphans := array(
         select o.name
@@ -1902,9 +2230,22 @@ begin
   end if;
   v_chunk.facts := jsonb_strip_nulls(jsonb_build_object(
     'by_extension', v_by_extension,
+    'expiry', v_expiry,
     'orphaned', case when p_run.mode = 'cleanup' then v_orphans else v_orphans[1:20] end,
     'missing', case when not v_writes and v_chunk.missing > 0 then v_missing[1:20] end,
     'moved', v_moved_samples,
+    -- A run of the bucket that they went to takes them along; this one does not.
+    'away', (
+      select jsonb_build_object(
+        'count', count(*),
+        'files', jsonb_path_query_array(jsonb_agg(jsonb_build_object('name', m.from_name, 'bucket', m.to_bucket) order by m.from_name collate "C"), '$[0 to 19]')
+      )
+      from unnest(v_leaving) as m
+      where m.from_bucket = p_run.bucket_id
+        and m.to_bucket <> p_run.bucket_id
+        and m.from_name = any (v_chunk.departing)
+      having count(*) > 0
+    ),
     'collided', v_collided,
     'other_extensions', v_others,
     'excluded', v_excluded,
@@ -2133,6 +2474,53 @@ $$;
 comment on function image_sync.lease_targets(image_sync.runs, image_sync.settings, text[]) is
   'The URLs of these names as [{"name", "url"}], for the worker''s eyes alone; the run''s next chunk waits until they can have been opened at settings.verify_rate.';
 
+-- What Storage rejected is signed anew by the next sync, once its expiry is forgotten. A row that somebody holds is not waited for,
+-- and a table that refuses keeps what it has: the verify says of each all the same what was to be seen.
+create or replace function image_sync.forget_rejected(p_run image_sync.runs, p_chunk image_sync.chunks, p_failures jsonb)
+returns integer
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+declare
+  v_forgotten integer;
+begin
+  with free as materialized (
+    select p.bucket_id, p.file_name
+    from jsonb_to_recordset(p_failures) as e (name text, code text, url text)
+    join public.part_images p
+      on p.bucket_id = p_run.bucket_id
+      and p.file_name collate "C" = e.name
+      and p.file_name collate "C" > p_chunk.from_key
+      and p.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
+      and p.signed_url = e.url
+    where e.code = 'url_rejected'
+    for update of p skip locked
+  ), forgotten as (
+    update public.part_images p
+    set signed_url_expires_at = null
+    from free f
+    where p.bucket_id = f.bucket_id
+      and p.file_name = f.file_name
+    returning 1
+  )
+  select count(*)
+  into v_forgotten
+  from forgotten;
+  perform image_sync.check_deferred();
+  return v_forgotten;
+exception
+  when others then
+    if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+      raise;
+    end if;
+    return 0;
+end;
+$$;
+
+comment on function image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb) is
+  'Forgets the expiry of the chunk''s records whose URL was rejected, unless they have got another one meanwhile, are held, or the table refuses. Returns how many.';
+
 -- Closes a chunk of a verify.
 --   p_shown     the names whose URL showed an image
 --   p_failures  [{"name", "code", "error", "url"}], the URL only where it was rejected: such a record's expiry is forgotten, so that
@@ -2182,29 +2570,7 @@ begin
   into v_failures, v_counts
   from numbered n;
 
-  with free as (
-    -- A row that somebody holds is not waited for.
-    select p.bucket_id, p.file_name
-    from jsonb_to_recordset(p_failures) as e (name text, code text, url text)
-    join public.part_images p
-      on p.bucket_id = p_run.bucket_id
-      and p.file_name collate "C" = e.name
-      and p.file_name collate "C" > v_chunk.from_key
-      and p.file_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
-      and p.signed_url = e.url
-    where e.code = 'url_rejected'
-    for update of p skip locked
-  ), forgotten as (
-    update public.part_images p
-    set signed_url_expires_at = null
-    from free f
-    where p.bucket_id = f.bucket_id
-      and p.file_name = f.file_name
-    returning 1
-  )
-  select count(*)
-  into v_forgotten
-  from forgotten;
+  v_forgotten := image_sync.forget_rejected(p_run, v_chunk, p_failures);
 
   update image_sync.chunks c
   set
@@ -2258,6 +2624,7 @@ end;
 comment on function image_sync.tell_lost(text, jsonb) is 'What a probe gave, with file_gone turned into file_lost where the object is there.';
 
 revoke all on function
+  image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb),
   image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.pace_left(image_sync.runs),
@@ -2266,6 +2633,7 @@ revoke all on function
   image_sync.tell_lost(text, jsonb)
 from public;
 grant execute on function
+  image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb),
   image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.pace_left(image_sync.runs),
@@ -2439,7 +2807,7 @@ declare
   v_failures jsonb;
   v_url_base constant text := image_sync.url_base(p_settings);
 begin
-  if p_run.mode = 'verify' then
+  if p_run.mode = 'verify' and p_error is null then
     return image_sync.close_verified(p_run, p_token, p_names, p_failures, p_storage_calls, p_retries);
   end if;
   select c.*
@@ -2505,15 +2873,11 @@ begin
 
   -- A URL of a name that no URL can open is none.
   if p_failures <> '[]' then
-    update public.part_images p
-    set signed_url = null, signed_url_expires_at = null
-    from jsonb_to_recordset(p_failures) as e (name text)
-    where p.bucket_id = p_run.bucket_id
-      and p.file_name collate "C" = e.name
-      and p.file_name collate "C" > v_chunk.from_key
-      and p.file_name collate "C" <= v_last_key
-      and p.signed_url is not null
-      and not image_sync.is_signable(e.name);
+    perform image_sync.withdraw_urls(p_run.bucket_id, v_chunk.from_key, v_last_key, array(
+      select e.name
+      from jsonb_to_recordset(p_failures) as e (name text)
+      where not image_sync.is_signable(e.name)
+    ));
   end if;
 
   -- An object that went away since it was listed is no failure: its record is orphaned from now on.
@@ -2557,27 +2921,34 @@ begin
       );
   end if;
 
-  with measured as (
+  with ranged as materialized (
+    select
+      q.signed and starts_with(q.signed_url, v_url_base) as signed,
+      q.expired and starts_with(q.signed_url, v_url_base) as expired,
+      case when starts_with(q.signed_url, v_url_base) then q.usable_until end as usable_until
+    from image_sync.records q
+    where q.bucket_id = p_run.bucket_id
+      and q.file_name collate "C" > v_chunk.from_key
+      and q.file_name collate "C" <= v_last_key
+      -- Counted where their files are.
+      and q.file_name <> all (v_chunk.departing)
+  ), measured as (
     select
       count(*) as records,
       count(*) filter (where r.signed) as records_signed,
       count(*) filter (where r.expired) as records_expired,
       count(r.usable_until) as usable,
-      min(r.usable_until) as soonest_expiry
-    from (
-      select
-        q.bucket_id,
-        q.file_name,
-        q.signed and starts_with(q.signed_url, v_url_base) as signed,
-        q.expired and starts_with(q.signed_url, v_url_base) as expired,
-        case when starts_with(q.signed_url, v_url_base) then q.usable_until end as usable_until
-      from image_sync.records q
-    ) as r
-    where r.bucket_id = p_run.bucket_id
-      and r.file_name collate "C" > v_chunk.from_key
-      and r.file_name collate "C" <= v_last_key
-      -- Counted where their files are.
-      and r.file_name <> all (v_chunk.departing)
+      min(r.usable_until) as soonest_expiry,
+      (
+        select jsonb_object_agg(d.day, d.urls)
+        from (
+          select (u.usable_until at time zone 'UTC')::date as day, count(*) as urls
+          from ranged u
+          where u.usable_until is not null
+          group by 1
+        ) as d
+      ) as expiry
+    from ranged r
   )
   update image_sync.chunks c
   set
@@ -2591,7 +2962,7 @@ begin
     to_insert_ids = '{}',
     inserted_names = '{}',
     moved_names = '{}',
-    facts = v_chunk.facts,
+    facts = v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('expiry', measured.expiry)),
     to_sign = v_to_sign,
     signed = v_stored,
     updated = v_stored - v_insertion.signed,
@@ -2891,7 +3262,7 @@ begin
     recorded = v_chunk.recorded,
     inserted = v_chunk.inserted,
     moved = v_chunk.moved - v_unmoved,
-    unmoved = v_unmoved,
+    unmoved = v_chunk.unmoved + v_unmoved,
     missing = v_chunk.missing,
     to_insert = '{}',
     to_insert_ids = '{}',
@@ -3228,6 +3599,7 @@ begin
     'state', coalesce(v_run.outcome, 'open'),
     'stop_reason', v_run.stop_reason,
     'started_at', v_run.started_at,
+    'moved_at', v_run.moved_at,
     'finished_at', v_run.finished_at,
     'duration_seconds', round(v_seconds, 3),
     'progress', jsonb_build_object(
@@ -4807,12 +5179,40 @@ return (
       'expired', counted.expired,
       'soonest_expiry', counted.soonest_expiry
     ),
+    -- URLs by the day on which they die.
+    'expiry', (
+      select coalesce(jsonb_object_agg(d.day, d.urls), '{}')
+      from (
+        select e.day, sum(e.urls::bigint) as urls
+        from image_sync.chunks c
+        cross join lateral jsonb_each_text(c.facts -> 'expiry') as e (day, urls)
+        where c.run_id = p_run.id
+        group by e.day
+      ) as d
+    ),
     'difference', jsonb_build_object(
       'missing', jsonb_build_object('count', counted.missing, 'samples', image_sync.samples(p_run.id, 'missing')),
       'orphaned', jsonb_build_object('count', counted.orphaned, 'samples', image_sync.samples(p_run.id, 'orphaned')),
       'collided', jsonb_build_object('count', counted.collided, 'samples', image_sync.samples(p_run.id, 'collided')),
       -- In an analyze: that would move. In a sync they did.
       'moved', jsonb_build_object('count', case when p_run.mode = 'sync' then 0 else counted.moved end, 'samples', case when p_run.mode = 'sync' then '[]' else image_sync.samples(p_run.id, 'moved') end)
+    ),
+    'moved_away', (
+      select jsonb_build_object('count', coalesce(sum((c.facts #> '{away,count}')::bigint), 0), 'files', coalesce((
+        select jsonb_agg(few.file)
+        from (
+          select e.file
+          from image_sync.chunks k
+          cross join lateral jsonb_array_elements(k.facts #> '{away,files}') as e (file)
+          where k.run_id = p_run.id
+            and k.facts ? 'away'
+          order by k.number
+          limit 20
+        ) as few
+      ), '[]'))
+      from image_sync.chunks c
+      where c.run_id = p_run.id
+        and c.facts ? 'away'
     ),
     -- Rounded down: 1 means all of them.
     'coverage', jsonb_build_object(
@@ -4954,7 +5354,7 @@ begin
   return (
     with spelled as (
       select
-        case lower(trim(p_schedule))
+        case lower(btrim(p_schedule, E' \t\r\n'))
           when '@yearly' then '0 0 1 1 *'
           when '@annually' then '0 0 1 1 *'
           when '@monthly' then '0 0 1 * *'
@@ -4962,7 +5362,7 @@ begin
           when '@daily' then '0 0 * * *'
           when '@midnight' then '0 0 * * *'
           when '@hourly' then '0 * * * *'
-          else lower(trim(p_schedule))
+          else lower(btrim(p_schedule, E' \t\r\n'))
         end as schedule
     ), fields as (
       select regexp_split_to_array(spelled.schedule, '\s+') as f
@@ -5020,6 +5420,20 @@ $$;
 
 comment on function image_sync.next_time(text, timestamptz) is 'The next time that a schedule of pg_cron is due after a moment; null for what is none.';
 
+-- A report that met one lock would meet it again for each thing and each bucket: it has waited enough.
+create or replace function image_sync.wait_no_more()
+returns void
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  perform set_config('lock_timeout', '1ms', true);
+end;
+$$;
+
+comment on function image_sync.wait_no_more() is 'Makes the rest of the calling statement wait for no lock, up to the function that sets its own lock_timeout.';
+
 -- The jobs that the schedule consists of, by what they do and whose they are: the name is the operator's.
 create or replace function image_sync.scheduled_jobs()
 returns table (name text, line text, jobid bigint, schedule text)
@@ -5044,7 +5458,12 @@ begin
       from pg_catalog.pg_namespace n
       where n.nspname = 'image_sync'
     )
-    and j.command ~* format('\m(select|perform|call)\s+image_sync\.%s\s*\(\s*\)', w.calls);
+    -- What is left of the command without its comments and texts calls it, however that is written.
+    and regexp_replace(
+      -- One after the other: side by side the longest match would win, from the first comment to the last.
+      regexp_replace(regexp_replace(regexp_replace(j.command, '/\*.*?\*/', ' ', 'g'), '--[^\n]*', ' ', 'g'), '''[^'']*''', ' ', 'g'),
+      '["\s]+', ' ', 'g'
+    ) ~* format('\m(select|perform|call|from|execute)\M[^;]*\mimage_sync ?\. ?%s ?\( ?\)', w.calls);
 end;
 $$;
 
@@ -5111,6 +5530,10 @@ begin
     ));
   end if;
   return v_facts;
+exception
+  when lock_not_available then
+    perform image_sync.wait_no_more();
+    return '{"missing_jobs": [], "schedules": [], "failed_jobs": []}'::jsonb || v_facts;
 end;
 $$;
 
@@ -5141,6 +5564,9 @@ begin
 exception
   when insufficient_privilege then
     return jsonb_build_object('listing_refused', true);
+  when lock_not_available then
+    perform image_sync.wait_no_more();
+    return jsonb_build_object('listing_locked', true);
 end;
 $$;
 
@@ -5153,7 +5579,6 @@ returns jsonb
 language plpgsql
 stable
 set search_path = ''
-set lock_timeout = '1s'
 as $$
 begin
   return jsonb_build_object(
@@ -5185,6 +5610,7 @@ exception
   when insufficient_privilege then
     return jsonb_build_object('table_refused', true);
   when lock_not_available then
+    perform image_sync.wait_no_more();
     return jsonb_build_object('table_locked', true);
 end;
 $$;
@@ -5199,7 +5625,6 @@ returns jsonb
 language plpgsql
 stable
 set search_path = ''
-set lock_timeout = '1s'
 as $$
 begin
   return (
@@ -5242,7 +5667,10 @@ begin
     from strays t
   );
 exception
-  when insufficient_privilege or lock_not_available then
+  when insufficient_privilege then
+    return jsonb_build_object('strays', jsonb_build_array());
+  when lock_not_available then
+    perform image_sync.wait_no_more();
     return jsonb_build_object('strays', jsonb_build_array());
 end;
 $$;
@@ -5273,6 +5701,7 @@ $$;
 comment on function image_sync.standing_run(text) is 'The open run of the bucket that stands still, since when and why; null where none does.';
 
 revoke all on function
+  image_sync.wait_no_more(),
   image_sync.cron_field(text, integer, integer),
   image_sync.number_names(text, text[], integer),
   image_sync.next_time(text, timestamptz),
@@ -5284,6 +5713,7 @@ revoke all on function
   image_sync.standing_run(text)
 from public;
 grant execute on function
+  image_sync.wait_no_more(),
   image_sync.cron_field(text, integer, integer),
   image_sync.number_names(text, text[], integer),
   image_sync.next_time(text, timestamptz),
@@ -5293,6 +5723,204 @@ grant execute on function
   image_sync.table_facts(text),
   image_sync.stray_facts(text),
   image_sync.standing_run(text)
+to service_role;
+
+-- readers
+
+create or replace function image_sync.reader_document(p_reader image_sync.readers)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return jsonb_build_object(
+  'name', p_reader.name,
+  'kind', p_reader.kind,
+  'bucket_id', p_reader.bucket_id,
+  'created_at', p_reader.created_at,
+  'last_used_at', p_reader.last_used_at
+);
+
+comment on function image_sync.reader_document(image_sync.readers) is 'A reader as the API shows it: without the hash of its key.';
+
+-- Adds a reader by HTTPS.
+--   p_key_hash  SHA-256 of the key, 64 hexadecimal digits
+create or replace function public.image_sync_add_reader(p_name text, p_bucket text, p_key_hash text)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_reader image_sync.readers;
+begin
+  if not exists (
+    select
+    from image_sync.settings s
+    where s.bucket_id = p_bucket
+  ) then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot add a reader of bucket %s: image_sync.settings has no row for it.', p_bucket)
+    );
+  end if;
+  insert into image_sync.readers (name, kind, bucket_id, key_hash)
+  values (p_name, 'https', p_bucket, decode(p_key_hash, 'hex'))
+  on conflict (name) do nothing
+  returning *
+  into v_reader;
+  if v_reader.name is null then
+    return image_sync.problem(
+      409, 'reader_exists', 'There is a reader of this name',
+      format('Cannot add reader %s: there is one. A key cannot be shown again: take another name, or revoke that reader first.', p_name)
+    );
+  end if;
+  return jsonb_build_object('reader', image_sync.reader_document(v_reader));
+end;
+$$;
+
+comment on function public.image_sync_add_reader(text, text, text) is
+  'Adds a reader by HTTPS with the SHA-256 of its key. Returns {"reader": {"name", "kind", "bucket_id", "created_at", "last_used_at"}}. Problems: unknown_bucket (404), reader_exists (409).';
+
+create or replace function public.image_sync_readers(p_after text default '', p_limit integer default 100)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_limit constant integer := least(greatest(coalesce(p_limit, 100), 1), 100);
+  v_readers jsonb;
+begin
+  select coalesce(jsonb_agg(image_sync.reader_document(q) order by q.name collate "C"), '[]')
+  into v_readers
+  from (
+    select r.*
+    from image_sync.readers r
+    where r.name collate "C" > coalesce(p_after, '')
+    order by r.name collate "C"
+    limit v_limit
+  ) as q;
+  return jsonb_build_object(
+    'readers', v_readers,
+    'next', case when jsonb_array_length(v_readers) = v_limit then v_readers #> '{-1,name}' end
+  );
+end;
+$$;
+
+comment on function public.image_sync_readers(text, integer) is
+  'A page of the readers, by name behind p_after, 1 to 100 of them, each with its bucket and its last use. No key and no hash.';
+
+-- A key is gone with its row, and with it every later request; what is being sent to somebody is sent to its end. A role can be
+-- dropped by its owner alone, and without its row it would read the register of another bucket.
+create or replace function public.image_sync_remove_reader(p_name text)
+returns jsonb
+language plpgsql
+set search_path = ''
+set lock_timeout = '2s'
+as $$
+declare
+  v_reader image_sync.readers;
+begin
+  delete from image_sync.readers r
+  where r.name = p_name
+    and (r.kind = 'https' or not exists (
+      select
+      from pg_catalog.pg_roles a
+      where a.rolname = r.name
+    ))
+  returning *
+  into v_reader;
+  if v_reader.name is not null then
+    return jsonb_build_object('reader', image_sync.reader_document(v_reader), 'revoked', true);
+  end if;
+  select r.*
+  into v_reader
+  from image_sync.readers r
+  where r.name = p_name;
+  if v_reader.name is null then
+    return image_sync.problem(404, 'unknown_reader', 'There is no such reader', format('Cannot revoke reader %s: there is none of this name.', p_name));
+  end if;
+  return jsonb_build_object('reader', image_sync.reader_document(v_reader), 'revoked', false);
+end;
+$$;
+
+comment on function public.image_sync_remove_reader(text) is
+  'Takes a reader''s right away. revoked: false for a database role, which its owner has to drop. Problem: unknown_reader (404).';
+
+-- Whose key it is. One look-up by the index of hashes, and a write once an hour at most, which waits for nobody.
+create or replace function public.image_sync_open_register(p_key_hash text)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_reader image_sync.readers;
+begin
+  select r.*
+  into v_reader
+  from image_sync.readers r
+  where r.key_hash = decode(p_key_hash, 'hex');
+  if v_reader.name is null then
+    return image_sync.problem(
+      401, 'unauthorized', 'No valid key of a reader',
+      'Send a reader''s key as the password of HTTP Basic, with any user name; image-sync reader add NAME --https makes one.'
+    );
+  end if;
+  if coalesce(v_reader.last_used_at < now() - interval '1 hour', true) then
+    update image_sync.readers r
+    set last_used_at = now()
+    from (
+      select q.name
+      from image_sync.readers q
+      where q.name = v_reader.name
+      for update skip locked
+    ) as free
+    where r.name = free.name;
+  end if;
+  return jsonb_build_object('reader', image_sync.reader_document(v_reader));
+end;
+$$;
+
+comment on function public.image_sync_open_register(text) is
+  'The reader whose key has this SHA-256 (64 hexadecimal digits), and a note of its use, at most once an hour. Problem: unauthorized (401).';
+
+-- Readers for whom URLs die before they look again: their sheet shows nothing until it is refreshed. One that has not been used
+-- for a year has been given up.
+create or replace function image_sync.reader_facts(p_settings image_sync.settings)
+returns jsonb
+language sql
+stable
+set search_path = ''
+return (
+  select jsonb_build_object(
+    'rare_readers', coalesce(jsonb_agg(format('%s: last used %s', r.name, to_char(r.last_used_at at time zone 'UTC', 'YYYY-MM-DD')) order by r.last_used_at, r.name), '[]'),
+    'longest_absence_days', ceil(extract(epoch from now() - min(r.last_used_at)) / 86400)
+  )
+  from image_sync.readers r
+  where r.bucket_id = p_settings.bucket_id
+    and r.last_used_at < now() - p_settings.signed_url_ttl
+    and r.last_used_at > now() - interval '360 days'
+);
+
+comment on function image_sync.reader_facts(image_sync.settings) is
+  'Readers of the bucket whose last use is longer ago than a URL lives (and less than 360 days), each in words, and the longest of these times in days.';
+
+revoke all on function
+  image_sync.reader_document(image_sync.readers),
+  image_sync.reader_facts(image_sync.settings)
+from public;
+revoke all on function
+  public.image_sync_add_reader(text, text, text),
+  public.image_sync_readers(text, integer),
+  public.image_sync_remove_reader(text),
+  public.image_sync_open_register(text)
+from public, anon, authenticated;
+grant execute on function
+  image_sync.reader_document(image_sync.readers),
+  image_sync.reader_facts(image_sync.settings),
+  public.image_sync_add_reader(text, text, text),
+  public.image_sync_readers(text, integer),
+  public.image_sync_remove_reader(text),
+  public.image_sync_open_register(text)
 to service_role;
 
 -- findings
@@ -5374,15 +6002,15 @@ comment on function image_sync.unseen(jsonb) is
 
 create or replace function image_sync.findings(p_facts jsonb)
 returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
+-- Not in sql, which would plan all of them anew at each call: 15 ms to find in one.
 language plpgsql
 stable
 set search_path = ''
+set plan_cache_mode = 'force_generic_plan'
 as $$
--- What it returns has the names of columns.
-#variable_conflict use_column
 begin
   return query
-  -- Once, not for each of its mentions below.
+  -- Once, not once in each of the findings that look at it.
   with f as materialized (
     select
       p_facts ->> 'bucket_id' as bucket_id,
@@ -5479,6 +6107,16 @@ begin
         image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
       ),
       (
+        'moved_away', 'warning', 'Files that were moved to another bucket',
+        (f.measured #>> '{moved_away,count}')::bigint,
+        (
+          select jsonb_agg(format('%s → bucket %s', a.file ->> 'name', a.file ->> 'bucket'))
+          from jsonb_array_elements(coalesce(nullif(f.measured -> 'moved_away', 'null') -> 'files', '[]')) as a (file)
+        ),
+        'Their records are here still, with URLs that open nothing: a sync of the bucket that they went to takes them along. Start a sync of that bucket.',
+        image_sync.request_of(f.measured #>> '{moved_away,files,0,bucket}', '{"mode": "sync"}')
+      ),
+      (
         'not_moved', 'warning', 'Records that could not follow their files',
         (f.measured #>> '{unmoved,count}')::bigint, f.measured #> '{unmoved,samples}',
         'The problems of the last sync say why of each: somebody held the record (the next sync settles it), or a constraint or trigger of the table refused its new name or part number. Mend that, then start a sync.',
@@ -5559,6 +6197,15 @@ begin
         image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
       ),
       (
+        'register_opened_rarely', 'info', 'Registers that are opened less often than their URLs live',
+        jsonb_array_length(f.live -> 'rare_readers'), f.live -> 'rare_readers',
+        'What their sheets show has died meanwhile: they see no picture until they refresh. Let every URL have more life left than it takes them to look again, then start a sync: for a register that is opened once a month signed_url_ttl is 45 days and renew_before a month. A reader who has left should be revoked.',
+        image_sync.sql_of(format(
+          'update image_sync.settings set signed_url_ttl = greatest(signed_url_ttl, ''%s days''), renew_before = greatest(renew_before, ''%s days'') where bucket_id = %L;',
+          greatest(45, least(365, ceil(1.4 * (f.live ->> 'longest_absence_days')::numeric))), f.live ->> 'longest_absence_days', f.bucket_id
+        ))
+      ),
+      (
         'excluded_extensions', 'info', 'Files left out because of their extension',
         (f.measured #>> '{other_extensions,count}')::bigint, f.measured #> '{other_extensions,samples}',
         case
@@ -5595,7 +6242,7 @@ begin
         (f.measured ->> 'unnamed')::bigint, null,
         'They cannot be matched with any file. Give them their file names, or move them to the archive; then start an analyze.',
         image_sync.sql_of(format(
-          'with taken as (delete from public.part_images p where p.bucket_id = %1$L and coalesce(p.file_name, '''') = '''' returning to_jsonb(p) as record) insert into image_sync.archive (bucket_id, file_name, record, reason) select %1$L, '''', taken.record, ''unnamed'' from taken;',
+          'with taken as (delete from public.part_images p where p.bucket_id = %1$L and coalesce(p.file_name, '''') = '''' returning to_jsonb(p.*) as record) insert into image_sync.archive (bucket_id, file_name, record, reason) select %1$L, '''', taken.record, ''unnamed'' from taken;',
           f.bucket_id
         ))
       ),
@@ -5828,6 +6475,7 @@ returns jsonb
 language plpgsql
 stable
 set search_path = ''
+set plan_cache_mode = 'force_generic_plan'
 as $$
 begin
   return (
@@ -5846,19 +6494,24 @@ begin
             -- What fails for single files has a finding of its own and must not hide, night after night, that the rest went well.
             and (r.outcome = 'succeeded' or r.stop_reason in ('items_failed', 'row_locked', 'database_timeout', 'records_refused'))
         )
-      ) || image_sync.bucket_facts(p_settings.bucket_id) || image_sync.table_facts(p_settings.bucket_id) || image_sync.stray_facts(p_settings.bucket_id),
+      ) || image_sync.bucket_facts(p_settings.bucket_id) || image_sync.table_facts(p_settings.bucket_id) || image_sync.stray_facts(p_settings.bucket_id) || image_sync.reader_facts(p_settings),
       'schedule', image_sync.schedule_facts(),
       -- The newest measurement, with the probe of the newest sync: an analyze fetches nothing.
       'measured', (
-        select r.report || jsonb_build_object('probe', (
-          select s.report -> 'probe'
-          from image_sync.runs s
-          where s.bucket_id = p_settings.bucket_id
-            and s.mode = 'sync'
-            and s.report is not null
-          order by s.finished_at desc
-          limit 1
-        ))
+        select r.report || jsonb_build_object(
+          'probe', (
+            select s.report -> 'probe'
+            from image_sync.runs s
+            where s.bucket_id = p_settings.bucket_id
+              and s.mode = 'sync'
+              and s.report is not null
+            order by s.finished_at desc
+            limit 1
+          ),
+          'moved_away', case
+            when (r.report #> '{moved_away,count}')::bigint > 0 then image_sync.still_away(p_settings.bucket_id, r.report -> 'moved_away')
+          end
+        )
         from image_sync.runs r
         where r.bucket_id = p_settings.bucket_id
           and r.report is not null
@@ -5902,7 +6555,8 @@ return coalesce((p_measured #>> '{coverage,signed}')::numeric, 1) >= 0.99
     coalesce((p_measured #>> '{difference,orphaned,count}')::bigint, 0)
     + coalesce((p_measured ->> 'unsigned_with_object')::bigint, 0)
     + coalesce((p_measured ->> 'expired_with_object')::bigint, 0)
-  ) <= coalesce((p_measured #>> '{records,total}')::bigint, 0);
+    + coalesce((p_measured #>> '{moved_away,count}')::bigint, 0)
+  ) <= coalesce((p_measured #>> '{records,total}')::bigint, 0) + coalesce((p_measured #>> '{moved_away,count}')::bigint, 0);
 
 comment on function image_sync.shows_enough(jsonb) is
   'Whether, by a measurement, at least 99 % of the images have a working URL and at most 1 % of the records show nothing.';
@@ -5922,14 +6576,12 @@ return coalesce(
 comment on function image_sync.shows_what_it_says(jsonb) is
   'Whether, by the newest verify and what came after it, at most 1 % of the URLs show no image; true where there was none.';
 
--- The status report.
-create or replace function public.image_sync_report(p_bucket text)
+-- The status report, as far as nobody holds what it looks at: its caller says how long that is waited for.
+create or replace function image_sync.report_of(p_bucket text)
 returns jsonb
 language plpgsql
 stable
 set search_path = ''
--- Whatever somebody holds: the report says what it can see.
-set lock_timeout = '1s'
 as $$
 declare
   v_settings image_sync.settings;
@@ -5989,10 +6641,26 @@ begin
 end;
 $$;
 
+comment on function image_sync.report_of(text) is 'The status report of a bucket, as {"report"} or {"problem"}.';
+
+create or replace function public.image_sync_report(p_bucket text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+-- Whatever somebody holds: the report says what it can see.
+set lock_timeout = '1s'
+as $$
+begin
+  return image_sync.report_of(p_bucket);
+end;
+$$;
+
 comment on function public.image_sync_report(text) is
   'The status report of a bucket: what the last run measured, the last run of each mode, the open run, the next one, and the findings. Problem: unknown_bucket (404). Never contains a signed URL or a key.';
 
 revoke all on function
+  image_sync.report_of(text),
   image_sync.report_facts(image_sync.settings),
   image_sync.shows_enough(jsonb),
   image_sync.shows_what_it_says(jsonb),
@@ -6000,6 +6668,7 @@ revoke all on function
 from public;
 revoke all on function public.image_sync_report(text) from public, anon, authenticated;
 grant execute on function
+  image_sync.report_of(text),
   image_sync.report_facts(image_sync.settings),
   image_sync.last_run(text, text[]),
   image_sync.shows_enough(jsonb),
@@ -6047,7 +6716,9 @@ begin
     limit v_limit
   ) as s
   cross join lateral (
-    select public.image_sync_report(s.bucket_id) -> 'report' as report, image_sync.bucket_facts(s.bucket_id) as facts
+    select image_sync.report_of(s.bucket_id) -> 'report' as report, image_sync.bucket_facts(s.bucket_id) as facts
+    -- One report for each, not one for each of the columns above.
+    offset 0
   ) as r;
   return jsonb_build_object(
     'buckets', v_buckets,
@@ -6191,6 +6862,832 @@ grant execute on function
   public.image_sync_add_bucket(text),
   public.image_sync_remove_bucket(text),
   public.image_sync_runs(text, text, text, uuid, integer)
+to service_role;
+
+-- records
+
+-- Files and records as a person looks through them: a page at a time, by name, in one state. Every page costs the same wherever it
+-- begins and however rare what is looked for: it reads a bounded number of names, and where nothing was found it says where to go on.
+
+-- The files and records of the keys (p_from_key, p_to_key] that are in a state, in one statement. Both sides are read by keyset as
+-- image_sync.compare reads them; p_low is the lowest key that is meant (a search), p_size how many of each side are read.
+--   items     at most p_limit of them
+--   last_key  how far was read; null: to the end
+create or replace function image_sync.list_range(
+  p_settings image_sync.settings,
+  p_state text,
+  p_from_key text,
+  p_low text,
+  p_to_key text,
+  p_size integer,
+  p_limit integer,
+  p_urls boolean,
+  out items jsonb,
+  out last_key text
+)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_last_key constant text := coalesce(p_to_key, image_sync.last_key());
+  v_url_base constant text := image_sync.url_base(p_settings);
+  v_renew_at constant timestamptz := now() + p_settings.renew_before;
+begin
+  with next_objects as materialized (
+    select o.name, o.id, o.extension, o.bytes
+    from image_sync.objects o
+    where o.bucket_id = p_settings.bucket_id
+      and o.name collate "C" > p_from_key
+      and o.name collate "C" >= p_low
+      and o.name collate "C" <= v_last_key
+    order by o.name collate "C"
+    limit p_size
+  ), next_records as materialized (
+    select
+      r.file_name,
+      r.part_number,
+      r.object_id,
+      r.signed_url,
+      -- A URL of another address is none.
+      r.signed and starts_with(r.signed_url, v_url_base) as signed,
+      case when starts_with(r.signed_url, v_url_base) then r.usable_until end as usable_until
+    from image_sync.records r
+    where r.bucket_id = p_settings.bucket_id
+      and r.file_name collate "C" > p_from_key
+      and r.file_name collate "C" >= p_low
+      and r.file_name collate "C" <= v_last_key
+    order by r.file_name collate "C"
+    limit p_size
+  ), range as materialized (
+    select nullif(least(
+      v_last_key collate "C",
+      (
+        select max(n.name collate "C")
+        from next_objects n
+        having count(*) = p_size
+      ),
+      (
+        select max(n.file_name collate "C")
+        from next_records n
+        having count(*) = p_size
+      )
+    ), image_sync.last_key()) as to_key
+  ), compared as (
+    select
+      coalesce(o.name, r.file_name) as name,
+      o.bytes,
+      r.part_number,
+      r.signed_url,
+      r.usable_until,
+      r.object_id,
+      case
+        when o.name is null then 'orphaned'
+        when o.extension = any (p_settings.extensions) and o.bytes = 0 and (r.file_name is not null or not (o.name like any (p_settings.exclude))) then 'empty'
+        when r.file_name is null and o.name like any (p_settings.exclude) then 'excluded'
+        when r.file_name is null and o.extension <> all (p_settings.extensions) then 'other'
+        when r.file_name is null then 'missing'
+        when not r.signed then 'unsigned'
+        when r.usable_until is null then 'expired'
+        when r.usable_until < v_renew_at then 'expiring'
+        else 'working'
+      end as state
+    from next_objects o
+    full join next_records r on r.file_name = o.name
+    cross join range
+    where range.to_key is null or coalesce(o.name, r.file_name) collate "C" <= range.to_key
+    offset 0
+  ), found as (
+    select c.*
+    from compared c
+    where p_state in ('all', c.state)
+      -- A record that follows its file with the next sync is no orphan.
+      and not (p_state = 'orphaned' and exists (
+        select
+        from image_sync.destination_of(p_settings.bucket_id, c.name, c.object_id)
+      ))
+    order by c.name collate "C"
+    limit p_limit
+  )
+  select
+    coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
+      'file_name', f.name,
+      'part_number', f.part_number,
+      'state', case
+        when f.state = 'orphaned' and exists (
+          select
+          from image_sync.destination_of(p_settings.bucket_id, f.name, f.object_id)
+        ) then 'moved'
+        else f.state
+      end,
+      'bytes', f.bytes,
+      'usable_until', f.usable_until,
+      'url', case when p_urls and f.usable_until is not null then f.signed_url end
+    )) order by f.name collate "C"), '[]'),
+    case
+      when count(*) = p_limit then max(f.name collate "C")
+      else (select range.to_key from range)
+    end
+  into items, last_key
+  from found f;
+end;
+$$;
+
+comment on function image_sync.list_range(image_sync.settings, text, text, text, text, integer, integer, boolean) is
+  'At most p_limit files and records of a range of keys that are in a state, of p_size read from either side: items as image_sync_records returns them, and how far was read (null: to the end).';
+
+-- The same of certain names.
+create or replace function image_sync.list_names(p_settings image_sync.settings, p_state text, p_names text[], p_urls boolean)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select coalesce(jsonb_agg(item.value order by n.place), '[]')
+    from unnest(p_names) with ordinality as n (name, place)
+    cross join lateral image_sync.list_range(p_settings, p_state, '', n.name, n.name, 1, 1, p_urls) as listed
+    cross join lateral jsonb_array_elements(listed.items) as item
+  );
+end;
+$$;
+
+comment on function image_sync.list_names(image_sync.settings, text, text[], boolean) is 'What image_sync_records says of these names, in their order; without those that are in another state.';
+
+-- Where to look for what is in a state: the chunks of the newest run that passed the bucket say in which ranges it was. Null where
+-- the bucket is so small that all of it is looked at, or where no chunk is left.
+create or replace function image_sync.guide_of(p_bucket_id text)
+returns image_sync.runs
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.bucket_id = p_bucket_id
+    and r.mode in ('sync', 'analyze', 'verify')
+    and r.outcome in ('succeeded', 'partial')
+    and exists (
+      select
+      from image_sync.chunks c
+      where c.run_id = r.id
+    )
+  order by r.finished_at desc
+  limit 1;
+  if (v_run.summary #>> '{totals,listed}')::bigint + (v_run.summary #>> '{totals,orphaned}')::bigint <= 5000 then
+    return null;
+  end if;
+  return v_run;
+end;
+$$;
+
+comment on function image_sync.guide_of(text) is 'The newest run whose chunks say in which ranges of a large bucket something is to be found; null where all of it can be looked at.';
+
+-- Ranges behind a key that hold something in a state, as a run's chunks noted it.
+create or replace function image_sync.ranges_of(p_run image_sync.runs, p_settings image_sync.settings, p_state text, p_after text, p_limit integer)
+returns table (from_key text, to_key text)
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return query
+  select c.from_key, c.to_key
+  from image_sync.chunks c
+  where c.run_id = p_run.id
+    and coalesce(c.to_key collate "C" > p_after, true)
+    and case p_state
+      when 'missing' then c.missing + c.collided + c.vanished + c.unmoved > 0
+      when 'unsigned' then c.records > c.records_signed
+      when 'expired' then c.records_expired > 0 or c.soonest_expiry <= now()
+      when 'expiring' then c.soonest_expiry < now() + p_settings.renew_before
+      when 'orphaned' then c.orphaned + c.withdrawn > 0
+      when 'excluded' then c.excluded > 0
+      when 'empty' then c.empty_files > 0
+      when 'other' then c.not_images > c.excluded + c.empty_files
+      else true
+    end
+  order by c.from_key collate "C"
+  limit p_limit;
+end;
+$$;
+
+comment on function image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer) is 'The ranges behind a key in which the run found something in this state.';
+
+-- A page of what is in a state. For 25 ms at most: what was read by then is the page, and the next one goes on behind it.
+create or replace function image_sync.list_state(
+  p_settings image_sync.settings, p_state text, p_search text, p_after text, p_limit integer, p_urls boolean,
+  out items jsonb, out next text, out as_of timestamptz
+)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_until constant timestamptz := clock_timestamp() + interval '25 milliseconds';
+  v_guide constant image_sync.runs := case when p_state <> 'all' and p_search = '' then image_sync.guide_of(p_settings.bucket_id) end;
+  v_size constant integer := case when p_state = 'all' then p_limit else 1000 end;
+  v_cursor text := p_after;
+  v_range record;
+  v_listed record;
+begin
+  items := '[]';
+  as_of := v_guide.finished_at;
+  for v_range in
+    select r.from_key, r.to_key
+    from image_sync.ranges_of(v_guide, p_settings, p_state, p_after, 20) r
+    where v_guide.id is not null
+    union all
+    select p_after, case when p_search <> '' then p_search || image_sync.last_key() end
+    where v_guide.id is null
+  loop
+    v_cursor := greatest(v_cursor collate "C", v_range.from_key);
+    loop
+      v_listed := image_sync.list_range(p_settings, p_state, v_cursor, p_search, v_range.to_key, v_size, p_limit - jsonb_array_length(items), p_urls);
+      items := items || v_listed.items;
+      v_cursor := v_listed.last_key;
+      next := v_cursor;
+      if jsonb_array_length(items) = p_limit or clock_timestamp() > v_until then
+        next := case when v_guide.id is null and v_cursor = v_range.to_key then null else v_cursor end;
+        return;
+      end if;
+      exit when v_cursor is null or v_cursor = v_range.to_key;
+    end loop;
+  end loop;
+  -- Ranges that were not looked at lie behind the last of twenty.
+  if v_guide.id is null or not exists (
+    select
+    from image_sync.ranges_of(v_guide, p_settings, p_state, coalesce(v_cursor, image_sync.last_key()), 1) r
+    where r.from_key collate "C" >= v_cursor
+  ) then
+    next := null;
+  end if;
+end;
+$$;
+
+comment on function image_sync.list_state(image_sync.settings, text, text, text, integer, boolean) is
+  'A page of image_sync_records: the items, where the next page begins (null: nowhere), and when the run that said where to look was finished.';
+
+-- Files whose part number others have as well, by part number: p_after is a look-up key.
+create or replace function image_sync.list_several(
+  p_settings image_sync.settings, p_after text, p_limit integer, p_urls boolean,
+  out items jsonb, out next text, out as_of timestamptz
+)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_page constant integer := 2000;
+  v_until constant timestamptz := clock_timestamp() + interval '25 milliseconds';
+  v_guide constant image_sync.runs := image_sync.guide_of(p_settings.bucket_id);
+  v_cursor text := p_after;
+  v_keys text[];
+  v_found record;
+  v_key text;
+begin
+  items := '[]';
+  as_of := v_guide.finished_at;
+  if v_guide.twins = 0 then
+    return;
+  end if;
+  if v_cursor = '' then
+    -- Just before the first that the run found.
+    v_cursor := coalesce(left(v_guide.twin_keys[1], -1), p_settings.bucket_id || '/');
+  end if;
+  loop
+    select
+      count(*) = v_page as is_full,
+      max(k.key collate "C") as last_key,
+      max(k.before collate "C") filter (where k.before <> k.key) as key_before,
+      array_agg(distinct k.key collate "C") filter (where k.before = k.key) as twins
+    into v_found
+    from (
+      select page.key, lag(page.key) over (order by page.key collate "C") as before
+      from (
+        select r.look_up_key as key
+        from image_sync.records r
+        where r.look_up_key collate "C" > v_cursor
+          and r.look_up_key collate "C" < p_settings.bucket_id || '0'
+        order by r.look_up_key collate "C"
+        limit v_page
+      ) as page
+    ) as k;
+    v_keys := array(
+      select t.key
+      from unnest(v_found.twins) as t (key)
+      order by t.key collate "C"
+    );
+    foreach v_key in array v_keys loop
+      v_cursor := v_key;
+      items := items || (
+        select case when cardinality(f.names) > 1 then image_sync.list_names(p_settings, 'all', f.names, p_urls) else '[]' end
+        from (
+          select array_agg(q.name order by q.name collate "C") as names
+          from image_sync.files_of_key(p_settings.bucket_id, v_key) q
+        ) as f
+      );
+      if jsonb_array_length(items) >= p_limit or clock_timestamp() > v_until then
+        next := v_cursor;
+        return;
+      end if;
+    end loop;
+    exit when not v_found.is_full;
+    v_cursor := case when v_found.last_key <> all (v_keys) then v_found.key_before else v_found.last_key end;
+    if clock_timestamp() > v_until then
+      next := v_cursor;
+      return;
+    end if;
+  end loop;
+end;
+$$;
+
+comment on function image_sync.list_several(image_sync.settings, text, integer, boolean) is
+  'A page of the files whose part number other files have as well, as a look-up in a spreadsheet compares it; next is a look-up key.';
+
+-- Files that the newest verify saw no image of: those that it named.
+create or replace function image_sync.list_broken(
+  p_settings image_sync.settings, p_after text, p_limit integer, p_urls boolean,
+  out items jsonb, out next text, out as_of timestamptz
+)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.bucket_id = p_settings.bucket_id
+    and r.mode = 'verify'
+    and r.finished_at is not null
+  order by r.started_at desc
+  limit 1;
+  as_of := v_run.finished_at;
+  with ranges as (
+    select c.problems
+    from image_sync.chunks c
+    where c.run_id = v_run.id
+      and c.broken > 0
+      and coalesce(c.to_key collate "C" > p_after, true)
+    order by c.from_key collate "C"
+    limit p_limit + 1
+  ), named as (
+    select p.problem ->> 'name' as name, p.problem ->> 'code' as code, p.problem ->> 'detail' as detail
+    from ranges
+    cross join lateral jsonb_array_elements(ranges.problems) as p (problem)
+    where p.problem ->> 'code' = any ('{file_lost,file_gone,not_an_image,wrong_content_type,url_rejected,unreachable}')
+      and (p.problem ->> 'name') collate "C" > p_after
+    order by (p.problem ->> 'name') collate "C"
+    limit p_limit
+  )
+  select
+    coalesce(jsonb_agg(item.value || jsonb_strip_nulls(jsonb_build_object('code', n.code, 'detail', n.detail)) order by n.name collate "C"), '[]'),
+    case when count(*) = p_limit then max(n.name collate "C") end
+  into items, next
+  from named n
+  cross join lateral jsonb_array_elements(image_sync.list_names(p_settings, 'all', array[n.name], p_urls)) as item;
+end;
+$$;
+
+comment on function image_sync.list_broken(image_sync.settings, text, integer, boolean) is
+  'A page of the files that the newest verify named because their URL showed no image, each with code and detail.';
+
+-- Files and records of a bucket by name.
+--   p_state   all, or one of missing, unsigned, expired, expiring, orphaned, excluded, other, empty, working; several: part numbers
+--             that several files have; broken: what the newest verify saw no image of
+--   p_search  only names that begin so, and records whose part number does, in any case
+--   p_after   the next of the page before
+--   p_urls    with the URLs that work: secrets, for a page that shows the pictures
+-- Returns {"records": [{"file_name", "part_number", "state", "bytes", "usable_until", "url", "code", "detail"}], "next", "as_of",
+-- "url_base"}. A page may be short, or empty, although there is a next one: it says how far was looked.
+create or replace function public.image_sync_records(
+  p_bucket text,
+  p_state text default 'all',
+  p_search text default '',
+  p_after text default '',
+  p_limit integer default 50,
+  p_urls boolean default false
+)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+as $$
+declare
+  v_limit constant integer := least(greatest(coalesce(p_limit, 50), 1), 100);
+  v_settings image_sync.settings;
+  v_page record;
+  v_items jsonb;
+  v_names text[];
+begin
+  select s.*
+  into v_settings
+  from image_sync.settings s
+  where s.bucket_id = p_bucket;
+  if v_settings.bucket_id is null then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot list the records of bucket %s: image_sync.settings has no row for it.', p_bucket)
+    );
+  end if;
+  if p_state = 'several' then
+    v_page := image_sync.list_several(v_settings, p_after, v_limit, p_urls);
+  elsif p_state = 'broken' then
+    v_page := image_sync.list_broken(v_settings, p_after, v_limit, p_urls);
+  else
+    v_page := image_sync.list_state(v_settings, p_state, p_search, p_after, v_limit, p_urls);
+  end if;
+  v_items := v_page.items;
+  if p_search <> '' and p_after = '' and p_state not in ('several', 'broken') then
+    -- Part numbers that begin so under names that do not: in a folder, or changed by hand. They stand at the end of the first page.
+    v_names := array(
+      select k.file_name
+      from (
+        select r.file_name
+        from image_sync.records r
+        where r.look_up_key collate "C" >= p_bucket || '/' || lower(p_search)
+          and r.look_up_key collate "C" < p_bucket || '/' || lower(p_search) || U&'\+10FFFF'
+        order by r.look_up_key collate "C"
+        limit 1000
+      ) as k
+      where not starts_with(k.file_name, p_search)
+      limit v_limit
+    );
+    v_items := v_items || image_sync.list_names(v_settings, p_state, v_names, p_urls);
+  end if;
+  return jsonb_build_object(
+    'records', v_items,
+    'next', v_page.next,
+    'as_of', v_page.as_of,
+    'url_base', case when p_urls then image_sync.url_base(v_settings) end
+  );
+end;
+$$;
+
+comment on function public.image_sync_records(text, text, text, text, integer, boolean) is
+  'A page of a bucket''s files and records by state and search, in byte order, 1 to 100 of them; URLs only where they are asked for. Problem: unknown_bucket (404).';
+
+revoke all on function
+  image_sync.list_range(image_sync.settings, text, text, text, text, integer, integer, boolean),
+  image_sync.list_names(image_sync.settings, text, text[], boolean),
+  image_sync.guide_of(text),
+  image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer),
+  image_sync.list_state(image_sync.settings, text, text, text, integer, boolean),
+  image_sync.list_several(image_sync.settings, text, integer, boolean),
+  image_sync.list_broken(image_sync.settings, text, integer, boolean),
+  public.image_sync_records(text, text, text, text, integer, boolean)
+from public, anon, authenticated;
+grant execute on function
+  image_sync.list_range(image_sync.settings, text, text, text, text, integer, integer, boolean),
+  image_sync.list_names(image_sync.settings, text, text[], boolean),
+  image_sync.guide_of(text),
+  image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer),
+  image_sync.list_state(image_sync.settings, text, text, text, integer, boolean),
+  image_sync.list_several(image_sync.settings, text, integer, boolean),
+  image_sync.list_broken(image_sync.settings, text, integer, boolean),
+  public.image_sync_records(text, text, text, text, integer, boolean)
+to service_role;
+
+-- history
+
+-- What runs measured, by day: when URLs die, how the nights went, how the bucket grew. Read from what runs kept, never by scanning.
+
+-- URLs by the day (GMT) on which they die, as the newest measurement has it.
+-- Returns {"expiry": {"measured_at", "renew_before_seconds", "next_run_at", "unsigned", "expired", "days": [{"day", "urls"}]}}.
+create or replace function public.image_sync_expiry(p_bucket text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_settings image_sync.settings;
+  v_measured jsonb;
+begin
+  select s.*
+  into v_settings
+  from image_sync.settings s
+  where s.bucket_id = p_bucket;
+  if v_settings.bucket_id is null then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot tell when the URLs of bucket %s die: image_sync.settings has no row for it.', p_bucket)
+    );
+  end if;
+  select r.report
+  into v_measured
+  from image_sync.runs r
+  where r.bucket_id = p_bucket
+    and r.mode in ('sync', 'analyze', 'verify')
+    and r.report ? 'expiry'
+  order by r.finished_at desc
+  limit 1;
+  return jsonb_build_object('expiry', jsonb_build_object(
+    'measured_at', v_measured -> 'measured_at',
+    'renew_before_seconds', extract(epoch from v_settings.renew_before)::bigint,
+    'next_run_at', case when v_settings.nightly then image_sync.schedule_facts() -> 'next_run_at' end,
+    'unsigned', v_measured #> '{records,unsigned}',
+    'expired', v_measured #> '{records,expired}',
+    'days', (
+      select coalesce(jsonb_agg(jsonb_build_object('day', e.day, 'urls', e.urls::bigint) order by e.day), '[]')
+      from jsonb_each_text(coalesce(v_measured -> 'expiry', '{}')) as e (day, urls)
+    )
+  ));
+end;
+$$;
+
+comment on function public.image_sync_expiry(text) is
+  'How many URLs die on which day (GMT), as the chunks of the newest run noted it. Problem: unknown_bucket (404).';
+
+-- The days of a bucket's history on which something ran, oldest first, days (GMT) up to p_days back.
+-- Returns {"history": {"from", "to", "days": [{"day", "runs": {outcome: number}, "night", "seconds", "inserted", "signed", "failed",
+-- "removed", "objects", "bytes", "images", "records"}]}}: night is how the day's last scheduled sync ended, the sizes are those of its
+-- last measurement.
+create or replace function public.image_sync_history(p_bucket text, p_days integer default 90)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_to constant date := (now() at time zone 'UTC')::date;
+  v_from constant date := v_to - (least(greatest(coalesce(p_days, 90), 1), 366) - 1);
+  v_days jsonb;
+begin
+  if not exists (
+    select
+    from image_sync.settings s
+    where s.bucket_id = p_bucket
+  ) then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot show the history of bucket %s: image_sync.settings has no row for it.', p_bucket)
+    );
+  end if;
+  with runs as (
+    select r.id, r.mode, r.trigger, r.outcome, r.started_at, r.finished_at, r.report is not null as has_report, (r.started_at at time zone 'UTC')::date as day
+    from image_sync.runs r
+    where r.bucket_id = p_bucket
+      and r.mode = any ('{sync,analyze,verify,cleanup,restore}')
+      and r.started_at >= v_from::timestamp at time zone 'UTC'
+      and r.finished_at is not null
+    -- The newest, should somebody start one every minute.
+    order by r.started_at desc
+    limit 3000
+  ), counted as (
+    select q.day, jsonb_object_agg(q.outcome, q.number) as runs
+    from (
+      select r.day, r.outcome, count(*) as number
+      from runs r
+      group by r.day, r.outcome
+    ) as q
+    group by q.day
+  ), syncs as (
+    select distinct on (r.day) r.day, r.id, r.outcome, r.finished_at - r.started_at as took, r.trigger
+    from runs r
+    where r.mode = 'sync'
+    order by r.day, (r.trigger = 'schedule') desc, r.started_at desc
+  ), measured as (
+    select distinct on (r.day) r.day, r.id
+    from runs r
+    where r.has_report
+      and r.mode in ('sync', 'analyze')
+    order by r.day, r.finished_at desc
+  )
+  select coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
+    'day', c.day,
+    'runs', c.runs,
+    'night', case when s.trigger = 'schedule' then s.outcome end,
+    'sync', s.outcome,
+    'seconds', round(extract(epoch from s.took), 1),
+    'inserted', w.summary #> '{totals,inserted}',
+    'signed', w.summary #> '{totals,signed}',
+    'failed', w.summary #> '{totals,failed}',
+    'objects', g.report #> '{bucket,objects}',
+    'images', g.report #> '{bucket,images}',
+    'bytes', g.report #> '{bucket,bytes}',
+    'records', g.report #> '{records,total}'
+  )) order by c.day), '[]')
+  into v_days
+  from counted c
+  left join syncs s on s.day = c.day
+  left join image_sync.runs w on w.id = s.id
+  left join measured m on m.day = c.day
+  left join image_sync.runs g on g.id = m.id;
+  return jsonb_build_object('history', jsonb_build_object('from', v_from, 'to', v_to, 'days', v_days));
+end;
+$$;
+
+comment on function public.image_sync_history(text, integer) is
+  'The days (GMT) on which runs of a bucket ended, how they went and what they measured, up to 366 days back. Problem: unknown_bucket (404).';
+
+revoke all on function
+  public.image_sync_expiry(text),
+  public.image_sync_history(text, integer)
+from public, anon, authenticated;
+grant execute on function
+  public.image_sync_expiry(text),
+  public.image_sync_history(text, integer)
+to service_role;
+
+-- settings form
+
+-- The settings of a bucket as a form: every field with its value, what it means and what is allowed. Meaning and bounds are the
+-- comments of the column and of its check, so that a refusal is said in the same words wherever somebody meets it.
+comment on constraint settings_extensions_check on image_sync.settings is 'At least one extension, in lower case, without dots and slashes.';
+comment on constraint settings_exclude_check on image_sync.settings is 'Patterns of LIKE, none of them empty.';
+comment on constraint settings_signed_url_ttl_check on image_sync.settings is 'From 1 minute to 365 days.';
+comment on constraint settings_renew_before_check on image_sync.settings is 'Not negative, and less than a URL lives: else it would be made anew every night.';
+comment on constraint settings_chunk_size_check on image_sync.settings is 'From 1 to 1,000.';
+comment on constraint settings_lease_duration_check on image_sync.settings is 'From 1 second to 10 minutes.';
+comment on constraint settings_max_attempts_check on image_sync.settings is 'From 1 to 100.';
+comment on constraint settings_retry_delay_check on image_sync.settings is 'Up to 1 hour.';
+comment on constraint settings_max_delete_fraction_check on image_sync.settings is 'From 0 to 1: 0.1 is a tenth.';
+comment on constraint settings_max_delete_count_check on image_sync.settings is '0 or more.';
+comment on constraint settings_probe_size_check on image_sync.settings is 'From 0 to 100.';
+comment on constraint settings_verify_rate_check on image_sync.settings is 'From 1 to 10,000.';
+comment on constraint settings_public_url_check on image_sync.settings is 'Scheme and host without a path, such as https://files.example.com.';
+comment on constraint settings_keep_chunks_check on image_sync.settings is '2 days or more.';
+comment on constraint settings_keep_runs_check on image_sync.settings is 'Not shorter than chunks are kept.';
+
+create or replace function image_sync.settings_words(p_constraint name)
+returns text
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select obj_description(c.oid, 'pg_constraint')
+    from pg_catalog.pg_constraint c
+    where c.conrelid = 'image_sync.settings'::regclass
+      and c.conname = p_constraint
+  );
+end;
+$$;
+
+comment on function image_sync.settings_words(name) is 'What a check of image_sync.settings allows, in words; null for what is none.';
+
+-- Returns {"settings": {"bucket_id", "fields": [{"name", "type", "value", "default", "meaning", "bounds"}]}}.
+create or replace function public.image_sync_settings(p_bucket text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+-- 7 days is 7 days, whatever the session thinks of intervals.
+set intervalstyle = 'postgres'
+as $$
+declare
+  v_values jsonb;
+begin
+  select to_jsonb(s)
+  into v_values
+  from image_sync.settings s
+  where s.bucket_id = p_bucket;
+  if v_values is null then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot show the settings of bucket %s: image_sync.settings has no row for it.', p_bucket)
+    );
+  end if;
+  return jsonb_build_object('settings', jsonb_build_object(
+    'bucket_id', p_bucket,
+    'fields', (
+      select jsonb_agg(jsonb_build_object(
+        'name', a.attname,
+        'type', format_type(a.atttypid, a.atttypmod),
+        'value', v_values -> a.attname,
+        'default', (regexp_match(pg_get_expr(d.adbin, d.adrelid), '^''?(.*?)''?(::[a-z\[\] ]+)?$'))[1],
+        'meaning', col_description(a.attrelid, a.attnum),
+        'bounds', image_sync.settings_words(format('settings_%s_check', a.attname)::name)
+      ) order by a.attnum)
+      from pg_catalog.pg_attribute a
+      left join pg_catalog.pg_attrdef d
+        on d.adrelid = a.attrelid
+        and d.adnum = a.attnum
+      where a.attrelid = 'image_sync.settings'::regclass
+        and a.attnum > 0
+        and not a.attisdropped
+        and a.attname <> 'bucket_id'
+    )
+  ));
+end;
+$$;
+
+comment on function public.image_sync_settings(text) is
+  'The settings of a bucket, each with its type, value, default, meaning and bounds. Problem: unknown_bucket (404).';
+
+create or replace function image_sync.setting_refused(p_bucket text, p_field text, p_message text)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return image_sync.problem(
+  400, 'invalid_setting', 'A setting is not allowed',
+  format('Cannot change %s of bucket %s: %s', p_field, p_bucket, p_message),
+  jsonb_build_object('errors', jsonb_build_array(jsonb_build_object('field', p_field, 'message', p_message)))
+);
+
+comment on function image_sync.setting_refused(text, text, text) is 'The problem for a setting that cannot be changed so, with the field that it is about.';
+
+-- Changes settings: all of p_changes {name: value}, or nothing. Returns what image_sync_settings returns.
+create or replace function public.image_sync_change_settings(p_bucket text, p_changes jsonb)
+returns jsonb
+language plpgsql
+set search_path = ''
+set lock_timeout = '2s'
+as $$
+declare
+  v_settings image_sync.settings;
+  v_field text;
+  v_constraint text;
+begin
+  select s.*
+  into v_settings
+  from image_sync.settings s
+  where s.bucket_id = p_bucket
+  for update;
+  if v_settings.bucket_id is null then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot change the settings of bucket %s: image_sync.settings has no row for it.', p_bucket)
+    );
+  end if;
+  if p_changes = '{}' then
+    return public.image_sync_settings(p_bucket);
+  end if;
+  for v_field in
+    select k.key
+    from jsonb_object_keys(p_changes) as k (key)
+    order by k.key
+  loop
+    if v_field = 'bucket_id' or not exists (
+      select
+      from pg_catalog.pg_attribute a
+      where a.attrelid = 'image_sync.settings'::regclass
+        and a.attname = v_field
+        and a.attnum > 0
+        and not a.attisdropped
+    ) then
+      return image_sync.setting_refused(p_bucket, v_field, 'There is no such setting.');
+    end if;
+    begin
+      v_settings := jsonb_populate_record(v_settings, jsonb_build_object(v_field, p_changes -> v_field));
+    exception
+      when data_exception then
+        return image_sync.setting_refused(p_bucket, v_field, format('Not a value of the type %s.', (
+          select format_type(a.atttypid, a.atttypmod)
+          from pg_catalog.pg_attribute a
+          where a.attrelid = 'image_sync.settings'::regclass
+            and a.attname = v_field
+        )));
+    end;
+  end loop;
+  begin
+    -- Those that are given, which are columns of the table: whatever a later version adds is among them.
+    execute (
+      select format('update image_sync.settings s set %s where s.bucket_id = $2', string_agg(format('%1$I = ($1).%1$I', k.key), ', '))
+      from jsonb_object_keys(p_changes) as k (key)
+    )
+    using v_settings, p_bucket;
+  exception
+    when check_violation then
+      get stacked diagnostics v_constraint = constraint_name;
+      return image_sync.setting_refused(
+        p_bucket, regexp_replace(v_constraint, '^settings_(.*)_check$', '\1'),
+        coalesce(image_sync.settings_words(v_constraint::name), 'The check ' || v_constraint || ' says no.')
+      );
+    when not_null_violation then
+      get stacked diagnostics v_field = column_name;
+      return image_sync.setting_refused(p_bucket, v_field, 'It must have a value.');
+  end;
+  return public.image_sync_settings(p_bucket);
+end;
+$$;
+
+comment on function public.image_sync_change_settings(text, jsonb) is
+  'Changes settings of a bucket, all of those that are given or none. Problems: unknown_bucket (404), invalid_setting (400) with the field and, in the words of the database''s check, what is allowed.';
+
+revoke all on function
+  image_sync.settings_words(name),
+  image_sync.setting_refused(text, text, text),
+  public.image_sync_settings(text),
+  public.image_sync_change_settings(text, jsonb)
+from public, anon, authenticated;
+grant execute on function
+  image_sync.settings_words(name),
+  image_sync.setting_refused(text, text, text),
+  public.image_sync_settings(text),
+  public.image_sync_change_settings(text, jsonb)
 to service_role;
 
 -- cleanup
@@ -6385,7 +7882,9 @@ comment on function image_sync.check_guards(text, text, jsonb) is
   'Why a cleanup or restore may not start, as a problem, or which plan it applies and how many records that names. Codes: conflicting_run, bucket_exists, unknown_plan, plan_of_another_bucket, nothing_to_restore, plan_not_finished, plan_already_applied, bucket_missing, bucket_recreated, plan_expired, bucket_empty, too_many_records, too_large_fraction.';
 
 -- Which of these records other tables point to. Deleting one could take their rows with it (on delete cascade) or change them.
--- Security definer, because service_role need not be able to read those tables; it says only which names are referenced.
+-- Compared as the foreign key compares, by its own operators and collation: to citext AB-1 is ab-1. A record's reference to itself
+-- goes with it. Security definer, because service_role need not be able to read those tables; it says only which names are
+-- referenced. A table of which it may not see every row is an error, not a table without references.
 create or replace function image_sync.referenced_names(p_bucket_id text, p_names text[])
 returns text[]
 language plpgsql
@@ -6393,6 +7892,7 @@ language plpgsql
 volatile
 security definer
 set search_path = ''
+set row_security = 'off'
 as $$
 declare
   v_key record;
@@ -6402,22 +7902,35 @@ begin
   for v_key in
     select
       c.conrelid::regclass as referencing_table,
-      string_agg(format('t.%I = p.%I', child.attname, parent.attname), ' and ') as condition
+      string_agg('p.' || k.comparison, ' and ') as matches,
+      case when c.conrelid = c.confrelid then string_agg('r.' || k.comparison, ' and ') else 'false' end as refers_to_itself
     from pg_catalog.pg_constraint c
-    cross join lateral unnest(c.conkey, c.confkey) as k (child, parent)
-    join pg_catalog.pg_attribute child
-      on child.attrelid = c.conrelid
-      and child.attnum = k.child
-    join pg_catalog.pg_attribute parent
-      on parent.attrelid = c.confrelid
-      and parent.attnum = k.parent
+    cross join lateral (
+      select format(
+        '%I operator(%I.%s) r.%I%s', ours.attname, n.nspname, o.oprname, theirs.attname,
+        case when ours.attcollation <> theirs.attcollation then ' collate ' || ours.attcollation::regcollation else '' end
+      ) as comparison
+      from unnest(c.conkey, c.confkey, c.conpfeqop) as f (theirs, ours, operator)
+      join pg_catalog.pg_attribute theirs
+        on theirs.attrelid = c.conrelid
+        and theirs.attnum = f.theirs
+      join pg_catalog.pg_attribute ours
+        on ours.attrelid = c.confrelid
+        and ours.attnum = f.ours
+      join pg_catalog.pg_operator o
+        on o.oid = f.operator
+      join pg_catalog.pg_namespace n
+        on n.oid = o.oprnamespace
+    ) as k
     where c.contype = 'f'
       and c.confrelid = 'public.part_images'::regclass
-    group by c.oid, c.conrelid
+      -- A partition's copy of the key is its table's.
+      and c.conparentid = 0
+    group by c.oid, c.conrelid, c.confrelid
   loop
     execute format(
-      'select coalesce(array_agg(distinct p.file_name), ''{}'') from public.part_images p join %s t on %s where p.bucket_id = $1 and p.file_name collate "C" = any ($2)',
-      v_key.referencing_table, v_key.condition
+      'select coalesce(array_agg(distinct p.file_name), ''{}'') from public.part_images p join %s r on %s where p.bucket_id = $1 and p.file_name collate "C" = any ($2) and (%s) is not true',
+      v_key.referencing_table, v_key.matches, v_key.refers_to_itself
     )
     into v_names
     using p_bucket_id, p_names;
@@ -6427,7 +7940,7 @@ begin
 end;
 $$;
 
-comment on function image_sync.referenced_names(text, text[]) is 'Those of the given records that rows of other tables refer to by a foreign key.';
+comment on function image_sync.referenced_names(text, text[]) is 'Those of the given records that other rows refer to by a foreign key. Raises insufficient_privilege where a table that may refer to them cannot be seen whole.';
 
 -- Moves records that are orphaned at this moment to the archive, in one statement: nothing can come between check and move.
 create or replace function image_sync.archive_orphans(p_run image_sync.runs, p_names text[])
@@ -6450,7 +7963,8 @@ begin atomic
         select
         from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id)
       )
-    returning p.file_name, to_jsonb(p) as record
+    -- The row, also where its owner has a column p.
+    returning p.file_name, to_jsonb(p.*) as record
   ), archived as (
     insert into image_sync.archive (bucket_id, file_name, record, reason, run_id)
     select p_run.bucket_id, removed.file_name, removed.record, 'orphaned', p_run.id
@@ -6496,6 +8010,7 @@ as $$
 declare
   v_removed text[] := image_sync.archive_orphans(p_run, p_names);
 begin
+  perform image_sync.check_deferred();
   if exists (
     select
     from image_sync.objects o
@@ -6583,6 +8098,12 @@ begin
         from unnest(v_locked) as l (name)
       );
       return;
+    when insufficient_privilege then
+      problems := (
+        select coalesce(jsonb_agg(image_sync.item_problem(l.name, 'referenced', 'Kept: whether another table refers to it cannot be seen: ' || sqlerrm)), '[]')
+        from unnest(v_locked) as l (name)
+      );
+      return;
   end;
   problems := (
     select coalesce(jsonb_agg(image_sync.item_problem(r.name, 'referenced', 'Kept: a row of another table refers to it')), '[]')
@@ -6599,6 +8120,8 @@ begin
     when others then
       if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) and sqlstate <> '42501' then
         raise;
+      elsif image_sync.is_held(sqlstate) then
+        perform image_sync.need_table();
       end if;
       v_rest := image_sync.archive_one_by_one(p_run, v_free);
       removed := v_rest.removed;
@@ -6690,7 +8213,8 @@ set search_path = ''
 as $$
 declare
   v_columns text;
-  v_restored integer;
+  v_schema text;
+  v_table text;
 begin
   select string_agg(format('%I', a.attname), ', ')
   into v_columns
@@ -6701,17 +8225,20 @@ begin
     and a.attgenerated = ''
     and p_record ? a.attname;
   execute format(
-    'insert into public.part_images (%1$s) overriding system value select %1$s from jsonb_populate_record(null::public.part_images, $1) on conflict do nothing',
+    'insert into public.part_images (%1$s) overriding system value select %1$s from jsonb_populate_record(null::public.part_images, $1)',
     v_columns
   )
   using p_record;
-  get diagnostics v_restored = row_count;
-  return case
-    when v_restored = 0 then 'Skipped: its place was taken meanwhile by another record of the file, or of its id or part number. Compare the two, remove or change the one in the table, and restore again'
-  end;
+  perform image_sync.check_deferred();
+  return null;
 exception
+  -- Not "on conflict do nothing": that refuses every row of a table with a deferrable key.
   when others then
-    if image_sync.is_held(sqlstate) then
+    get stacked diagnostics v_schema = schema_name, v_table = table_name;
+    if image_sync.is_taken(sqlstate, v_schema, v_table) then
+      return 'Skipped: its place was taken meanwhile by another record of the file, or of its id or part number. Compare the two, remove or change the one in the table, and restore again';
+    elsif image_sync.is_held(sqlstate) then
+      perform image_sync.need_table();
       return 'Skipped: somebody else holds its place. Restore again later';
     elsif image_sync.is_refusal(sqlstate) then
       return image_sync.redact(format('Skipped: the table refused it: %s', sqlerrm));
@@ -6922,6 +8449,133 @@ comment on function public.image_sync_plan(uuid, text, integer) is
 revoke all on function public.image_sync_plan(uuid, text, integer) from public, anon, authenticated;
 grant execute on function public.image_sync_plan(uuid, text, integer) to service_role;
 
+-- archives
+
+-- What cleanups took out of the table, run by run: what can be put back.
+
+-- The cleanups of a bucket that archived something, newest first.
+-- Returns {"archives": [{"run", "archived_at", "removed", "restored"}]}. The archive outlives the history of runs: of a run that
+-- housekeeping pruned the records are counted, up to 10,000.
+create or replace function public.image_sync_archives(p_bucket text, p_limit integer default 50)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    -- From one run to the next in the index, however many records each of them archived.
+    with recursive walk as (
+      (
+        select a.run_id
+        from image_sync.archive a
+        where a.run_id is not null
+        order by a.run_id
+        limit 1
+      )
+      union all
+      select (
+        select a.run_id
+        from image_sync.archive a
+        where a.run_id > w.run_id
+        order by a.run_id
+        limit 1
+      )
+      from walk w
+      where w.run_id is not null
+    ), archives as (
+      select w.run_id, f.archived_at
+      from (
+        select walk.run_id
+        from walk
+        where walk.run_id is not null
+        limit 500
+      ) as w
+      cross join lateral (
+        select a.bucket_id, a.archived_at
+        from image_sync.archive a
+        where a.run_id = w.run_id
+        order by a.file_name collate "C"
+        limit 1
+      ) as f
+      where f.bucket_id = p_bucket
+      order by f.archived_at desc
+      limit least(greatest(coalesce(p_limit, 50), 1), 100)
+    )
+    select jsonb_build_object('archives', coalesce(jsonb_agg(jsonb_build_object(
+      'run', a.run_id,
+      'archived_at', a.archived_at,
+      'removed', coalesce((r.summary #>> '{totals,removed}')::bigint, counted.records),
+      'restored', (
+        select coalesce(sum((u.summary #>> '{totals,restored}')::bigint), 0)
+        from image_sync.runs u
+        where u.plan_id = a.run_id
+          and u.mode = 'restore'
+      )
+    ) order by a.archived_at desc), '[]'))
+    from archives a
+    left join image_sync.runs r on r.id = a.run_id
+    left join lateral (
+      select count(*) as records
+      from (
+        select
+        from image_sync.archive q
+        where q.run_id = a.run_id
+        limit 10000
+      ) as q
+      where r.id is null
+    ) as counted on true
+  );
+end;
+$$;
+
+comment on function public.image_sync_archives(text, integer) is
+  'The cleanups of a bucket that archived records, newest first, at most 100, with how many each removed and how many were put back since.';
+
+-- The records that a cleanup archived, by name.
+-- Returns {"archived": {"run", "records": [{"file_name", "part_number", "restored_at"}], "next"}}. No URL.
+create or replace function public.image_sync_archived(p_run uuid, p_after text default '', p_limit integer default 100)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_limit constant integer := least(greatest(coalesce(p_limit, 100), 1), 1000);
+  v_records jsonb;
+begin
+  select coalesce(jsonb_agg(jsonb_build_object(
+    'file_name', q.file_name, 'part_number', q.part_number, 'restored_at', q.restored_at
+  ) order by q.file_name collate "C"), '[]')
+  into v_records
+  from (
+    select a.file_name, a.record ->> 'part_number' as part_number, a.restored_at
+    from image_sync.archive a
+    where a.run_id = p_run
+      and a.file_name collate "C" > coalesce(p_after, '')
+    order by a.file_name collate "C"
+    limit v_limit
+  ) as q;
+  return jsonb_build_object('archived', jsonb_build_object(
+    'run', p_run,
+    'records', v_records,
+    'next', case when jsonb_array_length(v_records) = v_limit then v_records #> '{-1,file_name}' end
+  ));
+end;
+$$;
+
+comment on function public.image_sync_archived(uuid, text, integer) is
+  'A page of the records that a cleanup archived, in byte order, 1 to 1,000 of them, with when each was put back.';
+
+revoke all on function
+  public.image_sync_archives(text, integer),
+  public.image_sync_archived(uuid, text, integer)
+from public, anon, authenticated;
+grant execute on function
+  public.image_sync_archives(text, integer),
+  public.image_sync_archived(uuid, text, integer)
+to service_role;
+
 -- file
 
 create or replace function image_sync.place_in_words(p_bucket_id text, p_other_bucket_id text, p_name text)
@@ -6935,6 +8589,116 @@ comment on function image_sync.place_in_words(text, text, text) is 'A name, with
 
 revoke all on function image_sync.place_in_words(text, text, text) from public;
 grant execute on function image_sync.place_in_words(text, text, text) to service_role;
+
+-- What the newest verify, or the probe of the newest sync, saw of a file that only another upload can mend; null where that was no
+-- such thing, or the file was stored anew since.
+create or replace function image_sync.unseen_file(p_bucket_id text, p_name text)
+returns text
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select f.failure ->> 'code'
+    from (
+      (
+        select r.id, r.finished_at, r.mode, r.report
+        from image_sync.runs r
+        where r.bucket_id = p_bucket_id
+          and r.mode = 'verify'
+          and r.report is not null
+        order by r.finished_at desc
+        limit 1
+      )
+      union all
+      (
+        select r.id, r.finished_at, r.mode, r.report
+        from image_sync.runs r
+        where r.bucket_id = p_bucket_id
+          and r.mode = 'sync'
+          and r.report is not null
+        order by r.finished_at desc
+        limit 1
+      )
+    ) as r
+    cross join lateral (
+      select e.failure
+      from image_sync.chunks c
+      cross join lateral jsonb_array_elements(c.problems) as e (failure)
+      where r.mode = 'verify'
+        and c.run_id = r.id
+        and c.from_key collate "C" < p_name
+        and coalesce(c.to_key, image_sync.last_key()) collate "C" >= p_name
+      union all
+      select e.failure
+      from jsonb_array_elements(r.report #> '{probe,failures}') as e (failure)
+      where r.mode = 'sync'
+    ) as f
+    where f.failure ->> 'name' = p_name
+      and f.failure ->> 'code' in ('file_lost', 'not_an_image', 'wrong_content_type')
+      and not exists (
+        select
+        from storage.objects o
+        where o.bucket_id = p_bucket_id
+          and o.name collate "C" = p_name
+          and o.updated_at > r.finished_at
+      )
+    order by r.finished_at desc
+    limit 1
+  );
+end;
+$$;
+
+comment on function image_sync.unseen_file(text, text) is
+  'Why a file showed no image when it was last opened, as far as only another upload mends that: file_lost, not_an_image or wrong_content_type; null otherwise.';
+
+revoke all on function image_sync.unseen_file(text, text) from public;
+grant execute on function image_sync.unseen_file(text, text) to service_role;
+
+-- What the newest verify saw of a file: {"run", "at", "code"}, the code null where its URL showed an image. Null where nobody can tell:
+-- the file was not opened, or the run named only the first of many that showed none.
+create or replace function image_sync.verified_file(p_bucket_id text, p_file text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select case
+      when named.code is not null or c.to_open > 0 and c.broken = named.all_named
+        then jsonb_build_object('run', v.id, 'at', v.finished_at, 'code', named.code, 'detail', named.detail)
+    end
+    from (
+      select r.id, r.finished_at
+      from image_sync.runs r
+      where r.bucket_id = p_bucket_id
+        and r.mode = 'verify'
+        and r.finished_at is not null
+      order by r.started_at desc
+      limit 1
+    ) as v
+    join image_sync.chunks c
+      on c.run_id = v.id
+      and c.from_key collate "C" < p_file
+      and coalesce(c.to_key collate "C" >= p_file, true)
+    cross join lateral (
+      select
+        max(p.problem ->> 'code') filter (where p.problem ->> 'name' = p_file) as code,
+        max(p.problem ->> 'detail') filter (where p.problem ->> 'name' = p_file) as detail,
+        count(*) as all_named
+      from jsonb_array_elements(c.problems) as p (problem)
+    ) as named
+    limit 1
+  );
+end;
+$$;
+
+comment on function image_sync.verified_file(text, text) is 'What the newest verify of the bucket saw of a file; null where that cannot be told.';
+
+revoke all on function image_sync.verified_file(text, text) from public;
+grant execute on function image_sync.verified_file(text, text) to service_role;
 
 -- Why this file is, or is not, in sync.
 create or replace function public.image_sync_file(p_bucket text, p_file text)
@@ -6951,6 +8715,8 @@ declare
   v_is_taken boolean;
   v_is_excluded boolean;
   v_is_wanted boolean;
+  v_is_signable boolean := image_sync.is_signable(p_file);
+  v_unseen text;
   -- Where the file of this name went, or came from, as "name" or "name (bucket x)".
   v_moves_to text;
   v_lies_at text;
@@ -6974,7 +8740,7 @@ begin
   from image_sync.objects o
   where o.bucket_id = p_bucket
     and o.name collate "C" = p_file;
-  select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id
+  select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id, r.look_up_key, r.signed and not starts_with(r.signed_url, image_sync.url_base(v_settings)) as is_foreign
   into v_record
   from image_sync.records r
   where r.bucket_id = p_bucket
@@ -7014,6 +8780,7 @@ begin
       on o.id = newest.object_id;
   end if;
 
+  v_unseen := case when v_object.name is not null and v_record.file_name is not null then image_sync.unseen_file(p_bucket, p_file) end;
   v_is_excluded := v_object.name is not null and v_record.file_name is null and v_object.name like any (v_settings.exclude);
   v_is_wanted := v_object.name is not null and v_record.file_name is null and v_object.extension = any (v_settings.extensions) and not v_is_excluded and v_object.bytes is distinct from 0;
   v_is_taken := v_object.name is not null and image_sync.part_number_is_unique() and exists (
@@ -7035,29 +8802,342 @@ begin
     ('empty', 'The file is empty (0 bytes) and shows nothing: upload it again', v_object.bytes = 0 and v_object.extension = any (v_settings.extensions) and not v_is_excluded),
     ('missing', 'The file has no record yet: the next sync inserts it', v_is_wanted and not v_is_taken and v_comes_from is null),
     ('collided', 'Another record has its part number, which has to be unique: rename one of the files', v_is_wanted and v_is_taken and v_comes_from is null),
-    ('unsignable', 'Storage opens no URL of this name (non-ASCII characters, # % ~ ^ | [ ] { } < > quotes, tabs, a path segment . or ..): rename the file', v_object.name is not null and not image_sync.is_signable(v_object.name)),
-    ('unsigned', 'The record has no URL yet: the next sync signs it', v_object.name is not null and v_record.file_name is not null and not v_record.signed and image_sync.is_signable(v_object.name)),
-    ('expired', 'The URL has expired, or its expiry is unknown: the next sync signs it again', v_object.name is not null and v_record.expired),
-    ('expiring', 'The URL works and is due for renewal: the next sync signs it again', v_object.name is not null and v_record.usable_until < now() + v_settings.renew_before)
+    ('unsignable', 'Storage opens no URL of this name (non-ASCII characters, # % ~ ^ | [ ] { } < > quotes, tabs, a path segment . or ..): rename the file', v_object.name is not null and not v_is_signable),
+    ('unsigned', 'The record has no URL yet: the next sync signs it', v_object.name is not null and v_record.file_name is not null and not v_record.signed and v_is_signable),
+    ('foreign_url', 'The URL is of another address than the one that readers use: the next sync signs it anew', v_object.name is not null and v_record.is_foreign and v_is_signable),
+    ('expired', 'The URL has expired, or its expiry is unknown, or it was cut: the next sync signs it again', v_object.name is not null and v_record.expired and not v_record.is_foreign and v_is_signable),
+    ('expiring', 'The URL works and is due for renewal: the next sync signs it again', v_object.name is not null and v_record.usable_until < now() + v_settings.renew_before and not v_record.is_foreign and v_is_signable),
+    ('file_lost', 'When it was last opened, Storage had its row and no content: upload it again, then start a verify', v_unseen = 'file_lost' and v_object.bytes is distinct from 0),
+    ('not_an_image', 'When it was last opened, it was no image, whatever its name says: upload the right file, then start a verify', v_unseen = 'not_an_image'),
+    ('wrong_content_type', 'When it was last opened, it was an image under another content type: upload it again with its own, then start a verify', v_unseen = 'wrong_content_type')
   ) as c (code, detail, applies)
   where c.applies;
 
   return jsonb_build_object('file', jsonb_build_object(
     'bucket_id', p_bucket,
     'file_name', p_file,
-    'in_sync', coalesce(v_object.name is not null and v_record.usable_until is not null and v_object.bytes is distinct from 0 and image_sync.is_signable(v_object.name), false),
+    'in_sync', coalesce(v_object.name is not null and v_record.usable_until is not null and not v_record.is_foreign and v_object.bytes is distinct from 0 and v_is_signable and v_unseen is null, false),
     'object', case when v_object.name is not null then jsonb_build_object('extension', v_object.extension, 'bytes', v_object.bytes) end,
     'record', case when v_record.file_name is not null then jsonb_build_object('part_number', v_record.part_number, 'signed', v_record.signed, 'usable_until', v_record.usable_until) end,
-    'reasons', v_reasons
+    'reasons', v_reasons,
+    -- Other files of its part number, as a spreadsheet compares it, and pictures of its name with another extension.
+    'twins', (
+      select coalesce(jsonb_agg(t.name order by t.name collate "C"), '[]')
+      from (
+        select k.name
+        from image_sync.files_of_key(p_bucket, v_record.look_up_key) k
+        union
+        select b.name
+        from image_sync.files_beside(p_bucket, image_sync.stem_of(p_file)) b
+      ) as t
+      where t.name <> p_file
+    ),
+    'verified', image_sync.verified_file(p_bucket, p_file)
   ));
 end;
 $$;
 
 comment on function public.image_sync_file(text, text) is
-  'Whether a file has a record with a URL that works, and if not, every reason: unknown_file, moved, orphaned, excluded_extension, excluded, empty, missing, collided, unsignable, unsigned, expired, expiring. Problem: unknown_bucket (404).';
+  'Whether a file has a record with a URL that works, and if not, every reason: unknown_file, moved, orphaned, excluded_extension, excluded, empty, missing, collided, unsignable, unsigned, foreign_url, expired, expiring, file_lost, not_an_image, wrong_content_type. Problem: unknown_bucket (404).';
 
 revoke all on function public.image_sync_file(text, text) from public, anon, authenticated;
 grant execute on function public.image_sync_file(text, text) to service_role;
+
+-- register
+
+-- The register: what a spreadsheet reads. Everything that decides what it shows stands in image_sync.register_query().
+
+-- One row for each part of a bucket, with a URL that works: of this project, whole, not expired, of a file that is there and is not
+-- empty. What a part is, is what the report counts as one: image_sync.records.look_up_key. Where several files stand for one part,
+-- the one with the shortest part number is shown (the name itself rather than its copies), then the one with the shortest file name
+-- (not in a folder), then the last in byte order (000001.jpg rather than 000001.JPG). The rule knows no dates: the same picture stays.
+-- A view on views would look at tables with the rights of whoever reads it, and a function that a view calls is called with the
+-- rights of its reader: a reader has none. So the query names tables and calls nothing of ours, and two views are made of it.
+create or replace function image_sync.register_query()
+returns text
+language sql
+immutable
+set search_path = ''
+return $query$
+  select distinct on (p.bucket_id, k.look_up_key)
+    p.bucket_id,
+    k.look_up_key,
+    p.part_number::text as part_number,
+    p.file_name::text as file_name,
+    p.signed_url::text as signed_url,
+    p.signed_url_expires_at
+  from public.part_images p
+  cross join lateral (
+    -- The expression of part_images_look_up_key_idx, collation and all, so that a page is read from there.
+    select
+      (p.bucket_id || '/' || lower(regexp_replace(p.part_number, '( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$', '', 'i'))) collate "C" as look_up_key
+  ) as k
+  join (
+    -- image_sync.url_base() of each bucket.
+    select
+      s.bucket_id,
+      coalesce(
+        coalesce(
+          s.public_url,
+          (
+            select j.url
+            from image_sync.project j
+          )
+        )
+        || '/storage/v1/object/sign/'
+        || case
+          when s.bucket_id ~ '^[A-Za-z0-9_.-]+$' then s.bucket_id
+          else (
+            select string_agg(
+              case
+                when c.character ~ '[A-Za-z0-9_.!~*''()-]' then c.character
+                else upper(regexp_replace(encode(convert_to(c.character, 'UTF8'), 'hex'), '(..)', '%\1', 'g'))
+              end, '' order by c.place)
+            from regexp_split_to_table(s.bucket_id, '') with ordinality as c (character, place)
+          )
+        end
+        || '/', '') as url_base
+    from image_sync.settings s
+  ) as base
+    on base.bucket_id = p.bucket_id
+  join (
+    -- The files of image_sync.objects; the columns that Storage may lack are found as they are there.
+    select s.bucket_id, s.name, s.metadata -> 'size' as bytes
+    from (select false as is_delete_marker, null::timestamptz as archived_at) as absent
+    cross join lateral (
+      select o.bucket_id, o.name, o.metadata, is_delete_marker as is_deleted, archived_at is not null as is_archived
+      from storage.objects o
+    ) as s
+    where s.is_deleted is not true
+      and not s.is_archived
+  ) as file
+    on file.bucket_id = p.bucket_id
+    and file.name collate "C" = p.file_name
+  where p.part_number <> ''
+    and p.signed_url_expires_at > now()
+    and file.bytes is distinct from '0'
+    and starts_with(p.signed_url, base.url_base)
+    -- Whole, as in image_sync.records.
+    and (
+      length(split_part(split_part(p.signed_url, '?token=eyJ', 2), '.', 3)) in (43, 64, 86, 342, 512, 683)
+      or strpos(p.signed_url, '?token=') > 0 and not starts_with('eyJ', left(split_part(p.signed_url, '?token=', 2), 3))
+    )
+  order by p.bucket_id, k.look_up_key, length(p.part_number), length(p.file_name), p.file_name collate "C" desc
+$query$;
+
+comment on function image_sync.register_query() is
+  'The query of the register of every bucket: the one place that says what it shows. The views image_sync.register and public.part_register are made of it.';
+
+-- Made when this file is applied, and again when storage.objects has gained a column that tells what is no file any more.
+create or replace function image_sync.make_register()
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  execute 'create or replace view image_sync.register with (security_invoker = on) as ' || image_sync.register_query();
+  -- With the rights of its owner, so that a reader needs a right to this view and to nothing behind it; and nothing that a reader says
+  -- of its rows is asked before they are chosen.
+  execute format(
+    'create or replace view public.part_register with (security_barrier = on) as
+    select r.part_number, r.file_name, r.signed_url, r.signed_url_expires_at
+    from (%s) as r
+    where r.bucket_id = coalesce(
+      (
+        select q.bucket_id
+        from image_sync.readers q
+        where q.kind = ''odbc''
+          and q.name = current_user
+      ),
+      (
+        select s.bucket_id
+        from image_sync.settings s
+        order by s.register desc, s.bucket_id = ''part-images'' desc, s.bucket_id collate "C"
+        limit 1
+      )
+    )',
+    image_sync.register_query()
+  );
+end;
+$$;
+
+comment on function image_sync.make_register() is
+  'Makes the views image_sync.register and public.part_register, or makes them anew. Only their owner can.';
+
+select image_sync.make_register();
+
+comment on view image_sync.register is 'What the register of each bucket shows: one row for each part, with a URL that works. Walk it by (bucket_id, look_up_key): part_images_look_up_key_idx serves that.';
+comment on column image_sync.register.bucket_id is 'The bucket.';
+comment on column image_sync.register.look_up_key is 'What the rows of one part have in common, as in image_sync.records, in byte order.';
+comment on column image_sync.register.part_number is 'The part.';
+comment on column image_sync.register.file_name is 'The file that is shown of it.';
+comment on column image_sync.register.signed_url is 'A URL that shows the image without a key until signed_url_expires_at.';
+comment on column image_sync.register.signed_url_expires_at is 'When signed_url stops working.';
+
+comment on view public.part_register is 'For the spreadsheet: one row for each part of one bucket, with a URL that works. The bucket is that of the reader, for a role that image-sync reader add made; for anybody else the one whose settings say register. Which file is shown of several: image_sync.register_query().';
+comment on column public.part_register.part_number is 'The part.';
+comment on column public.part_register.file_name is 'The file that is shown of it.';
+comment on column public.part_register.signed_url is 'A URL that shows the image without a key until signed_url_expires_at.';
+comment on column public.part_register.signed_url_expires_at is 'When signed_url stops working.';
+
+revoke all on public.part_register from public, anon, authenticated, service_role;
+grant select on public.part_register, image_sync.register to service_role;
+
+-- The bucket that a request of the register means: the one that it names, else that of public.part_register. Null: it has no settings.
+create or replace function image_sync.register_bucket(p_bucket text)
+returns text
+language sql
+stable
+set search_path = ''
+return (
+  select s.bucket_id
+  from image_sync.settings s
+  where s.bucket_id = p_bucket
+    or p_bucket is null
+  order by s.register desc, s.bucket_id = 'part-images' desc, s.bucket_id collate "C"
+  limit 1
+);
+
+comment on function image_sync.register_bucket(text) is 'The bucket of a register that is asked for by name or, null, by none; null where it has no settings.';
+
+create or replace function image_sync.unknown_register(p_bucket text)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return image_sync.problem(
+  404, 'unknown_bucket', 'The bucket has no settings',
+  format('Cannot read the register of bucket %s: image_sync.settings has no row for it.', coalesce(p_bucket, '(none)'))
+);
+
+comment on function image_sync.unknown_register(text) is 'The problem unknown_bucket of a register.';
+
+-- What a page of the register holds, without the page: to tell whether anything has changed, and where the next page begins.
+--   p_after  the key of the last row before it, without its bucket
+-- Returns {"bucket_id", "rows", "tag": another one for other rows, "last": the key of its last row where it is full, else null}.
+create or replace function public.image_sync_register_tag(p_bucket text default null, p_after text default '', p_limit integer default 20000)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+-- In the order of the index of keys, whatever the statistics say: a page costs the same at the end of a million parts.
+set enable_seqscan = 'off'
+set enable_bitmapscan = 'off'
+set enable_sort = 'off'
+set enable_hashjoin = 'off'
+set enable_mergejoin = 'off'
+as $$
+declare
+  v_bucket constant text := image_sync.register_bucket(p_bucket);
+  v_limit constant integer := least(greatest(coalesce(p_limit, 20000), 1), 20000);
+begin
+  if v_bucket is null then
+    return image_sync.unknown_register(p_bucket);
+  end if;
+  return (
+    select jsonb_build_object(
+      'bucket_id', v_bucket,
+      'rows', count(*),
+      'tag', md5(concat_ws(' ', count(*), bit_xor(page.hash), sum(page.hash))),
+      'last', case when count(*) = v_limit then substr(max(page.look_up_key), length(v_bucket) + 2) end
+    )
+    from (
+      select
+        r.look_up_key,
+        hashtextextended(concat_ws(chr(31), r.part_number, r.file_name, r.signed_url, extract(epoch from r.signed_url_expires_at)), 0) as hash
+      from image_sync.register r
+      where r.bucket_id = v_bucket
+        and r.look_up_key > v_bucket || '/' || coalesce(p_after, '')
+        -- What follows the slash is a zero.
+        and r.look_up_key < v_bucket || '0'
+      order by r.look_up_key
+      limit v_limit
+    ) as page
+  );
+end;
+$$;
+
+comment on function public.image_sync_register_tag(text, text, integer) is
+  'A tag of a page of the register, 1 to 20,000 rows behind p_after: {"bucket_id", "rows", "tag", "last"}. Without p_bucket it is that of public.part_register. Problem: unknown_bucket (404).';
+
+-- A page of the register as lines of CSV (RFC 4180): every field in quotes, so that no other separator splits it. A text that a
+-- spreadsheet would run begins with an apostrophe, unless p_raw: behind spaces and invisible characters a sign that begins a formula,
+-- of full width too, or a tab or line break.
+--   p_after, p_until  keys as image_sync_register_tag gives them; null: to the end
+-- Returns {"csv", "last": the key of its last row where it is full, else null}.
+create or replace function public.image_sync_register(
+  p_bucket text,
+  p_after text default '',
+  p_until text default null,
+  p_raw boolean default false,
+  p_limit integer default 5000
+)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+set enable_seqscan = 'off'
+set enable_bitmapscan = 'off'
+set enable_sort = 'off'
+set enable_hashjoin = 'off'
+set enable_mergejoin = 'off'
+as $$
+declare
+  v_limit constant integer := least(greatest(coalesce(p_limit, 5000), 1), 5000);
+  v_until constant text := case when p_until is null then p_bucket || '0' else p_bucket || '/' || p_until || chr(1) end;
+  v_runs constant text := case
+    -- Matches nothing.
+    when p_raw then '$.'
+    else '^([\t\r\n]|[\u0001-\u0020\u007f-\u00a0\u00ad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff]*[=+@\uff1d\uff0b\uff0d\uff20-])'
+  end;
+begin
+  return (
+    select jsonb_build_object(
+      'csv', coalesce(string_agg(
+        '"' || case when page.part_number ~ v_runs then '''' else '' end || replace(page.part_number, '"', '""')
+        || '","' || case when page.file_name ~ v_runs then '''' else '' end || replace(page.file_name, '"', '""')
+        || '","' || replace(page.signed_url, '"', '""')
+        || '","' || to_char(page.signed_url_expires_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || e'"\r\n',
+        '' order by page.look_up_key
+      ), ''),
+      'last', case when count(*) = v_limit then substr(max(page.look_up_key), length(p_bucket) + 2) end
+    )
+    from (
+      select r.look_up_key, r.part_number, r.file_name, r.signed_url, r.signed_url_expires_at
+      from image_sync.register r
+      where r.bucket_id = p_bucket
+        and r.look_up_key > p_bucket || '/' || coalesce(p_after, '')
+        and r.look_up_key < v_until
+      order by r.look_up_key
+      limit v_limit
+    ) as page
+  );
+end;
+$$;
+
+comment on function public.image_sync_register(text, text, text, boolean, integer) is
+  'A page of the register of a bucket as lines of CSV, 1 to 5,000 rows behind p_after and not behind p_until: {"csv", "last"}. What a spreadsheet would run begins with an apostrophe, unless p_raw.';
+
+revoke all on function
+  image_sync.register_query(),
+  image_sync.make_register(),
+  image_sync.register_bucket(text),
+  image_sync.unknown_register(text)
+from public;
+revoke all on function
+  public.image_sync_register_tag(text, text, integer),
+  public.image_sync_register(text, text, text, boolean, integer)
+from public, anon, authenticated;
+grant execute on function
+  image_sync.register_query(),
+  image_sync.make_register(),
+  image_sync.register_bucket(text),
+  image_sync.unknown_register(text),
+  public.image_sync_register_tag(text, text, integer),
+  public.image_sync_register(text, text, text, boolean, integer)
+to service_role;
 
 -- privileges
 

@@ -12,7 +12,7 @@ return left(
       regexp_replace(p_words, 'token=[^\s"''&]+', 'token=[redacted]', 'g'),
       'eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+', '[redacted]', 'g'
     ),
-    'sb_(secret|publishable)_[A-Za-z0-9_-]+', 'sb_\1_[redacted]', 'g'
+    '(sb_secret|sb_publishable|\misr)_[A-Za-z0-9_-]+', '\1_[redacted]', 'g'
   ),
   500
 );

@@ -68,3 +68,38 @@ alter table image_sync.settings enable row level security;
 grant select, insert, update, delete on image_sync.settings to service_role;
 
 insert into image_sync.settings (bucket_id) values ('part-images');
+
+-- step 1.1.0
+alter table image_sync.settings add column register boolean not null default false;
+
+comment on column image_sync.settings.register is 'Whether public.part_register shows this bucket. Where none says so, or several do, it is part-images, else the first by name.';
+
+update image_sync.settings s
+set register = true
+where s.bucket_id = 'part-images';
+
+-- A pattern of like that ends with a lone escape character is an error whatever it is matched with: it would end every run.
+update image_sync.settings s
+set exclude = array(
+  select case when p.pattern ~ '(^|[^\\])(\\\\)*\\$' then p.pattern || '\' else p.pattern end
+  from unnest(s.exclude) with ordinality as p (pattern, place)
+  order by p.place
+)
+where array_to_string(s.exclude, E'\n') ~ '\\';
+
+alter table image_sync.settings
+  drop constraint settings_exclude_check,
+  add constraint settings_exclude_check check (
+    array_position(exclude, null) is null
+    and array_position(exclude, '') is null
+    -- One pattern a line.
+    and array_to_string(exclude, E'\n') !~ '(^|[^\\])(\\\\)*\\(\n|$)'
+  ),
+  -- In like _ is any character: MYMACOSX/ is a folder like any other. And the bins of Windows and of network drives are none.
+  alter column exclude set default '{.%,%/.%,"\\_\\_MACOSX/%","%/\\_\\_MACOSX/%",@eaDir/%,%/@eaDir/%,#recycle/%,%/#recycle/%,$RECYCLE.BIN/%,%/$RECYCLE.BIN/%,"System Volume Information/%","%/System Volume Information/%",Thumbs.db,%/Thumbs.db,desktop.ini,%/desktop.ini}';
+
+update image_sync.settings s
+set exclude = default
+where s.exclude = '{.%,%/.%,__MACOSX/%,%/__MACOSX/%,@eaDir/%,%/@eaDir/%,Thumbs.db,%/Thumbs.db,desktop.ini,%/desktop.ini}';
+
+comment on column image_sync.settings.exclude is 'Patterns of LIKE (% any text, _ any character, \ before either for itself); an object whose whole name matches one of them, and that has no record, is left out. Hidden and system files and bins of the common systems by default; add thumbs/% to leave a folder out.';

@@ -64,6 +64,10 @@ begin
         and o.name <> '.emptyFolderPlaceholder'
         and o.name not like '%/.emptyFolderPlaceholder'
   $view$;
+  -- The register looks at the same columns; while a first installation is under way there is none yet.
+  if to_regproc('image_sync.make_register') is not null then
+    perform image_sync.make_register();
+  end if;
   return true;
 exception
   when lock_not_available then
@@ -85,6 +89,10 @@ comment on column image_sync.objects.extension is 'What follows the last dot of 
 comment on column image_sync.objects.id is 'What stays of an object when it is renamed or moved, also to another bucket.';
 comment on column image_sync.objects.bytes is 'Size in bytes as the upload recorded it; null where that is unknown.';
 
+-- A column that was a varchar(255) has cut URLs, which work for nobody. The token of one that is whole has three parts, the last of
+-- them a signature of a known length: 32, 48 or 64 bytes (HMAC, ECDSA), 256, 384 or 512 (RSA), in base64url. Said twice because a
+-- function could not be inlined: of a thousand URLs this costs 1.5 ms, a function 4,
+-- a regular expression 34.
 create or replace view image_sync.records with (security_invoker = on) as
 select
   p.bucket_id,
@@ -92,8 +100,20 @@ select
   p.part_number,
   p.signed_url,
   nullif(p.signed_url, '') is not null as signed,
-  nullif(p.signed_url, '') is not null and coalesce(p.signed_url_expires_at <= now(), true) as expired,
-  case when nullif(p.signed_url, '') is not null and p.signed_url_expires_at > now() then p.signed_url_expires_at end as usable_until,
+  nullif(p.signed_url, '') is not null and not coalesce(
+    p.signed_url_expires_at > now() and (
+      length(split_part(split_part(p.signed_url, '?token=eyJ', 2), '.', 3)) in (43, 64, 86, 342, 512, 683)
+      -- A token of another kind; what is left of eyJ is none.
+      or strpos(p.signed_url, '?token=') > 0 and not starts_with('eyJ', left(split_part(p.signed_url, '?token=', 2), 3))
+    ), false
+  ) as expired,
+  case
+    when p.signed_url_expires_at > now() and (
+      length(split_part(split_part(p.signed_url, '?token=eyJ', 2), '.', 3)) in (43, 64, 86, 342, 512, 683)
+      -- A token of another kind; what is left of eyJ is none.
+      or strpos(p.signed_url, '?token=') > 0 and not starts_with('eyJ', left(split_part(p.signed_url, '?token=', 2), 3))
+    ) then p.signed_url_expires_at
+  end as usable_until,
   p.object_id,
   p.bucket_id || '/' || lower(
     case
@@ -109,7 +129,7 @@ comment on column image_sync.records.file_name is 'The object that the record is
 comment on column image_sync.records.part_number is 'The file name without folders and extension, or what the record''s owner made of it.';
 comment on column image_sync.records.signed_url is 'The URL. Whether it is one of this project''s: starts_with(signed_url, image_sync.url_base(...)).';
 comment on column image_sync.records.signed is 'There is a URL, working or not.';
-comment on column image_sync.records.expired is 'There is a URL and it has expired, or its expiry is unknown.';
+comment on column image_sync.records.expired is 'There is a URL and it has expired, or its expiry is unknown, or it was cut.';
 comment on column image_sync.records.usable_until is 'Until when the URL works; null where it does not.';
 comment on column image_sync.records.look_up_key is 'The part number as a look-up in a spreadsheet takes it, and as copies of one file have it in common: without regard to case, spaces at the end, " (1)", " - Copy" and the like, "_JPG"; behind the bucket and a slash. The expression of part_images_twins_idx.';
 comment on column image_sync.records.object_id is 'The object that the record is of, by its id; null where that is not known yet.';

@@ -87,6 +87,62 @@ return p_sqlstate in ('55P03', '40P01');
 
 comment on function image_sync.is_held(text) is 'Whether an error of this SQLSTATE is a lock that was not to be had: lock_not_available or deadlock_detected.';
 
+-- What a table may say at the end of a transaction (a deferred constraint, a constraint trigger) would end a whole call with all of
+-- its rows, and nobody could tell which row it was about. So it is asked after each statement that writes, where what it refuses
+-- costs itself alone; and it is deferred until then, as its owner may count on.
+create or replace function image_sync.check_deferred()
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  set constraints all immediate;
+  set constraints all deferred;
+end;
+$$;
+
+comment on function image_sync.check_deferred() is 'Lets constraints and triggers that are deferred to the end of the transaction say now what they would say then.';
+
+-- Where somebody holds the whole table (create index, lock table), none of its rows is held by itself: nothing is left out, named or
+-- given up for it. Called after a lock was not to be had.
+create or replace function image_sync.need_table()
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  lock table public.part_images in row exclusive mode;
+end;
+$$;
+
+comment on function image_sync.need_table() is 'Raises lock_not_available where somebody else holds public.part_images as a whole, so that the attempt is made again later.';
+
+-- Whether an error says that the key of a record is taken: by a constraint of part_images itself, not by one of a table that a trigger
+-- of its owner writes.
+create or replace function image_sync.is_taken(p_sqlstate text, p_schema text, p_table text)
+returns boolean
+language sql
+immutable
+set search_path = ''
+return p_sqlstate in ('23505', '23P01') and p_schema = 'public' and p_table = 'part_images';
+
+comment on function image_sync.is_taken(text, text, text) is 'Whether an error of this SQLSTATE and table is a unique or exclusion constraint of public.part_images.';
+
+-- A record without a URL has null there, or the empty text where its owner forbids null: both are none.
+create or replace function image_sync.no_url()
+returns text
+language sql
+stable
+set search_path = ''
+return (
+  select case when a.attnotnull then '' end
+  from pg_catalog.pg_attribute a
+  where a.attrelid = 'public.part_images'::regclass
+    and a.attname = 'signed_url'
+);
+
+comment on function image_sync.no_url() is 'What signed_url holds where there is no URL: null, or the empty text where null is forbidden.';
+
 -- A row that is tried by itself waits 20 ms for a lock, and hardly at all once a second has gone into waiting: a thousand rows that
 -- somebody holds must not add up to the statement timeout.
 create or replace function image_sync.row_patience(p_since timestamptz)
@@ -155,6 +211,8 @@ as $$
 declare
   v_since constant timestamptz := clock_timestamp();
   v_missing record;
+  v_schema text;
+  v_table text;
 begin
   inserted := '{}';
   held := '{}';
@@ -167,15 +225,17 @@ begin
     perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
     begin
       insert into public.part_images (bucket_id, file_name, part_number, object_id)
-      values (p_bucket_id, v_missing.name, v_missing.part_number, v_missing.id)
-      on conflict do nothing;
-      if found then
-        inserted := inserted || v_missing.name;
-      end if;
+      values (p_bucket_id, v_missing.name, v_missing.part_number, v_missing.id);
+      perform image_sync.check_deferred();
+      inserted := inserted || v_missing.name;
     exception
+      -- Not "on conflict do nothing": that refuses every row of a table with a deferrable key.
       when others then
+        get stacked diagnostics v_schema = schema_name, v_table = table_name;
         if image_sync.is_held(sqlstate) then
           held := held || v_missing.name;
+        elsif image_sync.is_taken(sqlstate, v_schema, v_table) then
+          continue;
         elsif image_sync.is_refusal(sqlstate) then
           problems := problems || image_sync.item_problem(v_missing.name, 'record_refused', sqlerrm);
         else
@@ -222,7 +282,7 @@ begin
   begin
     with added as (
       insert into public.part_images (bucket_id, file_name, part_number, object_id, signed_url, signed_url_expires_at)
-      select p_bucket_id, m.name, m.part_number, m.id, s.url, to_timestamp(s.expires)
+      select p_bucket_id, m.name, m.part_number, m.id, coalesce(s.url, (select image_sync.no_url())), to_timestamp(s.expires)
       from unnest(v_chunk.to_insert, v_chunk.to_insert_ids, image_sync.part_numbers_of(v_chunk.to_insert)) as m (name, id, part_number)
       left join unnest(p_names, p_urls, p_expires) as s (name, url, expires) on s.name = m.name
       -- What was signed a moment ago was there; anything else may be gone since it was listed.
@@ -237,9 +297,10 @@ begin
       order by m.name collate "C"
       returning file_name, signed_url
     )
-    select coalesce(array_agg(added.file_name), '{}'), count(added.signed_url)
+    select coalesce(array_agg(added.file_name), '{}'), count(nullif(added.signed_url, ''))
     into v_inserted, v_signed
     from added;
+    perform image_sync.check_deferred();
   exception
     -- A constraint or a trigger of the table's owner refuses a row, somebody else inserted one meanwhile, or is about to: find out
     -- which, so that the others get in. Their URLs are stored like those of any record. Saying on conflict above would make every
@@ -247,6 +308,8 @@ begin
     when others then
       if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
         raise;
+      elsif image_sync.is_held(sqlstate) then
+        perform image_sync.need_table();
       end if;
       select coalesce(array_agg(m.name), '{}') as names, coalesce(array_agg(m.id), '{}') as ids
       into v_present
@@ -377,6 +440,7 @@ begin
       where p.bucket_id = p_bucket_id
         and p.file_name collate "C" = v_signed.name;
       if found then
+        perform image_sync.check_deferred();
         stored := stored + 1;
       end if;
     exception
@@ -426,10 +490,13 @@ begin
     and p.file_name collate "C" > p_from_key
     and p.file_name collate "C" <= p_last_key;
   get diagnostics stored = row_count;
+  perform image_sync.check_deferred();
 exception
   when others then
     if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
       raise;
+    elsif image_sync.is_held(sqlstate) then
+      perform image_sync.need_table();
     end if;
     select o.stored, o.held, o.problems
     into stored, held, problems
@@ -439,6 +506,42 @@ $$;
 
 comment on function image_sync.store_urls(text, text, text, text[], text[], bigint[]) is
   'Stores URLs in the records of a range. Returns how many were stored, the names that somebody else holds (a lock of more than 400 ms), and the problems of those that the table refuses: neither costs the others anything.';
+
+-- Takes the URLs of records away. It can wait: a row that somebody holds, or that the table does not let go without, keeps its own.
+create or replace function image_sync.withdraw_urls(p_bucket_id text, p_from_key text, p_last_key text, p_names text[])
+returns void
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+begin
+  with free as materialized (
+    select p.file_name
+    from public.part_images p
+    where p.bucket_id = p_bucket_id
+      and p.file_name collate "C" = any (p_names)
+      and p.file_name collate "C" > p_from_key
+      and p.file_name collate "C" <= p_last_key
+      and nullif(p.signed_url, '') is not null
+    for no key update skip locked
+  )
+  update public.part_images p
+  set signed_url = image_sync.no_url(), signed_url_expires_at = null
+  from free f
+  where p.bucket_id = p_bucket_id
+    and p.file_name collate "C" = f.file_name
+    and p.file_name collate "C" > p_from_key
+    and p.file_name collate "C" <= p_last_key;
+  perform image_sync.check_deferred();
+exception
+  when others then
+    if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+      raise;
+    end if;
+end;
+$$;
+
+comment on function image_sync.withdraw_urls(text, text, text, text[]) is 'Leaves the named records of a range without a URL, but for those that somebody holds, and none where the table refuses one.';
 
 -- Whether two records of one part number are impossible, by a unique index of the table's owner.
 create or replace function image_sync.part_number_is_unique()
@@ -463,6 +566,11 @@ comment on function image_sync.part_number_is_unique() is 'True where the table'
 
 revoke all on function
   image_sync.is_refusal(text),
+  image_sync.check_deferred(),
+  image_sync.need_table(),
+  image_sync.is_taken(text, text, text),
+  image_sync.no_url(),
+  image_sync.withdraw_urls(text, text, text, text[]),
   image_sync.is_held(text),
   image_sync.row_patience(timestamptz),
   image_sync.item_problem(text, text, text),
@@ -477,6 +585,11 @@ revoke all on function
 from public;
 grant execute on function
   image_sync.is_refusal(text),
+  image_sync.check_deferred(),
+  image_sync.need_table(),
+  image_sync.is_taken(text, text, text),
+  image_sync.no_url(),
+  image_sync.withdraw_urls(text, text, text, text[]),
   image_sync.is_held(text),
   image_sync.row_patience(timestamptz),
   image_sync.item_problem(text, text, text),

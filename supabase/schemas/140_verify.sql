@@ -90,6 +90,53 @@ $$;
 comment on function image_sync.lease_targets(image_sync.runs, image_sync.settings, text[]) is
   'The URLs of these names as [{"name", "url"}], for the worker''s eyes alone; the run''s next chunk waits until they can have been opened at settings.verify_rate.';
 
+-- What Storage rejected is signed anew by the next sync, once its expiry is forgotten. A row that somebody holds is not waited for,
+-- and a table that refuses keeps what it has: the verify says of each all the same what was to be seen.
+create or replace function image_sync.forget_rejected(p_run image_sync.runs, p_chunk image_sync.chunks, p_failures jsonb)
+returns integer
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
+declare
+  v_forgotten integer;
+begin
+  with free as materialized (
+    select p.bucket_id, p.file_name
+    from jsonb_to_recordset(p_failures) as e (name text, code text, url text)
+    join public.part_images p
+      on p.bucket_id = p_run.bucket_id
+      and p.file_name collate "C" = e.name
+      and p.file_name collate "C" > p_chunk.from_key
+      and p.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
+      and p.signed_url = e.url
+    where e.code = 'url_rejected'
+    for update of p skip locked
+  ), forgotten as (
+    update public.part_images p
+    set signed_url_expires_at = null
+    from free f
+    where p.bucket_id = f.bucket_id
+      and p.file_name = f.file_name
+    returning 1
+  )
+  select count(*)
+  into v_forgotten
+  from forgotten;
+  perform image_sync.check_deferred();
+  return v_forgotten;
+exception
+  when others then
+    if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+      raise;
+    end if;
+    return 0;
+end;
+$$;
+
+comment on function image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb) is
+  'Forgets the expiry of the chunk''s records whose URL was rejected, unless they have got another one meanwhile, are held, or the table refuses. Returns how many.';
+
 -- Closes a chunk of a verify.
 --   p_shown     the names whose URL showed an image
 --   p_failures  [{"name", "code", "error", "url"}], the URL only where it was rejected: such a record's expiry is forgotten, so that
@@ -139,29 +186,7 @@ begin
   into v_failures, v_counts
   from numbered n;
 
-  with free as (
-    -- A row that somebody holds is not waited for.
-    select p.bucket_id, p.file_name
-    from jsonb_to_recordset(p_failures) as e (name text, code text, url text)
-    join public.part_images p
-      on p.bucket_id = p_run.bucket_id
-      and p.file_name collate "C" = e.name
-      and p.file_name collate "C" > v_chunk.from_key
-      and p.file_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
-      and p.signed_url = e.url
-    where e.code = 'url_rejected'
-    for update of p skip locked
-  ), forgotten as (
-    update public.part_images p
-    set signed_url_expires_at = null
-    from free f
-    where p.bucket_id = f.bucket_id
-      and p.file_name = f.file_name
-    returning 1
-  )
-  select count(*)
-  into v_forgotten
-  from forgotten;
+  v_forgotten := image_sync.forget_rejected(p_run, v_chunk, p_failures);
 
   update image_sync.chunks c
   set
@@ -215,6 +240,7 @@ end;
 comment on function image_sync.tell_lost(text, jsonb) is 'What a probe gave, with file_gone turned into file_lost where the object is there.';
 
 revoke all on function
+  image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb),
   image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.pace_left(image_sync.runs),
@@ -223,6 +249,7 @@ revoke all on function
   image_sync.tell_lost(text, jsonb)
 from public;
 grant execute on function
+  image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb),
   image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.pace_left(image_sync.runs),

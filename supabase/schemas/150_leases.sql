@@ -162,7 +162,7 @@ declare
   v_failures jsonb;
   v_url_base constant text := image_sync.url_base(p_settings);
 begin
-  if p_run.mode = 'verify' then
+  if p_run.mode = 'verify' and p_error is null then
     return image_sync.close_verified(p_run, p_token, p_names, p_failures, p_storage_calls, p_retries);
   end if;
   select c.*
@@ -228,15 +228,11 @@ begin
 
   -- A URL of a name that no URL can open is none.
   if p_failures <> '[]' then
-    update public.part_images p
-    set signed_url = null, signed_url_expires_at = null
-    from jsonb_to_recordset(p_failures) as e (name text)
-    where p.bucket_id = p_run.bucket_id
-      and p.file_name collate "C" = e.name
-      and p.file_name collate "C" > v_chunk.from_key
-      and p.file_name collate "C" <= v_last_key
-      and p.signed_url is not null
-      and not image_sync.is_signable(e.name);
+    perform image_sync.withdraw_urls(p_run.bucket_id, v_chunk.from_key, v_last_key, array(
+      select e.name
+      from jsonb_to_recordset(p_failures) as e (name text)
+      where not image_sync.is_signable(e.name)
+    ));
   end if;
 
   -- An object that went away since it was listed is no failure: its record is orphaned from now on.
@@ -280,27 +276,34 @@ begin
       );
   end if;
 
-  with measured as (
+  with ranged as materialized (
+    select
+      q.signed and starts_with(q.signed_url, v_url_base) as signed,
+      q.expired and starts_with(q.signed_url, v_url_base) as expired,
+      case when starts_with(q.signed_url, v_url_base) then q.usable_until end as usable_until
+    from image_sync.records q
+    where q.bucket_id = p_run.bucket_id
+      and q.file_name collate "C" > v_chunk.from_key
+      and q.file_name collate "C" <= v_last_key
+      -- Counted where their files are.
+      and q.file_name <> all (v_chunk.departing)
+  ), measured as (
     select
       count(*) as records,
       count(*) filter (where r.signed) as records_signed,
       count(*) filter (where r.expired) as records_expired,
       count(r.usable_until) as usable,
-      min(r.usable_until) as soonest_expiry
-    from (
-      select
-        q.bucket_id,
-        q.file_name,
-        q.signed and starts_with(q.signed_url, v_url_base) as signed,
-        q.expired and starts_with(q.signed_url, v_url_base) as expired,
-        case when starts_with(q.signed_url, v_url_base) then q.usable_until end as usable_until
-      from image_sync.records q
-    ) as r
-    where r.bucket_id = p_run.bucket_id
-      and r.file_name collate "C" > v_chunk.from_key
-      and r.file_name collate "C" <= v_last_key
-      -- Counted where their files are.
-      and r.file_name <> all (v_chunk.departing)
+      min(r.usable_until) as soonest_expiry,
+      (
+        select jsonb_object_agg(d.day, d.urls)
+        from (
+          select (u.usable_until at time zone 'UTC')::date as day, count(*) as urls
+          from ranged u
+          where u.usable_until is not null
+          group by 1
+        ) as d
+      ) as expiry
+    from ranged r
   )
   update image_sync.chunks c
   set
@@ -314,7 +317,7 @@ begin
     to_insert_ids = '{}',
     inserted_names = '{}',
     moved_names = '{}',
-    facts = v_chunk.facts,
+    facts = v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('expiry', measured.expiry)),
     to_sign = v_to_sign,
     signed = v_stored,
     updated = v_stored - v_insertion.signed,
@@ -614,7 +617,7 @@ begin
     recorded = v_chunk.recorded,
     inserted = v_chunk.inserted,
     moved = v_chunk.moved - v_unmoved,
-    unmoved = v_unmoved,
+    unmoved = v_chunk.unmoved + v_unmoved,
     missing = v_chunk.missing,
     to_insert = '{}',
     to_insert_ids = '{}',

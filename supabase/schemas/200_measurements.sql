@@ -73,12 +73,40 @@ return (
       'expired', counted.expired,
       'soonest_expiry', counted.soonest_expiry
     ),
+    -- URLs by the day on which they die.
+    'expiry', (
+      select coalesce(jsonb_object_agg(d.day, d.urls), '{}')
+      from (
+        select e.day, sum(e.urls::bigint) as urls
+        from image_sync.chunks c
+        cross join lateral jsonb_each_text(c.facts -> 'expiry') as e (day, urls)
+        where c.run_id = p_run.id
+        group by e.day
+      ) as d
+    ),
     'difference', jsonb_build_object(
       'missing', jsonb_build_object('count', counted.missing, 'samples', image_sync.samples(p_run.id, 'missing')),
       'orphaned', jsonb_build_object('count', counted.orphaned, 'samples', image_sync.samples(p_run.id, 'orphaned')),
       'collided', jsonb_build_object('count', counted.collided, 'samples', image_sync.samples(p_run.id, 'collided')),
       -- In an analyze: that would move. In a sync they did.
       'moved', jsonb_build_object('count', case when p_run.mode = 'sync' then 0 else counted.moved end, 'samples', case when p_run.mode = 'sync' then '[]' else image_sync.samples(p_run.id, 'moved') end)
+    ),
+    'moved_away', (
+      select jsonb_build_object('count', coalesce(sum((c.facts #> '{away,count}')::bigint), 0), 'files', coalesce((
+        select jsonb_agg(few.file)
+        from (
+          select e.file
+          from image_sync.chunks k
+          cross join lateral jsonb_array_elements(k.facts #> '{away,files}') as e (file)
+          where k.run_id = p_run.id
+            and k.facts ? 'away'
+          order by k.number
+          limit 20
+        ) as few
+      ), '[]'))
+      from image_sync.chunks c
+      where c.run_id = p_run.id
+        and c.facts ? 'away'
     ),
     -- Rounded down: 1 means all of them.
     'coverage', jsonb_build_object(

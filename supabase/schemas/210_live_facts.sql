@@ -55,7 +55,7 @@ begin
   return (
     with spelled as (
       select
-        case lower(trim(p_schedule))
+        case lower(btrim(p_schedule, E' \t\r\n'))
           when '@yearly' then '0 0 1 1 *'
           when '@annually' then '0 0 1 1 *'
           when '@monthly' then '0 0 1 * *'
@@ -63,7 +63,7 @@ begin
           when '@daily' then '0 0 * * *'
           when '@midnight' then '0 0 * * *'
           when '@hourly' then '0 * * * *'
-          else lower(trim(p_schedule))
+          else lower(btrim(p_schedule, E' \t\r\n'))
         end as schedule
     ), fields as (
       select regexp_split_to_array(spelled.schedule, '\s+') as f
@@ -121,6 +121,20 @@ $$;
 
 comment on function image_sync.next_time(text, timestamptz) is 'The next time that a schedule of pg_cron is due after a moment; null for what is none.';
 
+-- A report that met one lock would meet it again for each thing and each bucket: it has waited enough.
+create or replace function image_sync.wait_no_more()
+returns void
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  perform set_config('lock_timeout', '1ms', true);
+end;
+$$;
+
+comment on function image_sync.wait_no_more() is 'Makes the rest of the calling statement wait for no lock, up to the function that sets its own lock_timeout.';
+
 -- The jobs that the schedule consists of, by what they do and whose they are: the name is the operator's.
 create or replace function image_sync.scheduled_jobs()
 returns table (name text, line text, jobid bigint, schedule text)
@@ -145,7 +159,12 @@ begin
       from pg_catalog.pg_namespace n
       where n.nspname = 'image_sync'
     )
-    and j.command ~* format('\m(select|perform|call)\s+image_sync\.%s\s*\(\s*\)', w.calls);
+    -- What is left of the command without its comments and texts calls it, however that is written.
+    and regexp_replace(
+      -- One after the other: side by side the longest match would win, from the first comment to the last.
+      regexp_replace(regexp_replace(regexp_replace(j.command, '/\*.*?\*/', ' ', 'g'), '--[^\n]*', ' ', 'g'), '''[^'']*''', ' ', 'g'),
+      '["\s]+', ' ', 'g'
+    ) ~* format('\m(select|perform|call|from|execute)\M[^;]*\mimage_sync ?\. ?%s ?\( ?\)', w.calls);
 end;
 $$;
 
@@ -212,6 +231,10 @@ begin
     ));
   end if;
   return v_facts;
+exception
+  when lock_not_available then
+    perform image_sync.wait_no_more();
+    return '{"missing_jobs": [], "schedules": [], "failed_jobs": []}'::jsonb || v_facts;
 end;
 $$;
 
@@ -242,6 +265,9 @@ begin
 exception
   when insufficient_privilege then
     return jsonb_build_object('listing_refused', true);
+  when lock_not_available then
+    perform image_sync.wait_no_more();
+    return jsonb_build_object('listing_locked', true);
 end;
 $$;
 
@@ -254,7 +280,6 @@ returns jsonb
 language plpgsql
 stable
 set search_path = ''
-set lock_timeout = '1s'
 as $$
 begin
   return jsonb_build_object(
@@ -286,6 +311,7 @@ exception
   when insufficient_privilege then
     return jsonb_build_object('table_refused', true);
   when lock_not_available then
+    perform image_sync.wait_no_more();
     return jsonb_build_object('table_locked', true);
 end;
 $$;
@@ -300,7 +326,6 @@ returns jsonb
 language plpgsql
 stable
 set search_path = ''
-set lock_timeout = '1s'
 as $$
 begin
   return (
@@ -343,7 +368,10 @@ begin
     from strays t
   );
 exception
-  when insufficient_privilege or lock_not_available then
+  when insufficient_privilege then
+    return jsonb_build_object('strays', jsonb_build_array());
+  when lock_not_available then
+    perform image_sync.wait_no_more();
     return jsonb_build_object('strays', jsonb_build_array());
 end;
 $$;
@@ -374,6 +402,7 @@ $$;
 comment on function image_sync.standing_run(text) is 'The open run of the bucket that stands still, since when and why; null where none does.';
 
 revoke all on function
+  image_sync.wait_no_more(),
   image_sync.cron_field(text, integer, integer),
   image_sync.number_names(text, text[], integer),
   image_sync.next_time(text, timestamptz),
@@ -385,6 +414,7 @@ revoke all on function
   image_sync.standing_run(text)
 from public;
 grant execute on function
+  image_sync.wait_no_more(),
   image_sync.cron_field(text, integer, integer),
   image_sync.number_names(text, text[], integer),
   image_sync.next_time(text, timestamptz),

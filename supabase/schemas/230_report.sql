@@ -29,6 +29,7 @@ returns jsonb
 language plpgsql
 stable
 set search_path = ''
+set plan_cache_mode = 'force_generic_plan'
 as $$
 begin
   return (
@@ -47,19 +48,24 @@ begin
             -- What fails for single files has a finding of its own and must not hide, night after night, that the rest went well.
             and (r.outcome = 'succeeded' or r.stop_reason in ('items_failed', 'row_locked', 'database_timeout', 'records_refused'))
         )
-      ) || image_sync.bucket_facts(p_settings.bucket_id) || image_sync.table_facts(p_settings.bucket_id) || image_sync.stray_facts(p_settings.bucket_id),
+      ) || image_sync.bucket_facts(p_settings.bucket_id) || image_sync.table_facts(p_settings.bucket_id) || image_sync.stray_facts(p_settings.bucket_id) || image_sync.reader_facts(p_settings),
       'schedule', image_sync.schedule_facts(),
       -- The newest measurement, with the probe of the newest sync: an analyze fetches nothing.
       'measured', (
-        select r.report || jsonb_build_object('probe', (
-          select s.report -> 'probe'
-          from image_sync.runs s
-          where s.bucket_id = p_settings.bucket_id
-            and s.mode = 'sync'
-            and s.report is not null
-          order by s.finished_at desc
-          limit 1
-        ))
+        select r.report || jsonb_build_object(
+          'probe', (
+            select s.report -> 'probe'
+            from image_sync.runs s
+            where s.bucket_id = p_settings.bucket_id
+              and s.mode = 'sync'
+              and s.report is not null
+            order by s.finished_at desc
+            limit 1
+          ),
+          'moved_away', case
+            when (r.report #> '{moved_away,count}')::bigint > 0 then image_sync.still_away(p_settings.bucket_id, r.report -> 'moved_away')
+          end
+        )
         from image_sync.runs r
         where r.bucket_id = p_settings.bucket_id
           and r.report is not null
@@ -103,7 +109,8 @@ return coalesce((p_measured #>> '{coverage,signed}')::numeric, 1) >= 0.99
     coalesce((p_measured #>> '{difference,orphaned,count}')::bigint, 0)
     + coalesce((p_measured ->> 'unsigned_with_object')::bigint, 0)
     + coalesce((p_measured ->> 'expired_with_object')::bigint, 0)
-  ) <= coalesce((p_measured #>> '{records,total}')::bigint, 0);
+    + coalesce((p_measured #>> '{moved_away,count}')::bigint, 0)
+  ) <= coalesce((p_measured #>> '{records,total}')::bigint, 0) + coalesce((p_measured #>> '{moved_away,count}')::bigint, 0);
 
 comment on function image_sync.shows_enough(jsonb) is
   'Whether, by a measurement, at least 99 % of the images have a working URL and at most 1 % of the records show nothing.';
@@ -123,14 +130,12 @@ return coalesce(
 comment on function image_sync.shows_what_it_says(jsonb) is
   'Whether, by the newest verify and what came after it, at most 1 % of the URLs show no image; true where there was none.';
 
--- The status report.
-create or replace function public.image_sync_report(p_bucket text)
+-- The status report, as far as nobody holds what it looks at: its caller says how long that is waited for.
+create or replace function image_sync.report_of(p_bucket text)
 returns jsonb
 language plpgsql
 stable
 set search_path = ''
--- Whatever somebody holds: the report says what it can see.
-set lock_timeout = '1s'
 as $$
 declare
   v_settings image_sync.settings;
@@ -190,10 +195,26 @@ begin
 end;
 $$;
 
+comment on function image_sync.report_of(text) is 'The status report of a bucket, as {"report"} or {"problem"}.';
+
+create or replace function public.image_sync_report(p_bucket text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+-- Whatever somebody holds: the report says what it can see.
+set lock_timeout = '1s'
+as $$
+begin
+  return image_sync.report_of(p_bucket);
+end;
+$$;
+
 comment on function public.image_sync_report(text) is
   'The status report of a bucket: what the last run measured, the last run of each mode, the open run, the next one, and the findings. Problem: unknown_bucket (404). Never contains a signed URL or a key.';
 
 revoke all on function
+  image_sync.report_of(text),
   image_sync.report_facts(image_sync.settings),
   image_sync.shows_enough(jsonb),
   image_sync.shows_what_it_says(jsonb),
@@ -201,6 +222,7 @@ revoke all on function
 from public;
 revoke all on function public.image_sync_report(text) from public, anon, authenticated;
 grant execute on function
+  image_sync.report_of(text),
   image_sync.report_facts(image_sync.settings),
   image_sync.last_run(text, text[]),
   image_sync.shows_enough(jsonb),

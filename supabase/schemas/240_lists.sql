@@ -37,7 +37,9 @@ begin
     limit v_limit
   ) as s
   cross join lateral (
-    select public.image_sync_report(s.bucket_id) -> 'report' as report, image_sync.bucket_facts(s.bucket_id) as facts
+    select image_sync.report_of(s.bucket_id) -> 'report' as report, image_sync.bucket_facts(s.bucket_id) as facts
+    -- One report for each, not one for each of the columns above.
+    offset 0
   ) as r;
   return jsonb_build_object(
     'buckets', v_buckets,

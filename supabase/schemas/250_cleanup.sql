@@ -189,7 +189,9 @@ comment on function image_sync.check_guards(text, text, jsonb) is
   'Why a cleanup or restore may not start, as a problem, or which plan it applies and how many records that names. Codes: conflicting_run, bucket_exists, unknown_plan, plan_of_another_bucket, nothing_to_restore, plan_not_finished, plan_already_applied, bucket_missing, bucket_recreated, plan_expired, bucket_empty, too_many_records, too_large_fraction.';
 
 -- Which of these records other tables point to. Deleting one could take their rows with it (on delete cascade) or change them.
--- Security definer, because service_role need not be able to read those tables; it says only which names are referenced.
+-- Compared as the foreign key compares, by its own operators and collation: to citext AB-1 is ab-1. A record's reference to itself
+-- goes with it. Security definer, because service_role need not be able to read those tables; it says only which names are
+-- referenced. A table of which it may not see every row is an error, not a table without references.
 create or replace function image_sync.referenced_names(p_bucket_id text, p_names text[])
 returns text[]
 language plpgsql
@@ -197,6 +199,7 @@ language plpgsql
 volatile
 security definer
 set search_path = ''
+set row_security = 'off'
 as $$
 declare
   v_key record;
@@ -206,22 +209,35 @@ begin
   for v_key in
     select
       c.conrelid::regclass as referencing_table,
-      string_agg(format('t.%I = p.%I', child.attname, parent.attname), ' and ') as condition
+      string_agg('p.' || k.comparison, ' and ') as matches,
+      case when c.conrelid = c.confrelid then string_agg('r.' || k.comparison, ' and ') else 'false' end as refers_to_itself
     from pg_catalog.pg_constraint c
-    cross join lateral unnest(c.conkey, c.confkey) as k (child, parent)
-    join pg_catalog.pg_attribute child
-      on child.attrelid = c.conrelid
-      and child.attnum = k.child
-    join pg_catalog.pg_attribute parent
-      on parent.attrelid = c.confrelid
-      and parent.attnum = k.parent
+    cross join lateral (
+      select format(
+        '%I operator(%I.%s) r.%I%s', ours.attname, n.nspname, o.oprname, theirs.attname,
+        case when ours.attcollation <> theirs.attcollation then ' collate ' || ours.attcollation::regcollation else '' end
+      ) as comparison
+      from unnest(c.conkey, c.confkey, c.conpfeqop) as f (theirs, ours, operator)
+      join pg_catalog.pg_attribute theirs
+        on theirs.attrelid = c.conrelid
+        and theirs.attnum = f.theirs
+      join pg_catalog.pg_attribute ours
+        on ours.attrelid = c.confrelid
+        and ours.attnum = f.ours
+      join pg_catalog.pg_operator o
+        on o.oid = f.operator
+      join pg_catalog.pg_namespace n
+        on n.oid = o.oprnamespace
+    ) as k
     where c.contype = 'f'
       and c.confrelid = 'public.part_images'::regclass
-    group by c.oid, c.conrelid
+      -- A partition's copy of the key is its table's.
+      and c.conparentid = 0
+    group by c.oid, c.conrelid, c.confrelid
   loop
     execute format(
-      'select coalesce(array_agg(distinct p.file_name), ''{}'') from public.part_images p join %s t on %s where p.bucket_id = $1 and p.file_name collate "C" = any ($2)',
-      v_key.referencing_table, v_key.condition
+      'select coalesce(array_agg(distinct p.file_name), ''{}'') from public.part_images p join %s r on %s where p.bucket_id = $1 and p.file_name collate "C" = any ($2) and (%s) is not true',
+      v_key.referencing_table, v_key.matches, v_key.refers_to_itself
     )
     into v_names
     using p_bucket_id, p_names;
@@ -231,7 +247,7 @@ begin
 end;
 $$;
 
-comment on function image_sync.referenced_names(text, text[]) is 'Those of the given records that rows of other tables refer to by a foreign key.';
+comment on function image_sync.referenced_names(text, text[]) is 'Those of the given records that other rows refer to by a foreign key. Raises insufficient_privilege where a table that may refer to them cannot be seen whole.';
 
 -- Moves records that are orphaned at this moment to the archive, in one statement: nothing can come between check and move.
 create or replace function image_sync.archive_orphans(p_run image_sync.runs, p_names text[])
@@ -254,7 +270,8 @@ begin atomic
         select
         from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id)
       )
-    returning p.file_name, to_jsonb(p) as record
+    -- The row, also where its owner has a column p.
+    returning p.file_name, to_jsonb(p.*) as record
   ), archived as (
     insert into image_sync.archive (bucket_id, file_name, record, reason, run_id)
     select p_run.bucket_id, removed.file_name, removed.record, 'orphaned', p_run.id
@@ -300,6 +317,7 @@ as $$
 declare
   v_removed text[] := image_sync.archive_orphans(p_run, p_names);
 begin
+  perform image_sync.check_deferred();
   if exists (
     select
     from image_sync.objects o
@@ -387,6 +405,12 @@ begin
         from unnest(v_locked) as l (name)
       );
       return;
+    when insufficient_privilege then
+      problems := (
+        select coalesce(jsonb_agg(image_sync.item_problem(l.name, 'referenced', 'Kept: whether another table refers to it cannot be seen: ' || sqlerrm)), '[]')
+        from unnest(v_locked) as l (name)
+      );
+      return;
   end;
   problems := (
     select coalesce(jsonb_agg(image_sync.item_problem(r.name, 'referenced', 'Kept: a row of another table refers to it')), '[]')
@@ -403,6 +427,8 @@ begin
     when others then
       if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) and sqlstate <> '42501' then
         raise;
+      elsif image_sync.is_held(sqlstate) then
+        perform image_sync.need_table();
       end if;
       v_rest := image_sync.archive_one_by_one(p_run, v_free);
       removed := v_rest.removed;
@@ -494,7 +520,8 @@ set search_path = ''
 as $$
 declare
   v_columns text;
-  v_restored integer;
+  v_schema text;
+  v_table text;
 begin
   select string_agg(format('%I', a.attname), ', ')
   into v_columns
@@ -505,17 +532,20 @@ begin
     and a.attgenerated = ''
     and p_record ? a.attname;
   execute format(
-    'insert into public.part_images (%1$s) overriding system value select %1$s from jsonb_populate_record(null::public.part_images, $1) on conflict do nothing',
+    'insert into public.part_images (%1$s) overriding system value select %1$s from jsonb_populate_record(null::public.part_images, $1)',
     v_columns
   )
   using p_record;
-  get diagnostics v_restored = row_count;
-  return case
-    when v_restored = 0 then 'Skipped: its place was taken meanwhile by another record of the file, or of its id or part number. Compare the two, remove or change the one in the table, and restore again'
-  end;
+  perform image_sync.check_deferred();
+  return null;
 exception
+  -- Not "on conflict do nothing": that refuses every row of a table with a deferrable key.
   when others then
-    if image_sync.is_held(sqlstate) then
+    get stacked diagnostics v_schema = schema_name, v_table = table_name;
+    if image_sync.is_taken(sqlstate, v_schema, v_table) then
+      return 'Skipped: its place was taken meanwhile by another record of the file, or of its id or part number. Compare the two, remove or change the one in the table, and restore again';
+    elsif image_sync.is_held(sqlstate) then
+      perform image_sync.need_table();
       return 'Skipped: somebody else holds its place. Restore again later';
     elsif image_sync.is_refusal(sqlstate) then
       return image_sync.redact(format('Skipped: the table refused it: %s', sqlerrm));

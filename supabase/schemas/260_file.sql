@@ -11,6 +11,116 @@ comment on function image_sync.place_in_words(text, text, text) is 'A name, with
 revoke all on function image_sync.place_in_words(text, text, text) from public;
 grant execute on function image_sync.place_in_words(text, text, text) to service_role;
 
+-- What the newest verify, or the probe of the newest sync, saw of a file that only another upload can mend; null where that was no
+-- such thing, or the file was stored anew since.
+create or replace function image_sync.unseen_file(p_bucket_id text, p_name text)
+returns text
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select f.failure ->> 'code'
+    from (
+      (
+        select r.id, r.finished_at, r.mode, r.report
+        from image_sync.runs r
+        where r.bucket_id = p_bucket_id
+          and r.mode = 'verify'
+          and r.report is not null
+        order by r.finished_at desc
+        limit 1
+      )
+      union all
+      (
+        select r.id, r.finished_at, r.mode, r.report
+        from image_sync.runs r
+        where r.bucket_id = p_bucket_id
+          and r.mode = 'sync'
+          and r.report is not null
+        order by r.finished_at desc
+        limit 1
+      )
+    ) as r
+    cross join lateral (
+      select e.failure
+      from image_sync.chunks c
+      cross join lateral jsonb_array_elements(c.problems) as e (failure)
+      where r.mode = 'verify'
+        and c.run_id = r.id
+        and c.from_key collate "C" < p_name
+        and coalesce(c.to_key, image_sync.last_key()) collate "C" >= p_name
+      union all
+      select e.failure
+      from jsonb_array_elements(r.report #> '{probe,failures}') as e (failure)
+      where r.mode = 'sync'
+    ) as f
+    where f.failure ->> 'name' = p_name
+      and f.failure ->> 'code' in ('file_lost', 'not_an_image', 'wrong_content_type')
+      and not exists (
+        select
+        from storage.objects o
+        where o.bucket_id = p_bucket_id
+          and o.name collate "C" = p_name
+          and o.updated_at > r.finished_at
+      )
+    order by r.finished_at desc
+    limit 1
+  );
+end;
+$$;
+
+comment on function image_sync.unseen_file(text, text) is
+  'Why a file showed no image when it was last opened, as far as only another upload mends that: file_lost, not_an_image or wrong_content_type; null otherwise.';
+
+revoke all on function image_sync.unseen_file(text, text) from public;
+grant execute on function image_sync.unseen_file(text, text) to service_role;
+
+-- What the newest verify saw of a file: {"run", "at", "code"}, the code null where its URL showed an image. Null where nobody can tell:
+-- the file was not opened, or the run named only the first of many that showed none.
+create or replace function image_sync.verified_file(p_bucket_id text, p_file text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select case
+      when named.code is not null or c.to_open > 0 and c.broken = named.all_named
+        then jsonb_build_object('run', v.id, 'at', v.finished_at, 'code', named.code, 'detail', named.detail)
+    end
+    from (
+      select r.id, r.finished_at
+      from image_sync.runs r
+      where r.bucket_id = p_bucket_id
+        and r.mode = 'verify'
+        and r.finished_at is not null
+      order by r.started_at desc
+      limit 1
+    ) as v
+    join image_sync.chunks c
+      on c.run_id = v.id
+      and c.from_key collate "C" < p_file
+      and coalesce(c.to_key collate "C" >= p_file, true)
+    cross join lateral (
+      select
+        max(p.problem ->> 'code') filter (where p.problem ->> 'name' = p_file) as code,
+        max(p.problem ->> 'detail') filter (where p.problem ->> 'name' = p_file) as detail,
+        count(*) as all_named
+      from jsonb_array_elements(c.problems) as p (problem)
+    ) as named
+    limit 1
+  );
+end;
+$$;
+
+comment on function image_sync.verified_file(text, text) is 'What the newest verify of the bucket saw of a file; null where that cannot be told.';
+
+revoke all on function image_sync.verified_file(text, text) from public;
+grant execute on function image_sync.verified_file(text, text) to service_role;
+
 -- Why this file is, or is not, in sync.
 create or replace function public.image_sync_file(p_bucket text, p_file text)
 returns jsonb
@@ -26,6 +136,8 @@ declare
   v_is_taken boolean;
   v_is_excluded boolean;
   v_is_wanted boolean;
+  v_is_signable boolean := image_sync.is_signable(p_file);
+  v_unseen text;
   -- Where the file of this name went, or came from, as "name" or "name (bucket x)".
   v_moves_to text;
   v_lies_at text;
@@ -49,7 +161,7 @@ begin
   from image_sync.objects o
   where o.bucket_id = p_bucket
     and o.name collate "C" = p_file;
-  select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id
+  select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id, r.look_up_key, r.signed and not starts_with(r.signed_url, image_sync.url_base(v_settings)) as is_foreign
   into v_record
   from image_sync.records r
   where r.bucket_id = p_bucket
@@ -89,6 +201,7 @@ begin
       on o.id = newest.object_id;
   end if;
 
+  v_unseen := case when v_object.name is not null and v_record.file_name is not null then image_sync.unseen_file(p_bucket, p_file) end;
   v_is_excluded := v_object.name is not null and v_record.file_name is null and v_object.name like any (v_settings.exclude);
   v_is_wanted := v_object.name is not null and v_record.file_name is null and v_object.extension = any (v_settings.extensions) and not v_is_excluded and v_object.bytes is distinct from 0;
   v_is_taken := v_object.name is not null and image_sync.part_number_is_unique() and exists (
@@ -110,26 +223,43 @@ begin
     ('empty', 'The file is empty (0 bytes) and shows nothing: upload it again', v_object.bytes = 0 and v_object.extension = any (v_settings.extensions) and not v_is_excluded),
     ('missing', 'The file has no record yet: the next sync inserts it', v_is_wanted and not v_is_taken and v_comes_from is null),
     ('collided', 'Another record has its part number, which has to be unique: rename one of the files', v_is_wanted and v_is_taken and v_comes_from is null),
-    ('unsignable', 'Storage opens no URL of this name (non-ASCII characters, # % ~ ^ | [ ] { } < > quotes, tabs, a path segment . or ..): rename the file', v_object.name is not null and not image_sync.is_signable(v_object.name)),
-    ('unsigned', 'The record has no URL yet: the next sync signs it', v_object.name is not null and v_record.file_name is not null and not v_record.signed and image_sync.is_signable(v_object.name)),
-    ('expired', 'The URL has expired, or its expiry is unknown: the next sync signs it again', v_object.name is not null and v_record.expired),
-    ('expiring', 'The URL works and is due for renewal: the next sync signs it again', v_object.name is not null and v_record.usable_until < now() + v_settings.renew_before)
+    ('unsignable', 'Storage opens no URL of this name (non-ASCII characters, # % ~ ^ | [ ] { } < > quotes, tabs, a path segment . or ..): rename the file', v_object.name is not null and not v_is_signable),
+    ('unsigned', 'The record has no URL yet: the next sync signs it', v_object.name is not null and v_record.file_name is not null and not v_record.signed and v_is_signable),
+    ('foreign_url', 'The URL is of another address than the one that readers use: the next sync signs it anew', v_object.name is not null and v_record.is_foreign and v_is_signable),
+    ('expired', 'The URL has expired, or its expiry is unknown, or it was cut: the next sync signs it again', v_object.name is not null and v_record.expired and not v_record.is_foreign and v_is_signable),
+    ('expiring', 'The URL works and is due for renewal: the next sync signs it again', v_object.name is not null and v_record.usable_until < now() + v_settings.renew_before and not v_record.is_foreign and v_is_signable),
+    ('file_lost', 'When it was last opened, Storage had its row and no content: upload it again, then start a verify', v_unseen = 'file_lost' and v_object.bytes is distinct from 0),
+    ('not_an_image', 'When it was last opened, it was no image, whatever its name says: upload the right file, then start a verify', v_unseen = 'not_an_image'),
+    ('wrong_content_type', 'When it was last opened, it was an image under another content type: upload it again with its own, then start a verify', v_unseen = 'wrong_content_type')
   ) as c (code, detail, applies)
   where c.applies;
 
   return jsonb_build_object('file', jsonb_build_object(
     'bucket_id', p_bucket,
     'file_name', p_file,
-    'in_sync', coalesce(v_object.name is not null and v_record.usable_until is not null and v_object.bytes is distinct from 0 and image_sync.is_signable(v_object.name), false),
+    'in_sync', coalesce(v_object.name is not null and v_record.usable_until is not null and not v_record.is_foreign and v_object.bytes is distinct from 0 and v_is_signable and v_unseen is null, false),
     'object', case when v_object.name is not null then jsonb_build_object('extension', v_object.extension, 'bytes', v_object.bytes) end,
     'record', case when v_record.file_name is not null then jsonb_build_object('part_number', v_record.part_number, 'signed', v_record.signed, 'usable_until', v_record.usable_until) end,
-    'reasons', v_reasons
+    'reasons', v_reasons,
+    -- Other files of its part number, as a spreadsheet compares it, and pictures of its name with another extension.
+    'twins', (
+      select coalesce(jsonb_agg(t.name order by t.name collate "C"), '[]')
+      from (
+        select k.name
+        from image_sync.files_of_key(p_bucket, v_record.look_up_key) k
+        union
+        select b.name
+        from image_sync.files_beside(p_bucket, image_sync.stem_of(p_file)) b
+      ) as t
+      where t.name <> p_file
+    ),
+    'verified', image_sync.verified_file(p_bucket, p_file)
   ));
 end;
 $$;
 
 comment on function public.image_sync_file(text, text) is
-  'Whether a file has a record with a URL that works, and if not, every reason: unknown_file, moved, orphaned, excluded_extension, excluded, empty, missing, collided, unsignable, unsigned, expired, expiring. Problem: unknown_bucket (404).';
+  'Whether a file has a record with a URL that works, and if not, every reason: unknown_file, moved, orphaned, excluded_extension, excluded, empty, missing, collided, unsignable, unsigned, foreign_url, expired, expiring, file_lost, not_an_image, wrong_content_type. Problem: unknown_bucket (404).';
 
 revoke all on function public.image_sync_file(text, text) from public, anon, authenticated;
 grant execute on function public.image_sync_file(text, text) to service_role;

@@ -20,14 +20,14 @@ afterAll(() => lab?.close());
 test("every line runs, in order, and answers as it says", async () => {
   const text = await readFile(join(projectDirectory, "docs/http.md"), "utf8");
   const blocks = [...text.matchAll(/```bash\n([\s\S]*?)```/g)].map(([, block = ""]) => block);
-  expect(blocks).toHaveLength(4);
+  expect(blocks).toHaveLength(5);
   const env = {
     ...process.env,
     API: `${lab.stack.url}/functions/v1/image-sync`,
     KEY: lab.stack.secretKey,
   };
   const shell = (script: string) => promisify(execFile)("sh", ["-eu", "-c", script], { env });
-  const [, starting = "", reading = "", changing = ""] = blocks;
+  const [, starting = "", reading = "", register = "", changing = ""] = blocks;
   expect((await shell(starting)).stdout).toContain('"mode":"cleanup"');
   const read = (await shell(reading)).stdout;
   for (
@@ -38,9 +38,20 @@ test("every line runs, in order, and answers as it says", async () => {
       '"buckets":[',
       '"runs":[',
       '"names":[]',
+      '"state":"working"',
+      '"urls":1',
+      '"inserted":1',
+      '"archives":[]',
+      '"bounds":"From 1 to 1,000."',
     ]
   ) {
     expect(read).toContain(part);
   }
-  expect((await shell(changing)).stdout).toContain('"changed":true');
+  const registered = (await shell(register)).stdout;
+  expect(registered.match(/^"000001","000001\.jpg","http/gm)).toHaveLength(2);
+  expect(registered).toContain('"name":"anna"');
+  expect(registered).toContain('"revoked":true');
+  const changed = (await shell(changing)).stdout;
+  expect(changed).toContain('"changed":true');
+  expect(changed).toContain('"10 days"');
 }, 60_000);

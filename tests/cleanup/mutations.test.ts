@@ -148,6 +148,23 @@ async function prunedRunCanBeRestored(): Promise<void> {
 
 const removeRecords = "image_sync.remove_records(image_sync.runs, text[])";
 
+/** To citext the orders' AB is the records' ab. */
+async function referenceInOtherCaseKeepsItsRecord(): Promise<void> {
+  await db.admin.unsafe(`
+    create extension if not exists citext with schema extensions;
+    alter table public.part_images add column sku extensions.citext unique;
+    create table public.sales (sku extensions.citext references public.part_images (sku) on delete cascade)`);
+  try {
+    const setting = await planned();
+    await db
+      .admin`update public.part_images set sku = 'ab' where bucket_id = ${setting.bucket} and file_name = 'gone-2.jpg'`;
+    await db.admin`insert into public.sales values ('AB')`;
+    expect(await cleanUp(setting)).toMatchObject({ totals: { removed: 2, skipped: 1 } });
+  } finally {
+    await db.admin.unsafe("drop table public.sales; alter table public.part_images drop column sku");
+  }
+}
+
 const cases: readonly {
   readonly mechanism: string;
   readonly holds: () => Promise<void>;
@@ -170,6 +187,15 @@ const cases: readonly {
       signature: removeRecords,
       from: "v_referenced := image_sync.referenced_names(p_run.bucket_id, v_locked);",
       to: "v_referenced := '{}';",
+    },
+  },
+  {
+    mechanism: "comparing as the foreign key compares",
+    holds: referenceInOtherCaseKeepsItsRecord,
+    mutation: {
+      signature: "image_sync.referenced_names(text, text[])",
+      from: "'%I operator(%I.%s) r.%I%s', ours.attname, n.nspname, o.oprname, theirs.attname,",
+      to: "'%I = r.%4$I%5$s', ours.attname, n.nspname, o.oprname, theirs.attname,",
     },
   },
   {

@@ -68,6 +68,7 @@ describe("the project is found", () => {
     expect(await findConnection(none, host())).toEqual({
       url: "http://127.0.0.1:54321",
       key: "sb_secret_stack",
+      databaseUrl: "d",
       source: "the embedded stack",
     });
   });

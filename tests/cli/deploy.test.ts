@@ -1,6 +1,6 @@
 /**
- * `deploy`: what it tells the project's own CLI, in which order, and what it does not do. The CLI's calls of the hosted Management API
- * cannot be sent elsewhere, so a program that answers as it does stands in for it.
+ * `deploy`: what it tells the project's own CLI, in which order, and what it does not do. A program that answers as the CLI does stands
+ * in for it, where it fails too; tests/workflow/deploy.test.ts has the real one.
  */
 import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -56,7 +56,7 @@ describe("deploy", () => {
     expect(await told()).toEqual([
       "projects list --output-format json",
       "db push --remote --yes",
-      "functions deploy image-sync --use-api",
+      "functions deploy image-sync --use-api --yes",
     ]);
     expect(stderr).toContain("database_write");
     expect(stdout).toContain(`SUPABASE_URL=https://${ref}.supabase.co`);
@@ -77,7 +77,7 @@ describe("deploy", () => {
     const { status, stderr } = await deploy();
     expect(status).toBe(2);
     expect(stderr).toContain("never repair your own history away");
-    expect(await told()).not.toContain("functions deploy image-sync --use-api");
+    expect(await told()).not.toContain("functions deploy image-sync --use-api --yes");
   });
 
   test.each([

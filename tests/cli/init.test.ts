@@ -1,10 +1,11 @@
 /** `init`: what of ours goes into somebody's repository, and that nothing of theirs changes. */
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, lstat, mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
+import process from "node:process";
 import { parse } from "smol-toml";
 import { beforeEach, describe, expect, onTestFinished, test } from "vitest";
-import { withFunctionBlock } from "../../cli/project/config.ts";
+import { withFunctionBlock, withoutFunctionBlock } from "../../cli/project/config.ts";
 import { runCommand } from "./support/run_command.ts";
 
 let directory: string;
@@ -137,6 +138,111 @@ describe("into a repository", () => {
   });
 });
 
+describe("wherever it is", () => {
+  test("called in a folder of the repository, it is the repository that is meant", async () => {
+    await put({ ...shop, "src/deep/index.ts": "\n", ".git/HEAD": "ref: refs/heads/main\n" });
+    const { status, stderr } = await runCommand(["init", "--yes"], {
+      directory: join(directory, "src/deep"),
+    });
+    expect({ status, stderr }).toEqual({
+      status: 0,
+      stderr: `Repository ${directory}, not linked to a project\n`,
+    });
+    expect(migrationsOf(await read())).toHaveLength(1);
+    expect(Object.keys(await read()).filter((path) => path.startsWith("src/"))).toEqual([
+      "src/deep/index.ts",
+    ]);
+  });
+
+  test("which project it is, is said first, also with --json", async () => {
+    await put({
+      ...shop,
+      "supabase/.temp/project-ref": "abcdefghijklmnopqrst",
+      "supabase/.temp/linked-project.json": '{"ref":"abcdefghijklmnopqrst","name":"Shop"}',
+    });
+    for (const command of ["init", "upgrade", "uninstall"]) {
+      const { stderr } = await runCommand([command, "--yes", "--json"], { directory });
+      expect(stderr).toBe(`Repository ${directory}, of project abcdefghijklmnopqrst (Shop)\n`);
+    }
+  });
+
+  test("a path with spaces and umlauts is one like any other", async () => {
+    const place = "Ünser Shop (neu)";
+    await put(Object.fromEntries(Object.entries(shop).map(([path, text]) => [`${place}/${path}`, text])));
+    expect((await init(place, "--yes")).status).toBe(0);
+    expect(Object.keys(await read())).toContain(`${place}/supabase/functions/image-sync/index.ts`);
+  });
+
+  test("links are written through and stay links", async () => {
+    await put({ "shared/config.toml": config, "functions/checkout/index.ts": "export default {};\n" });
+    await mkdir(join(directory, "supabase"));
+    await symlink(join(directory, "shared/config.toml"), join(directory, "supabase/config.toml"));
+    await symlink(join(directory, "functions"), join(directory, "supabase/functions"));
+    expect((await init("--yes")).status).toBe(0);
+    expect((await lstat(join(directory, "supabase/config.toml"))).isSymbolicLink()).toBe(true);
+    const files = await read();
+    expect(files["shared/config.toml"]).toContain("[functions.image-sync]");
+    expect(files["functions/image-sync/index.ts"]).toBeDefined();
+  });
+
+  test("what cannot be written is found out before anything is", async () => {
+    await put({ ...shop, "supabase/functions/image-sync": "a file\n" });
+    const before = await read();
+    const { status, stderr } = await init("--yes");
+    expect({ status, stderr }).toMatchObject({
+      status: 2,
+      stderr: expect.stringMatching(/Cannot (write|read) /),
+    });
+    expect(await read()).toEqual(before);
+  });
+
+  test.runIf(process.getuid?.() !== 0)(
+    "a file that may only be read stays as it is (not as root)",
+    async () => {
+      await put(shop);
+      await chmod(join(directory, "supabase/config.toml"), 0o444);
+      expect(await init("--yes")).toMatchObject({
+        status: 2,
+        stderr: expect.stringContaining("nothing was changed"),
+      });
+      expect(await read()).toEqual(shop);
+    },
+  );
+
+  test("an init that was cut off anywhere is brought to its end by the next, with one migration", async () => {
+    await put(shop);
+    await init("--yes");
+    const whole = await read();
+    const manifest = "supabase/functions/image-sync/image-sync.json";
+    const ours = Object.keys(whole).filter((path) => !(path in shop));
+    // The manifest comes last; of all others any may be missing.
+    for (const missing of [ours.slice(0, 3), ours.slice(5), [...migrationsOf(whole)], []]) {
+      for (const path of [...missing, manifest]) await rm(join(directory, path), { force: true });
+      await put({ "supabase/config.toml": config });
+      expect((await init("--yes")).status).toBe(0);
+      const files = await read();
+      expect(migrationsOf(files)).toHaveLength(1);
+      expect({ ...files, [migrationsOf(files)[0] ?? ""]: "" }).toEqual({
+        ...whole,
+        [migrationsOf(files)[0] ?? ""]: "",
+      });
+    }
+  });
+
+  test("taken out, nothing is left but the migrations; brought in again, it comes by another one", async () => {
+    await put(shop);
+    await init("--yes");
+    await runCommand(["uninstall", "--yes"], { directory });
+    const left = Object.keys(await read()).filter((path) => !(path in shop));
+    expect(left.every((path) => /migrations\/\d{14}_(remove_)?image_sync\.sql$/.test(path))).toBe(true);
+    expect((await read())["supabase/config.toml"]).toBe(config);
+    expect(await readdir(join(directory, "supabase/functions"))).toEqual(["checkout"]);
+    await init("--yes");
+    const names = migrationsOf(await read()).filter((path) => !path.includes("remove"));
+    expect(names).toHaveLength(2);
+  });
+});
+
 describe("config.toml", () => {
   test.each<[string, string]>([
     ["an empty one", ""],
@@ -153,6 +259,26 @@ describe("config.toml", () => {
     ["one with dotted keys", "functions.a.verify_jwt = true\napi.port = 54321\n"],
     ["one with dates and large numbers", "at = 2026-01-01T00:00:00Z\nbig = 9007199254740991\nratio = 0.5\n"],
     [
+      "one with comments and no newline at its end",
+      "[auth]\nenabled = true\n[auth.external.apple] # later\nenabled = false\n# the end",
+    ],
+    [
+      "one with a byte order mark and Windows line ends",
+      "\ufeff[db]\r\nport = 1\r\n\r\n[functions.a]\r\nenabled = true",
+    ],
+    [
+      "one as the CLI writes it, with secrets of the environment",
+      '# For detailed configuration reference documentation, visit:\nproject_id = "shop"\n\n[api]\nenabled = true\nschemas = ["public", "graphql_public"] # exposed\n\n[auth.sms.twilio]\nenabled = false\nauth_token = "env(SUPABASE_AUTH_SMS_TWILIO_AUTH_TOKEN)"\n\n[edge_runtime]\npolicy = "per_worker"\n\n[analytics]\nenabled = true\n\n[experimental]\ns3_host = "env(S3_HOST)"\n',
+    ],
+    [
+      "one with remotes that have functions of their own",
+      '[functions.a]\nverify_jwt = true\n\n[remotes.staging]\nproject_id = "abcdefghijklmnopqrst"\n[remotes.staging.functions.image-sync]\nverify_jwt = true\n',
+    ],
+    [
+      "one with quoted and literal keys",
+      "['db']\n\"port\" = 1\n[ \"functions\" . 'a' ]\nverify_jwt = false\n",
+    ],
+    [
       "one with comments at its end",
       "[auth]\nenabled = true\n# [functions.image-sync]\n# verify_jwt = true\n",
     ],
@@ -168,6 +294,20 @@ describe("config.toml", () => {
       functions: { ...(before["functions"] as object | undefined), "image-sync": undefined },
     });
     expect(withFunctionBlock(changed)).toEqual({ text: changed });
+    expect(withoutFunctionBlock(changed).text.trimEnd()).toBe(text.trimEnd());
+  });
+
+  test.each<[string, string, string]>([
+    [
+      "whose functions are in braces",
+      'project_id = "x"\nfunctions = { a = { verify_jwt = true } } # ours\n\n[api]\nport = 1\n',
+      'project_id = "x"\nfunctions = { image-sync = { verify_jwt = false }, a = { verify_jwt = true } } # ours\n\n[api]\nport = 1\n',
+    ],
+    ["whose braces are empty", "functions = {}\n", "functions = {image-sync = { verify_jwt = false }}\n"],
+  ])("%s gets it in them, and is as before once it is taken out", (_what, text, changed) => {
+    expect(withFunctionBlock(text)).toEqual({ text: changed });
+    expect(withFunctionBlock(changed)).toEqual({ text: changed });
+    expect(withoutFunctionBlock(changed)).toEqual({ text });
   });
 
   test("with a block of its owner's is left alone, and it is said what is missing in it", () => {
@@ -177,7 +317,6 @@ describe("config.toml", () => {
 
   test.each([
     ["that is no TOML", "project_id = \n"],
-    ["whose functions are written inline", "functions = { a = { verify_jwt = true } }\n"],
   ])("%s is left alone with the block to be added by hand", (_what, text) => {
     expect(() => withFunctionBlock(text)).toThrow(
       /add this block to it yourself:\n\[functions\.image-sync\]/,

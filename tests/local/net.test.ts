@@ -27,6 +27,7 @@ beforeAll(async () => {
     const type = request.headers["content-type"] ?? "";
     received.push({ method, url, type, body: Buffer.concat(parts).toString() });
     if (url.startsWith("/slow")) return; // never answers
+    if (url.startsWith("/elsewhere")) return void response.writeHead(307, { location: "/here" }).end();
     response.writeHead(url.startsWith("/busy") ? 503 : 200, { "content-type": "text/plain" }).end("noted");
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
@@ -95,6 +96,14 @@ describe("net.http_post", () => {
     const refused = await responseTo(await post("http://127.0.0.1:1/"));
     expect(refused).toMatchObject({ status_code: null, timed_out: false, error_msg: expect.any(String) });
     expect(received).toHaveLength(2);
+  });
+
+  test("follows a redirect, with the body", async () => {
+    expect(await responseTo(await post(`${address}/elsewhere`))).toMatchObject({ status_code: 200 });
+    expect(received.map(({ url, body }) => [url, body])).toEqual([["/elsewhere", '{"a": 1}'], [
+      "/here",
+      '{"a": 1}',
+    ]]);
   });
 
   test("shows the responses of a batch when its slowest request has ended", async () => {

@@ -102,6 +102,16 @@ describe("uploading", () => {
   });
 });
 
+test("a bucket's name has 1 to 100 characters of those that a key may have, and no space around it", async () => {
+  const errorOf = async (name: string) => (await supabase.storage.createBucket(name)).error?.message;
+  for (const name of ["x".repeat(100), `O'Brien & Co, ${bucket}`]) {
+    expect(await errorOf(name)).toBeUndefined();
+  }
+  for (const name of ["x".repeat(101), "bücket", "a/b", " a", "100%"]) {
+    expect(await errorOf(name)).toBe("Bucket name invalid");
+  }
+});
+
 describe("signing many paths", () => {
   test("answers in the order of the paths, keeps duplicates, and tells a missing object apart", async () => {
     await upload("a.jpg", "b c.jpg");
@@ -234,6 +244,23 @@ describe("opening a signed URL", () => {
       const response = await fetch(url);
       expect([response.status, await response.json()]).toMatchObject([400, { error: "not_found" }]);
     }
+  });
+
+  test("shows a moved file under its new name: the row keeps its id and gets another version", async () => {
+    await upload("b.jpg");
+    const look = () =>
+      sql<
+        { id: string; version: string }[]
+      >`select id, version from storage.objects where bucket_id = ${bucket}`;
+    const [before] = await look();
+    await supabase.storage.from(bucket).move("b.jpg", "c.jpg");
+    const [after] = await look();
+    expect(after?.id).toBe(before?.id);
+    expect(after?.version).not.toBe(before?.version);
+    expect((await fetch(await sign("c.jpg"))).status).toBe(200);
+    await insertRows(["ghost.jpg"]);
+    const { error } = await supabase.storage.from(bucket).move("ghost.jpg", "d.jpg");
+    expect(error).not.toBeNull();
   });
 
   test("is a 500 for a row without a file, which lists and signs all the same", async () => {

@@ -80,7 +80,7 @@ async function expectRestIsSettledByTheNext(bucket: string, images: number): Pro
 /** Adds unsigned records for names. */
 const addRecords = (bucket: string, names: readonly string[]) =>
   admin`insert into public.part_images (bucket_id, file_name, part_number)
-    select ${bucket}, n, n from unnest(${admin.array([...names])}::text[]) as n`;
+    select ${bucket}, n, n from unnest(${[...names]}::text[]) as n`;
 
 /** A trigger of the table's owner that takes its time with the rows of a bucket that `when` picks. */
 async function addSlowTrigger(
@@ -183,6 +183,57 @@ describe("what somebody else holds costs itself alone", { timeout: 400_000 }, ()
     const run = await waitForEnd(lab, id, patienceMs);
     expect(run).toMatchObject({ state: "succeeded", totals: { inserted: 1_500, signed: 1_500 } });
     await expectBalance(run);
+  });
+
+  // As create index and lock table hold it: it can be read, and no row of it is held by itself.
+  test.each(["share", "share row exclusive", "exclusive"])(
+    "the whole table in mode %s: nothing is left out for it",
+    async (mode) => {
+      const bucket = await createNight(numberedNames(1_200), { retry_delay: "1 second" });
+      const renewed = await createNight(numberedNames(50), { retry_delay: "1 second" });
+      await syncToEnd(renewed);
+      await addRecords(renewed, ["gone.jpg"]);
+      const plan = await runMode(renewed, "cleanup", {});
+      const session = await openTransaction();
+      await session.unsafe(`lock table public.part_images in ${mode} mode`);
+      const { id } = await openRun(lab, bucket);
+      await wake(lab, id);
+      const cleanup = await lab.database.start({
+        run: crypto.randomUUID(),
+        bucket: renewed,
+        mode: "cleanup",
+        options: { confirm: plan.id },
+      });
+      await wake(lab, cleanup.run.id);
+      await new Promise((resolve) => setTimeout(resolve, 6_000));
+      for (const run of [id, cleanup.run.id]) {
+        expect(await lab.database.readRun(run)).toMatchObject({
+          state: "open",
+          error: { code: "row_locked" },
+        });
+      }
+      await session`commit`;
+      const run = await waitForEnd(lab, id, patienceMs);
+      expect(run).toMatchObject({ state: "succeeded", totals: { inserted: 1_200, signed: 1_200, held: 0 } });
+      await expectBalance(run);
+      expect(await waitForEnd(lab, cleanup.run.id, patienceMs)).toMatchObject({
+        state: "succeeded",
+        totals: { removed: 1, skipped: 0 },
+      });
+    },
+  );
+
+  test("the record of a name that has to lose its URL", async () => {
+    const bucket = await createNight([...numberedNames(30), "ümlaut.jpg"]);
+    await syncToEnd(bucket);
+    await admin`
+      update public.part_images set signed_url = 'https://elsewhere.example/x' where bucket_id = ${bucket}`;
+    const session = await openTransaction();
+    await session`select from public.part_images where bucket_id = ${bucket} and file_name = 'ümlaut.jpg' for update`;
+    expect(await syncToEnd(bucket)).toMatchObject({ totals: { signed: 30, failed: 1 } });
+    await session`commit`;
+    await syncToEnd(bucket);
+    expect(await unsignedNames(bucket)).toEqual(["ümlaut.jpg"]);
   });
 
   test("the row of a chunk: its images are signed all the same", async () => {

@@ -232,6 +232,34 @@ async function aForeignUrlIsSignedAnew(): Promise<void> {
   }
 }
 
+/** A lock on the whole table, as create index has it, which lets everybody read. */
+async function heldTableLeavesNothingOut(): Promise<void> {
+  const { run } = await newRun(names);
+  const request = { run, worker: randomUUID(), lease: randomUUID(), closing: null };
+  await advance(db.worker, request);
+  await beside(
+    (session) => session`lock table public.part_images in share mode`,
+    async () => {
+      const closing = { ...request, lease: null, closing: signAll(request.lease, names) };
+      const words = advance(db.worker, closing).then(() => "answered", (error: Error) => error.message);
+      expect(await words).toContain("lock timeout");
+    },
+  );
+}
+
+async function deferredRuleCostsItsRow(): Promise<void> {
+  await db.admin.unsafe(
+    "alter table public.part_images add constraint test_part_number unique (bucket_id, part_number) deferrable initially deferred",
+  );
+  try {
+    const { run } = await newRun([...names, "twin/3.jpg"]);
+    await workToEnd(db.worker, run);
+    expect(await documentOf(run)).toMatchObject({ totals: { inserted: 6, collided: 1 } });
+  } finally {
+    await db.admin.unsafe("alter table public.part_images drop constraint test_part_number");
+  }
+}
+
 const lockTimeout = (signature: string): Mutation => ({
   signature,
   from: "SET lock_timeout TO '400ms'",
@@ -327,6 +355,20 @@ const cases: readonly {
       from: "image_sync.project p",
       to: "image_sync.project p where false",
     },
+  },
+  {
+    mechanism: "the difference between a held table and held rows",
+    holds: heldTableLeavesNothingOut,
+    mutation: {
+      signature: "image_sync.need_table()",
+      from: "lock table public.part_images in row exclusive mode;",
+      to: "",
+    },
+  },
+  {
+    mechanism: "asking at once what is deferred",
+    holds: deferredRuleCostsItsRow,
+    mutation: { signature: "image_sync.check_deferred()", from: "set constraints all immediate;", to: "" },
   },
   {
     mechanism: "the limit on waiting of every other statement of an advance",

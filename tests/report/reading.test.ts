@@ -189,6 +189,18 @@ test("?file tells each reason why a file is, or is not, in sync", async () => {
   expect(await look("FINE.jpg")).toEqual({ in_sync: false, reasons: ["unknown_file"] });
   expect(await look("a?b#c%d/é ü.jpg")).toEqual({ in_sync: false, reasons: ["unknown_file"] });
 
+  // A URL of another address works for somebody else.
+  await lab.sql`
+    update public.part_images set signed_url = 'https://elsewhere.example/x', signed_url_expires_at = now() + interval '6 days'
+    where bucket_id = ${bucket} and file_name = 'fine.jpg'`;
+  expect(await look("fine.jpg")).toEqual({ in_sync: false, reasons: ["foreign_url"] });
+  // What was told to be signed anew cannot be, whatever else is wrong with it.
+  await addObjects(lab, bucket, ["ümlaut.jpg"]);
+  await lab.sql`
+    insert into public.part_images (bucket_id, file_name, signed_url, signed_url_expires_at)
+    values (${bucket}, 'ümlaut.jpg', 'https://elsewhere.example/x', now())`;
+  expect(await look("ümlaut.jpg")).toEqual({ in_sync: false, reasons: ["unsignable"] });
+
   // Where the table's owner wants part numbers to be unique, a second file of one has no place.
   await lab.sql`delete from public.part_images where bucket_id <> ${bucket}`;
   await lab.sql`alter table public.part_images add constraint test_one unique (part_number)`;

@@ -6,6 +6,7 @@ import {
   createBucket,
   numberedNames,
   openRun,
+  readRecords,
   readReport,
   removeObjects,
   runToEnd,
@@ -99,6 +100,43 @@ describe("what counts as an image", () => {
     expect((await runToEnd(lab, bucket)).totals).toMatchObject({ recorded: 3, inserted: 0, not_images: 1 });
   });
 
+  test("a pattern means what like makes of it, and one that like does not take is refused when it is set", async () => {
+    const names = [
+      "a_1.jpg",
+      "ab1.jpg",
+      "100%.jpg",
+      "100 off.jpg",
+      "b\\c.jpg",
+      "thumbs/x.jpg",
+      "my thumbs/x.jpg",
+    ];
+    const bucket = await createBucket(lab, { objects: names });
+    const exclude = (patterns: readonly string[]) =>
+      lab.sql`update image_sync.settings set exclude = ${[...patterns]}::text[] where bucket_id = ${bucket}`;
+    await exclude(["a\\_1.jpg", "100\\%%", "b\\\\c%", "thumbs/%"]);
+    expect((await runToEnd(lab, bucket)).totals).toMatchObject({ images: 3, not_images: 4 });
+    expect((await readRecords(lab, bucket)).map(({ file_name }) => file_name).sort())
+      .toEqual(["100 off.jpg", "ab1.jpg", "my thumbs/x.jpg"]);
+    for (const refused of ["thumbs\\", "\\", "a\\\\\\"]) {
+      await expect(exclude(["x", refused, "y"])).rejects.toThrow("settings_exclude_check");
+    }
+    await exclude(["thumbs\\\\", "a\\\\\\\\"]);
+  });
+
+  test("what only looks like a system's folder is none", async () => {
+    const objects = [
+      "MYMACOSX/1.jpg",
+      "a/__MACOSX/2.jpg",
+      "$RECYCLE.BIN/3.jpg",
+      "System Volume Information/4.jpg",
+      "eaDir/5.jpg",
+    ];
+    const bucket = await createBucket(lab, { objects });
+    await runToEnd(lab, bucket);
+    expect((await readRecords(lab, bucket)).map(({ file_name }) => file_name).sort())
+      .toEqual(["MYMACOSX/1.jpg", "eaDir/5.jpg"]);
+  });
+
   test("only extensions of pictures are offered, as a line that can be run as it stands", async () => {
     const names = ["a.crdownload", "b.db", "c.ini", "d.pdf", "e.png", "f.heic", "no extension"];
     const bucket = await createBucket(lab, { objects: [...numberedNames(2), ...names] });
@@ -127,6 +165,28 @@ describe("a finding about the schedule", () => {
     expect(codesOf(await readReport(lab, bucket))).toEqual([]);
     await lab.sql`select cron.unschedule('the shop''s own name')`;
     await restoreNightly();
+  });
+
+  test.each([
+    ["select * from image_sync.run_nightly()", true],
+    ['select "image_sync"."run_nightly"();', true],
+    ["SELECT image_sync . run_nightly ( )", true],
+    ["do $$ begin perform image_sync.run_nightly(); end $$", true],
+    ["begin; select image_sync.run_nightly(); commit", true],
+    ["/* the shop's */ select image_sync.run_nightly() -- at night", true],
+    ["select 1 -- select image_sync.run_nightly()", false],
+    ["select 1 /* select image_sync.run_nightly() */", false],
+    ["select 'select image_sync.run_nightly()'", false],
+    ["select image_sync.watchdog()", false],
+  ])("reads the command %j for what it does", async (command, does) => {
+    const bucket = await createBucket(lab, { objects: numberedNames(2) });
+    await runToEnd(lab, bucket);
+    await cron("image-sync-nightly", "0 2 * * *", command);
+    try {
+      expect(codesOf(await readReport(lab, bucket)).includes("job_missing")).toBe(!does);
+    } finally {
+      await restoreNightly();
+    }
   });
 
   test.each(["0 2 * * SUN", "0 2 1 JAN *", "@daily"])(

@@ -27,7 +27,7 @@ async function readAccess(): Promise<Access[]> {
       select c.oid, c.oid::regclass::text as object, c.relkind
       from pg_class c
       where c.relkind in ('r', 'p', 'v', 'm', 'S')
-        and (c.relnamespace = 'image_sync'::regnamespace or c.oid = 'public.part_images'::regclass)
+        and (c.relnamespace = 'image_sync'::regnamespace or c.oid in ('public.part_images'::regclass, 'public.part_register'::regclass))
     ), routines as (
       select p.oid, p.oid::regprocedure::text as object
       from pg_proc p

@@ -1,3 +1,5 @@
+import process from "node:process";
+import postgres from "postgres";
 import { type LocalStack, startLocalStack } from "./stack.ts";
 
 /** The Supabase that the integration tests run against. */
@@ -15,25 +17,50 @@ export type Target = {
   stop(): Promise<void>;
 };
 
+/** Names of their own: nobody runs the tests against the project that they work with, because its variables happen to be set. */
+const NAMES = ["IMAGE_SYNC_TEST_URL", "IMAGE_SYNC_TEST_SECRET_KEY", "IMAGE_SYNC_TEST_DB_URL"] as const;
+
 /**
- * The Supabase given by SUPABASE_URL, SUPABASE_SECRET_KEY and SUPABASE_DB_URL (SUPABASE_PUBLISHABLE_KEY may join them), or
- * else a fresh local stack.
+ * The Supabase given by IMAGE_SYNC_TEST_URL, IMAGE_SYNC_TEST_SECRET_KEY and IMAGE_SYNC_TEST_DB_URL
+ * (IMAGE_SYNC_TEST_PUBLISHABLE_KEY may join them), or else a fresh local stack.
  *
  * @param args flags of `local/serve.ts` for a local stack
- * @throws {Error} when some of the three variables are set but not all.
+ * @throws {Error} when some of the three variables are set but not all, or the project holds records that no test made.
  */
 export async function openTarget(args: readonly string[] = []): Promise<Target> {
-  const names = ["SUPABASE_URL", "SUPABASE_SECRET_KEY", "SUPABASE_DB_URL"] as const;
-  const [url, secretKey, dbUrl] = names.map((name) => process.env[name] || undefined);
+  const [url, secretKey, dbUrl] = NAMES.map((name) => process.env[name] || undefined);
   if (url !== undefined && secretKey !== undefined && dbUrl !== undefined) {
-    const publishableKey = process.env["SUPABASE_PUBLISHABLE_KEY"];
+    await refuseForeignRecords(url, dbUrl);
+    const publishableKey = process.env["IMAGE_SYNC_TEST_PUBLISHABLE_KEY"];
     return { url, secretKey, dbUrl, publishableKey, stack: undefined, stop: () => Promise.resolve() };
   }
-  const missing = names.filter((name) => !process.env[name]);
-  if (missing.length < names.length) {
+  const missing = NAMES.filter((name) => !process.env[name]);
+  if (missing.length < NAMES.length) {
     throw new Error(`Cannot choose the Supabase to test: ${missing.join(" and ")} not set beside the others`);
   }
   const stack = await startLocalStack(args);
   const { publishableKey, stop } = stack;
   return { url: stack.url, secretKey: stack.secretKey, dbUrl: stack.dbUrl, publishableKey, stack, stop };
+}
+
+// The tests change, sign and delete. Their own buckets are called bucket-UUID.
+async function refuseForeignRecords(url: string, dbUrl: string): Promise<void> {
+  const sql = postgres(dbUrl, { max: 1, onnotice: () => {} });
+  try {
+    const [found] = await sql<{ count: number; bucket: string }[]>`
+      select count(*)::integer as count, min(r.bucket_id) as bucket
+      from (
+        select p.bucket_id from public.part_images p
+        union all
+        select a.bucket_id from image_sync.archive a
+      ) as r
+      where r.bucket_id !~ '^bucket-[0-9a-f-]{36}$'`;
+    if (found === undefined || found.count === 0) return;
+    throw new Error(
+      `Cannot test on ${url}: it holds ${found.count} records that no test made, of the bucket ${found.bucket}; use a project ` +
+        "that is there for tests alone",
+    );
+  } finally {
+    await sql.end({ timeout: 5 });
+  }
 }

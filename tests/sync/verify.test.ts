@@ -1,6 +1,6 @@
 /** Verifying: every URL is opened as a reader opens it, what shows no image is named by its cause, and the next sync mends what it can. */
 import pLimit from "p-limit";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, onTestFinished, test } from "vitest";
 import type { Run } from "../../supabase/functions/image-sync/contract.ts";
 import { NOTHING_SIGNED } from "../../supabase/functions/image-sync/database.ts";
 import {
@@ -120,6 +120,43 @@ test("a URL that was renewed meanwhile is not forgotten, and a held record is le
     await holder`
       select from public.part_images where bucket_id = ${bucket} and file_name = '000001.jpg' for update`;
     expect((await verify(bucket)).totals).toMatchObject({ opened: 2, shown: 0, rows_written: 1 });
+  });
+});
+
+test("what a verify saw of a file is what ?file says of it, until it is uploaded again", async () => {
+  const bucket = await bucketOf(["fine.jpg", "text.jpg"]);
+  await addObjects(lab, bucket, ["lost.jpg"]);
+  await lab.supabase.storage.from(bucket).update("text.jpg", new TextEncoder().encode("no image"), {
+    contentType: "image/jpeg",
+  });
+  await runToEnd(lab, bucket);
+  const look = async (name: string) => {
+    const { in_sync, reasons } = await lab.database.readFile(bucket, name);
+    return { in_sync, reasons: reasons.map(({ code }) => code) };
+  };
+  expect(await look("lost.jpg")).toEqual({ in_sync: true, reasons: [] });
+  await verify(bucket);
+  expect(await look("fine.jpg")).toEqual({ in_sync: true, reasons: [] });
+  expect(await look("lost.jpg")).toEqual({ in_sync: false, reasons: ["file_lost"] });
+  expect(await look("text.jpg")).toEqual({ in_sync: false, reasons: ["not_an_image"] });
+  await lab.supabase.storage.from(bucket).update("text.jpg", jpeg, { contentType: "image/jpeg" });
+  expect(await look("text.jpg")).toEqual({ in_sync: true, reasons: [] });
+});
+
+test("a table that refuses every change is verified all the same", async () => {
+  const bucket = await bucketOf(["one.jpg", "two.jpg"]);
+  await lab.sql`
+    update public.part_images set signed_url = signed_url || 'x' where bucket_id = ${bucket} and file_name = 'two.jpg'`;
+  await lab.sql.unsafe(`
+    create function public.test_keep() returns trigger language plpgsql as $$ begin raise exception 'kept'; end $$;
+    create trigger test_keep before update on public.part_images for each row execute function public.test_keep();`);
+  onTestFinished(async () => {
+    await lab.sql.unsafe("drop function public.test_keep() cascade");
+  });
+  expect(await verify(bucket)).toMatchObject({
+    state: "succeeded",
+    totals: { opened: 2, shown: 1, rows_written: 0 },
+    problems: [{ name: "two.jpg", code: "url_rejected" }],
   });
 });
 

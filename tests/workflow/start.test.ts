@@ -1,8 +1,10 @@
 /** `npm start` ends everything that it started, whoever ends and at whatever moment. */
 import { spawn } from "node:child_process";
-import { readdir, readFile } from "node:fs/promises";
+import { chmod, mkdtemp, readdir, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import process from "node:process";
-import { expect, onTestFinished, test } from "vitest";
+import { describe, expect, onTestFinished, test } from "vitest";
 import { projectDirectory } from "../support/stack.ts";
 
 /** The processes of a session: what was started in it, and what that started. */
@@ -17,9 +19,10 @@ async function running(session: number): Promise<number[]> {
   return found.flat();
 }
 
-function start() {
+function start(env: Readonly<Record<string, string>> = {}) {
   const child = spawn("npm", ["start", "--", "--port", "0", "--db-port", "0", "--images", "40"], {
     cwd: projectDirectory,
+    env: { ...process.env, ...env },
     stdio: ["ignore", "pipe", "pipe"],
     detached: true, // a session of its own, as a terminal's
   });
@@ -35,20 +38,50 @@ function start() {
 
 const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
-// npm alone, its whole group as a terminal does it, or npm without a word.
-test.each(
-  [
-    ["SIGTERM to npm", "SIGTERM", false, 700],
-    ["SIGINT to all, as a terminal sends it", "SIGINT", true, 2500],
-    ["SIGHUP to all, as a terminal that is closed", "SIGHUP", true, 4500],
-    ["the death of npm", "SIGKILL", false, 6000],
-    ["SIGINT while it stays up", "SIGINT", true, 12_000],
-  ] as const,
-)("%s", async (_what, signal, isGroup, after) => {
-  const { session, output } = start();
-  await sleep(after);
-  expect((await running(session)).length, output()).toBeGreaterThan(0);
-  process.kill(isGroup ? -session : session, signal);
-  await expect.poll(() => running(session), { timeout: 20_000, interval: 200 }).toEqual([]);
-  expect(output()).not.toMatch(/deprecated|DeprecationWarning|Deno\.serve:/);
-}, 60_000);
+// Who ends: npm alone, all of its group as a terminal does it, or npm without a word.
+const ENDS = [
+  ["SIGTERM to npm", "SIGTERM", false],
+  ["SIGINT to all, as a terminal sends it", "SIGINT", true],
+  ["SIGHUP to all, as a terminal that is closed", "SIGHUP", true],
+  ["the death of npm", "SIGKILL", false],
+] as const;
+const TRIES = 5;
+const LONGEST = 9_000; // ms; by then it is ready, or nearly
+
+describe.each(ENDS)("%s ends everything", (_what, signal, isGroup) => {
+  test.each(
+    Array.from({ length: TRIES }, (_, attempt) => [attempt + 1, Math.random() * LONGEST] as const),
+  )(
+    "at a random moment, the %i. time, after %i ms",
+    async (_attempt, after) => {
+      const { session, output } = start();
+      await sleep(after);
+      expect((await running(session)).length, output()).toBeGreaterThan(0);
+      process.kill(isGroup ? -session : session, signal);
+      await expect.poll(() => running(session), { timeout: 30_000, interval: 200 }).toEqual([]);
+      expect(output()).not.toMatch(/deprecated|DeprecationWarning|Deno\.serve:/);
+    },
+    90_000,
+  );
+});
+
+test("what a crash of everything leaves behind the next one removes", async () => {
+  const place = await mkdtemp(join(tmpdir(), "image-sync-crash-"));
+  await chmod(place, 0o755);
+  onTestFinished(() => rm(place, { recursive: true, force: true }));
+  const left = async () => (await readdir(place)).filter((name) => /-(files|postgres-data)-\d+-/.test(name));
+  const crashed = start({ TMPDIR: place });
+  await expect.poll(left, { timeout: 30_000, interval: 50 }).toHaveLength(2);
+  for (const pid of await running(crashed.session)) {
+    try {
+      process.kill(pid, "SIGKILL");
+    } catch { /* it ended with another one of them */ }
+  }
+  await expect.poll(() => running(crashed.session), { timeout: 20_000 }).toEqual([]);
+  const before = await left();
+  const next = start({ TMPDIR: place });
+  await expect.poll(async () => (await left()).filter((name) => before.includes(name)), { timeout: 30_000 })
+    .toEqual([]);
+  process.kill(-next.session, "SIGINT");
+  await expect.poll(() => running(next.session), { timeout: 30_000, interval: 200 }).toEqual([]);
+}, 120_000);

@@ -2,12 +2,24 @@
 import { accepts } from "hono/accepts";
 import { type Context, Hono } from "hono";
 import {
+  addReaderRequestSchema,
+  archivedQuerySchema,
+  archivesQuerySchema,
+  bucketQuerySchema,
   bucketRequestSchema,
   bucketsQuerySchema,
   cancelQuerySchema,
+  changeSettingsSchema,
   type FileStatus,
+  historyQuerySchema,
   planQuerySchema,
+  type Reader,
+  readersQuerySchema,
   readQuerySchema,
+  recordsQuerySchema,
+  type RegisterQuery,
+  registerQuerySchema,
+  removeReaderQuerySchema,
   type Report,
   type Run,
   runsQuerySchema,
@@ -18,9 +30,11 @@ import { type Database, DatabaseError } from "./database.ts";
 import { faultOf } from "./faults.ts";
 import { log, messageOf } from "./log.ts";
 import { ProblemError, problemResponse, refuse } from "./problem.ts";
+import { createReaderKey, hashReaderKey } from "./reader_key.ts";
+import { answerRegister } from "./register.ts";
 import { parse, readJson, readWaitSeconds } from "./request.ts";
 import { renderFile, renderReport, renderRun } from "./text.ts";
-import { renderBuckets, renderRuns } from "./text.ts";
+import { renderBuckets, renderReaders, renderRuns } from "./text.ts";
 
 /** What the API acts through; made for each request. */
 export type Services = {
@@ -40,8 +54,50 @@ const PATHS = ["/", `/${FUNCTION_NAME}`, `/functions/v1/${FUNCTION_NAME}`].flatM
 );
 
 /** Below each of them: lists. */
-const pathsOf = (list: "plan" | "buckets" | "runs") =>
+type List =
+  | "plan"
+  | "buckets"
+  | "runs"
+  | "readers"
+  | "register.csv"
+  | "records"
+  | "expiry"
+  | "history"
+  | "settings"
+  | "archives"
+  | "archived";
+const pathsOf = (list: List) =>
   ["", `/${FUNCTION_NAME}`, `/functions/v1/${FUNCTION_NAME}`].map((path) => `${path}/${list}`);
+
+const REGISTER_PATHS = pathsOf("register.csv");
+
+/** Whether a request reads the register: the one thing that a reader's key is good for. */
+export function readsRegister(request: Request): boolean {
+  return (request.method === "GET" || request.method === "HEAD") &&
+    REGISTER_PATHS.includes(new URL(request.url).pathname);
+}
+
+/** Answers a reader who asks for the register of their bucket. Throws a problem where they ask for another one. */
+export async function answerReader(request: Request, reader: Reader, database: Database): Promise<Response> {
+  const query = parse(registerQuerySchema, Object.fromEntries(new URL(request.url).searchParams), "query");
+  if (query.bucket !== undefined && query.bucket !== reader.bucket_id) {
+    throw refuse(
+      403,
+      "wrong_bucket",
+      "The key is for another bucket",
+      `Cannot read the register of bucket ${query.bucket}: the key of reader ${reader.name} is for another one`,
+    );
+  }
+  return await registerOf(request, { ...query, bucket: reader.bucket_id }, database);
+}
+
+async function registerOf(request: Request, query: RegisterQuery, database: Database): Promise<Response> {
+  const path = `/functions/v1/${FUNCTION_NAME}/register.csv`;
+  const response = await answerRegister(request, { query, database, path });
+  if (request.method !== "HEAD") return response;
+  await response.body?.cancel();
+  return new Response(null, response);
+}
 
 /** Answers one authenticated request. Never throws. */
 export async function answer(request: Request, services: Services): Promise<Response> {
@@ -102,6 +158,73 @@ routes.on("GET", pathsOf("runs"), async (context) => {
   return listed(await context.env.database.readRuns(query), wantsText(context) && renderRuns);
 });
 
+routes.on("GET", pathsOf("records"), async (context) => {
+  const query = parse(recordsQuerySchema, context.req.query(), "query");
+  return listed(await context.env.database.readRecords(query), false);
+});
+
+routes.on("GET", pathsOf("expiry"), async (context) => {
+  const { bucket } = parse(bucketQuerySchema, context.req.query(), "query");
+  return listed(await context.env.database.readExpiry(bucket), false);
+});
+
+routes.on("GET", pathsOf("history"), async (context) => {
+  const query = parse(historyQuerySchema, context.req.query(), "query");
+  return listed(await context.env.database.readHistory(query), false);
+});
+
+routes.on("GET", pathsOf("settings"), async (context) => {
+  const { bucket } = parse(bucketQuerySchema, context.req.query(), "query");
+  return listed(await context.env.database.readSettings(bucket), false);
+});
+
+routes.on("PATCH", pathsOf("settings"), async (context) => {
+  const change = parse(changeSettingsSchema, await readJson(context.req.raw), "body");
+  return Response.json(await context.env.database.changeSettings(change));
+});
+
+routes.on("GET", pathsOf("archives"), async (context) => {
+  const query = parse(archivesQuerySchema, context.req.query(), "query");
+  return listed(await context.env.database.readArchives(query), false);
+});
+
+routes.on("GET", pathsOf("archived"), async (context) => {
+  const query = parse(archivedQuerySchema, context.req.query(), "query");
+  return listed(await context.env.database.readArchived(query), false);
+});
+
+routes.on("GET", pathsOf("readers"), async (context) => {
+  const page = parse(readersQuerySchema, context.req.query(), "query");
+  return listed(await context.env.database.readReaders(page), wantsText(context) && renderReaders);
+});
+
+routes.on("POST", pathsOf("readers"), async (context) => {
+  const request = parse(addReaderRequestSchema, await readJson(context.req.raw), "body");
+  const key = createReaderKey();
+  const reader = await context.env.database.addReader({ ...request, keyHash: await hashReaderKey(key) });
+  return Response.json({ ...reader, key }, { status: 201, headers: { "Cache-Control": "no-store" } });
+});
+
+routes.on("DELETE", pathsOf("readers"), async (context) => {
+  const { name } = parse(removeReaderQuerySchema, context.req.query(), "query");
+  return Response.json(await context.env.database.removeReader(name));
+});
+
+routes.on("GET", REGISTER_PATHS, async (context) => {
+  const query = parse(registerQuerySchema, context.req.query(), "query");
+  return await registerOf(context.req.raw, query, context.env.database);
+});
+
+routes.on(["POST", "PUT", "PATCH", "DELETE"], REGISTER_PATHS, (context) => {
+  const problem = refuse(
+    405,
+    "method_not_allowed",
+    "The method is not allowed",
+    `Cannot ${context.req.method} the register: use GET`,
+  );
+  return problemResponse(problem.problem, { Allow: "GET, HEAD, OPTIONS" });
+});
+
 routes.on("DELETE", PATHS, async (context) => {
   const { run } = parse(cancelQuerySchema, context.req.query(), "query");
   return Response.json(await context.env.database.cancel(run));
@@ -124,7 +247,7 @@ routes.notFound((context) => {
       404,
       "unknown_path",
       "There is nothing at this path",
-      `Cannot find ${path}: the API is /functions/v1/${FUNCTION_NAME}, with /buckets, /runs and /plan below it`,
+      `Cannot find ${path}: the API is /functions/v1/${FUNCTION_NAME}, with /buckets, /runs, /plan, /readers, /register.csv, /records, /expiry, /history, /settings, /archives and /archived below it`,
     )
       .problem,
   );

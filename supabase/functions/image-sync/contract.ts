@@ -8,5 +8,7 @@ export * from "./contract/requests.ts";
 export * from "./contract/runs.ts";
 export * from "./contract/report.ts";
 export * from "./contract/lists.ts";
+export * from "./contract/register.ts";
 export * from "./contract/answers.ts";
 export * from "./contract/work.ts";
+export * from "./contract/window.ts";

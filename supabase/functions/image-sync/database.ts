@@ -5,20 +5,42 @@ import {
   type Advance,
   advanceAnswerSchema,
   announceAnswerSchema,
+  type Archived,
+  archivedAnswerSchema,
+  type ArchiveList,
+  archiveListSchema,
   type BucketChange,
   bucketChangeAnswerSchema,
   type BucketList,
   bucketListSchema,
+  type ChangeSettings,
   endAttemptAnswerSchema,
+  type Expiry,
+  expiryAnswerSchema,
   type Fault,
   fileAnswerSchema,
   type FileStatus,
   handOffAnswerSchema,
+  type History,
+  historyAnswerSchema,
   type Mode,
   type Plan,
   planAnswerSchema,
   type Probe,
   type Problem,
+  type Reader,
+  readerAnswerSchema,
+  type ReaderList,
+  readerListSchema,
+  type ReaderRemoval,
+  readerRemovalAnswerSchema,
+  type RecordList,
+  recordListAnswerSchema,
+  type RecordsQuery,
+  type RegisterPage,
+  registerPageSchema,
+  type RegisterTag,
+  registerTagAnswerSchema,
   type Report,
   reportAnswerSchema,
   type Run,
@@ -26,6 +48,8 @@ import {
   type RunList,
   runListAnswerSchema,
   type RunsQuery,
+  type Settings,
+  settingsAnswerSchema,
   startAnswerSchema,
   type TokenRequest,
   type Unseen,
@@ -137,6 +161,35 @@ export type Database = {
   removeBucket(bucket: string): Promise<BucketChange>;
   /** A page of the history of runs, newest first. */
   readRuns(query: RunsQuery): Promise<RunList>;
+  /** A page of files and records by name, state and search; URLs only where they are asked for. */
+  readRecords(query: RecordsQuery): Promise<RecordList>;
+  /** How many URLs die on which day. */
+  readExpiry(bucket: string): Promise<Expiry>;
+  /** The days on which something ran, up to `days` back. */
+  readHistory(request: { bucket: string; days: number }): Promise<History>;
+  readSettings(bucket: string): Promise<Settings>;
+  /** Changes all of these settings, or none. Throws a problem (400) that names the field. */
+  changeSettings(request: ChangeSettings): Promise<Settings>;
+  /** The cleanups that archived something, newest first. */
+  readArchives(request: { bucket: string; limit: number }): Promise<ArchiveList>;
+  /** A page of the records that a cleanup archived. */
+  readArchived(request: { run: string; after: string; limit: number }): Promise<Archived>;
+  /** What a page of the register holds, `limit` rows behind `after`; without a bucket it is that of `public.part_register`. */
+  readRegisterTag(
+    request: { bucket: string | undefined; after: string; limit: number },
+  ): Promise<RegisterTag>;
+  /** Lines of the register behind `after` and not behind `until` (null: to the end), as many as fit a page. */
+  readRegister(
+    request: { bucket: string; after: string; until: string | null; raw: boolean },
+  ): Promise<RegisterPage>;
+  /** The reader whose key has this hash, and a note of its use. Throws a problem (401) where there is none. */
+  openRegister(keyHash: string): Promise<Reader>;
+  /** Adds a reader by HTTPS, of whose key the hash is kept. */
+  addReader(request: { name: string; bucket: string; keyHash: string }): Promise<Reader>;
+  /** A page of the readers, with their last use. */
+  readReaders(request: { after: string; limit: number }): Promise<ReaderList>;
+  /** Takes a reader's right away; a database role is left to its owner. */
+  removeReader(name: string): Promise<ReaderRemoval>;
 };
 
 type Rpcs = Schema["public"]["Functions"];
@@ -254,6 +307,69 @@ export function createDatabase(client: SupabaseClient<Schema>): Database {
           p_limit: limit,
         }, runListAnswerSchema),
       );
+    },
+    async readRecords({ bucket, state, search, after, limit, urls }) {
+      return unwrap(
+        await call("image_sync_records", {
+          p_bucket: bucket,
+          p_state: state,
+          p_search: search,
+          p_after: after,
+          p_limit: limit,
+          p_urls: urls,
+        }, recordListAnswerSchema),
+      );
+    },
+    async readExpiry(bucket) {
+      return unwrap(await call("image_sync_expiry", { p_bucket: bucket }, expiryAnswerSchema)).expiry;
+    },
+    async readHistory({ bucket, days }) {
+      const args = { p_bucket: bucket, p_days: days };
+      return unwrap(await call("image_sync_history", args, historyAnswerSchema)).history;
+    },
+    async readSettings(bucket) {
+      return unwrap(await call("image_sync_settings", { p_bucket: bucket }, settingsAnswerSchema)).settings;
+    },
+    async changeSettings({ bucket, changes }) {
+      const args = { p_bucket: bucket, p_changes: changes };
+      return unwrap(await call("image_sync_change_settings", args, settingsAnswerSchema)).settings;
+    },
+    readArchives({ bucket, limit }) {
+      return call("image_sync_archives", { p_bucket: bucket, p_limit: limit }, archiveListSchema);
+    },
+    async readArchived({ run, after, limit }) {
+      const args = { p_run: run, p_after: after, p_limit: limit };
+      return (await call("image_sync_archived", args, archivedAnswerSchema)).archived;
+    },
+    async readRegisterTag({ bucket, after, limit }) {
+      const args = { ...(bucket === undefined ? {} : { p_bucket: bucket }), p_after: after, p_limit: limit };
+      return unwrap(await call("image_sync_register_tag", args, registerTagAnswerSchema));
+    },
+    readRegister({ bucket, after, until, raw }) {
+      return call("image_sync_register", {
+        p_bucket: bucket,
+        p_after: after,
+        ...(until === null ? {} : { p_until: until }),
+        p_raw: raw,
+      }, registerPageSchema);
+    },
+    async openRegister(keyHash) {
+      const answer = await call("image_sync_open_register", { p_key_hash: keyHash }, readerAnswerSchema);
+      return unwrap(answer).reader;
+    },
+    async addReader({ name, bucket, keyHash }) {
+      const args = { p_name: name, p_bucket: bucket, p_key_hash: keyHash };
+      return unwrap(await call("image_sync_add_reader", args, readerAnswerSchema)).reader;
+    },
+    readReaders({ after, limit }) {
+      return call("image_sync_readers", { p_after: after, p_limit: limit }, readerListSchema);
+    },
+    async removeReader(name) {
+      const args = { p_name: name };
+      const { reader, revoked } = unwrap(
+        await call("image_sync_remove_reader", args, readerRemovalAnswerSchema),
+      );
+      return { ...reader, revoked };
     },
   };
 }

@@ -5,15 +5,16 @@
  */
 import { withSupabase } from "@supabase/server";
 import { createAdminClient } from "@supabase/server/core";
-import { answer, answering, type Services } from "./api.ts";
+import { answer, answering, answerReader, readsRegister, type Services } from "./api.ts";
 import { runInBackground } from "./background.ts";
 import { createBudget, readLimits } from "./budget.ts";
 import type { Run, TokenRequest } from "./contract.ts";
 import { createDatabase, type Database } from "./database.ts";
 import { log, messageOf } from "./log.ts";
 import { createOutbound } from "./outbound.ts";
-import { problemResponse } from "./problem.ts";
+import { problemResponse, refuse } from "./problem.ts";
 import { openUrls, probe } from "./reader.ts";
+import { hashReaderKey, readReaderKey } from "./reader_key.ts";
 import { readToken } from "./request.ts";
 import { createSigner, signedUrlBase, unopened } from "./signer.ts";
 import { fitOf, VERSION } from "./version.ts";
@@ -124,6 +125,7 @@ function mismatch(): Response | undefined {
 }
 
 async function serve(request: Request): Promise<Response> {
+  if (readsRegister(request)) return await serveRegister(request);
   const token = await readToken(request);
   return token === undefined ? await serveKey(request) : await serveToken(token);
 }
@@ -138,6 +140,33 @@ async function serveToken(token: TokenRequest): Promise<Response> {
     if (refusal !== undefined) return refusal;
     services.work(run);
     return Response.json({ id: run.id, state: run.state }, { status: 202 });
+  });
+}
+
+/** The register: for a secret key, or for a reader's as the password of HTTP Basic. A browser and Excel ask for it when they are told so. */
+async function serveRegister(request: Request): Promise<Response> {
+  const response = request.headers.has("apikey") ? await serveKey(request) : await serveReader(request);
+  if (response.status === 401) {
+    response.headers.set("WWW-Authenticate", 'Basic realm="image-sync register", charset="UTF-8"');
+  }
+  return response;
+}
+
+async function serveReader(request: Request): Promise<Response> {
+  return await answering(async () => {
+    const key = readReaderKey(request);
+    if (key === undefined) {
+      throw refuse(
+        401,
+        "unauthorized",
+        "No valid key of a reader",
+        "Send a reader's key (isr_...) as the password of HTTP Basic, with any user name, or a secret key in the header apikey",
+      );
+    }
+    const services = createServices();
+    const reader = await services.database.openRegister(await hashReaderKey(key));
+    await services.announce(false);
+    return mismatch() ?? await answerReader(request, reader, services.database);
   });
 }
 

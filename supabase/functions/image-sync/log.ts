@@ -38,7 +38,8 @@ export function redact(text: string): string {
   return text
     .replace(/token=[^\s"'&]+/g, "token=[redacted]")
     .replace(/eyJ[\w-]+\.[\w-]+\.[\w-]+/g, "[redacted]")
-    .replace(/sb_(secret|publishable)_[\w-]+/g, "sb_$1_[redacted]");
+    .replace(/sb_(secret|publishable)_[\w-]+/g, "sb_$1_[redacted]")
+    .replace(/\bisr_[\w-]{8,}/g, "isr_[redacted]");
 }
 
 /** The words of whatever was thrown: redacted, at most 500 characters, and such that Postgres can store them. */

@@ -11,6 +11,8 @@ export type Settings = {
   readonly env?: Record<string, string>;
   readonly directory?: string;
   readonly stackFile?: string;
+  /** How the commands are typed there. */
+  readonly program?: string;
   /** Whether somebody sits before a terminal. */
   readonly terminal?: boolean;
   /** How wide that is, in characters. */
@@ -38,6 +40,7 @@ export async function runCommand(args: readonly string[], settings: Settings = {
       ...settings.env,
     },
     directory: settings.directory ?? "/nonexistent",
+    ...(settings.program === undefined ? {} : { program: settings.program }),
     stackFile: settings.stackFile ?? "/nonexistent",
     stdin: () => stdin,
     stdout: stdout.stream,

@@ -226,6 +226,15 @@ export const faults: Readonly<Record<string, FaultCase>> = {
       await analyze(scene, bucket);
     },
   },
+  moved_away: {
+    level: "warning",
+    healthy: false,
+    async make(scene, bucket) {
+      const other = await createBucket(scene.lab);
+      await moveObjects(scene.lab, bucket, { "b.jpg": "b.jpg" }, other);
+      await runToEnd(scene.lab, bucket);
+    },
+  },
   not_moved: {
     level: "warning",
     healthy: false,
@@ -277,6 +286,16 @@ export const faults: Readonly<Record<string, FaultCase>> = {
     make: changeRecords("signed_url = null, signed_url_expires_at = null"),
   },
   expired: { level: "error", make: changeRecords("signed_url_expires_at = now() - interval '1 minute'") },
+  register_opened_rarely: {
+    level: "info",
+    make: ({ lab }, bucket) =>
+      lab.sql`
+      insert into image_sync.readers (name, kind, bucket_id, key_hash, last_used_at)
+      values ('once-a-month', 'https', ${bucket}, ${
+        crypto.getRandomValues(Buffer.alloc(32))
+      }, now() - interval '31 days')`,
+    undo: ({ lab }) => lab.sql`delete from image_sync.readers`,
+  },
   excluded_extensions: {
     level: "info",
     async make(scene, bucket) {

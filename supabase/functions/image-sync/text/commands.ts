@@ -31,7 +31,7 @@ export function quoted(word: string): string {
  */
 export function asNpmScripts(text: string): string {
   return text.replace(
-    /npx image-sync ([a-z]+)( (?=-|'|[0-9a-f]{8}-|add |remove ))?/g,
+    /npx image-sync ([a-z]+)( (?=-|'|[0-9a-f]{8}-|add |remove |revoke ))?/g,
     (_, command: string, more?: string) => `npm run ${command}${more === undefined ? "" : " -- "}`,
   );
 }

@@ -1,5 +1,5 @@
 /** Lists as a person reads them: buckets with their verdicts, the history of runs. */
-import type { BucketList, RunList } from "../contract.ts";
+import type { BucketList, ReaderList, RunList } from "../contract.ts";
 import { summaryOf } from "./run.ts";
 import { count, percent, renderTime } from "./words.ts";
 import { safeText } from "./safe_text.ts";
@@ -42,4 +42,20 @@ export function renderRuns({ runs, next }: RunList): string {
     `    ${run.id}`,
   ]);
   return [...lines, ...next === null ? [] : [`... and more: after ${next}`]].join("\n") + "\n";
+}
+
+/** A page of readers, one a line. Ends with a newline. */
+export function renderReaders({ readers, next }: ReaderList): string {
+  if (readers.length === 0) {
+    return "Nobody has a right of their own yet. To add somebody: npx image-sync reader add NAME --https\n";
+  }
+  const lines = readers.map(({ name, kind, bucket_id: bucket, last_used_at: lastUsed }) => {
+    const use = lastUsed !== null
+      ? `last used ${renderTime(lastUsed)}`
+      : kind === "https"
+      ? "not used yet"
+      : "a database role: its last use is not known";
+    return `${safeText(name)}: ${kind.toUpperCase()}, register of ${safeText(bucket)}, ${use}`;
+  });
+  return [...lines, ...next === null ? [] : ["... and more"]].join("\n") + "\n";
 }

@@ -1,0 +1,306 @@
+-- step 1.1.0
+-- A view of the project's own would be replaced without a word.
+do $$
+begin
+  if to_regclass('public.part_register') is not null then
+    raise exception E'Cannot install image-sync: public.part_register exists already\nRename it: alter table public.part_register rename to part_register_other;'
+      using errcode = 'duplicate_table',
+        hint = 'Nothing has been changed: run the migration again afterwards.';
+  end if;
+end;
+$$;
+
+-- set
+-- The register: what a spreadsheet reads. Everything that decides what it shows stands in image_sync.register_query().
+
+-- One row for each part of a bucket, with a URL that works: of this project, whole, not expired, of a file that is there and is not
+-- empty. What a part is, is what the report counts as one: image_sync.records.look_up_key. Where several files stand for one part,
+-- the one with the shortest part number is shown (the name itself rather than its copies), then the one with the shortest file name
+-- (not in a folder), then the last in byte order (000001.jpg rather than 000001.JPG). The rule knows no dates: the same picture stays.
+-- A view on views would look at tables with the rights of whoever reads it, and a function that a view calls is called with the
+-- rights of its reader: a reader has none. So the query names tables and calls nothing of ours, and two views are made of it.
+create or replace function image_sync.register_query()
+returns text
+language sql
+immutable
+set search_path = ''
+return $query$
+  select distinct on (p.bucket_id, k.look_up_key)
+    p.bucket_id,
+    k.look_up_key,
+    p.part_number::text as part_number,
+    p.file_name::text as file_name,
+    p.signed_url::text as signed_url,
+    p.signed_url_expires_at
+  from public.part_images p
+  cross join lateral (
+    -- The expression of part_images_look_up_key_idx, collation and all, so that a page is read from there.
+    select
+      (p.bucket_id || '/' || lower(regexp_replace(p.part_number, '( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$', '', 'i'))) collate "C" as look_up_key
+  ) as k
+  join (
+    -- image_sync.url_base() of each bucket.
+    select
+      s.bucket_id,
+      coalesce(
+        coalesce(
+          s.public_url,
+          (
+            select j.url
+            from image_sync.project j
+          )
+        )
+        || '/storage/v1/object/sign/'
+        || case
+          when s.bucket_id ~ '^[A-Za-z0-9_.-]+$' then s.bucket_id
+          else (
+            select string_agg(
+              case
+                when c.character ~ '[A-Za-z0-9_.!~*''()-]' then c.character
+                else upper(regexp_replace(encode(convert_to(c.character, 'UTF8'), 'hex'), '(..)', '%\1', 'g'))
+              end, '' order by c.place)
+            from regexp_split_to_table(s.bucket_id, '') with ordinality as c (character, place)
+          )
+        end
+        || '/', '') as url_base
+    from image_sync.settings s
+  ) as base
+    on base.bucket_id = p.bucket_id
+  join (
+    -- The files of image_sync.objects; the columns that Storage may lack are found as they are there.
+    select s.bucket_id, s.name, s.metadata -> 'size' as bytes
+    from (select false as is_delete_marker, null::timestamptz as archived_at) as absent
+    cross join lateral (
+      select o.bucket_id, o.name, o.metadata, is_delete_marker as is_deleted, archived_at is not null as is_archived
+      from storage.objects o
+    ) as s
+    where s.is_deleted is not true
+      and not s.is_archived
+  ) as file
+    on file.bucket_id = p.bucket_id
+    and file.name collate "C" = p.file_name
+  where p.part_number <> ''
+    and p.signed_url_expires_at > now()
+    and file.bytes is distinct from '0'
+    and starts_with(p.signed_url, base.url_base)
+    -- Whole, as in image_sync.records.
+    and (
+      length(split_part(split_part(p.signed_url, '?token=eyJ', 2), '.', 3)) in (43, 64, 86, 342, 512, 683)
+      or strpos(p.signed_url, '?token=') > 0 and not starts_with('eyJ', left(split_part(p.signed_url, '?token=', 2), 3))
+    )
+  order by p.bucket_id, k.look_up_key, length(p.part_number), length(p.file_name), p.file_name collate "C" desc
+$query$;
+
+comment on function image_sync.register_query() is
+  'The query of the register of every bucket: the one place that says what it shows. The views image_sync.register and public.part_register are made of it.';
+
+-- Made when this file is applied, and again when storage.objects has gained a column that tells what is no file any more.
+create or replace function image_sync.make_register()
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  execute 'create or replace view image_sync.register with (security_invoker = on) as ' || image_sync.register_query();
+  -- With the rights of its owner, so that a reader needs a right to this view and to nothing behind it; and nothing that a reader says
+  -- of its rows is asked before they are chosen.
+  execute format(
+    'create or replace view public.part_register with (security_barrier = on) as
+    select r.part_number, r.file_name, r.signed_url, r.signed_url_expires_at
+    from (%s) as r
+    where r.bucket_id = coalesce(
+      (
+        select q.bucket_id
+        from image_sync.readers q
+        where q.kind = ''odbc''
+          and q.name = current_user
+      ),
+      (
+        select s.bucket_id
+        from image_sync.settings s
+        order by s.register desc, s.bucket_id = ''part-images'' desc, s.bucket_id collate "C"
+        limit 1
+      )
+    )',
+    image_sync.register_query()
+  );
+end;
+$$;
+
+comment on function image_sync.make_register() is
+  'Makes the views image_sync.register and public.part_register, or makes them anew. Only their owner can.';
+
+select image_sync.make_register();
+
+comment on view image_sync.register is 'What the register of each bucket shows: one row for each part, with a URL that works. Walk it by (bucket_id, look_up_key): part_images_look_up_key_idx serves that.';
+comment on column image_sync.register.bucket_id is 'The bucket.';
+comment on column image_sync.register.look_up_key is 'What the rows of one part have in common, as in image_sync.records, in byte order.';
+comment on column image_sync.register.part_number is 'The part.';
+comment on column image_sync.register.file_name is 'The file that is shown of it.';
+comment on column image_sync.register.signed_url is 'A URL that shows the image without a key until signed_url_expires_at.';
+comment on column image_sync.register.signed_url_expires_at is 'When signed_url stops working.';
+
+comment on view public.part_register is 'For the spreadsheet: one row for each part of one bucket, with a URL that works. The bucket is that of the reader, for a role that image-sync reader add made; for anybody else the one whose settings say register. Which file is shown of several: image_sync.register_query().';
+comment on column public.part_register.part_number is 'The part.';
+comment on column public.part_register.file_name is 'The file that is shown of it.';
+comment on column public.part_register.signed_url is 'A URL that shows the image without a key until signed_url_expires_at.';
+comment on column public.part_register.signed_url_expires_at is 'When signed_url stops working.';
+
+revoke all on public.part_register from public, anon, authenticated, service_role;
+grant select on public.part_register, image_sync.register to service_role;
+
+-- The bucket that a request of the register means: the one that it names, else that of public.part_register. Null: it has no settings.
+create or replace function image_sync.register_bucket(p_bucket text)
+returns text
+language sql
+stable
+set search_path = ''
+return (
+  select s.bucket_id
+  from image_sync.settings s
+  where s.bucket_id = p_bucket
+    or p_bucket is null
+  order by s.register desc, s.bucket_id = 'part-images' desc, s.bucket_id collate "C"
+  limit 1
+);
+
+comment on function image_sync.register_bucket(text) is 'The bucket of a register that is asked for by name or, null, by none; null where it has no settings.';
+
+create or replace function image_sync.unknown_register(p_bucket text)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return image_sync.problem(
+  404, 'unknown_bucket', 'The bucket has no settings',
+  format('Cannot read the register of bucket %s: image_sync.settings has no row for it.', coalesce(p_bucket, '(none)'))
+);
+
+comment on function image_sync.unknown_register(text) is 'The problem unknown_bucket of a register.';
+
+-- What a page of the register holds, without the page: to tell whether anything has changed, and where the next page begins.
+--   p_after  the key of the last row before it, without its bucket
+-- Returns {"bucket_id", "rows", "tag": another one for other rows, "last": the key of its last row where it is full, else null}.
+create or replace function public.image_sync_register_tag(p_bucket text default null, p_after text default '', p_limit integer default 20000)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+-- In the order of the index of keys, whatever the statistics say: a page costs the same at the end of a million parts.
+set enable_seqscan = 'off'
+set enable_bitmapscan = 'off'
+set enable_sort = 'off'
+set enable_hashjoin = 'off'
+set enable_mergejoin = 'off'
+as $$
+declare
+  v_bucket constant text := image_sync.register_bucket(p_bucket);
+  v_limit constant integer := least(greatest(coalesce(p_limit, 20000), 1), 20000);
+begin
+  if v_bucket is null then
+    return image_sync.unknown_register(p_bucket);
+  end if;
+  return (
+    select jsonb_build_object(
+      'bucket_id', v_bucket,
+      'rows', count(*),
+      'tag', md5(concat_ws(' ', count(*), bit_xor(page.hash), sum(page.hash))),
+      'last', case when count(*) = v_limit then substr(max(page.look_up_key), length(v_bucket) + 2) end
+    )
+    from (
+      select
+        r.look_up_key,
+        hashtextextended(concat_ws(chr(31), r.part_number, r.file_name, r.signed_url, extract(epoch from r.signed_url_expires_at)), 0) as hash
+      from image_sync.register r
+      where r.bucket_id = v_bucket
+        and r.look_up_key > v_bucket || '/' || coalesce(p_after, '')
+        -- What follows the slash is a zero.
+        and r.look_up_key < v_bucket || '0'
+      order by r.look_up_key
+      limit v_limit
+    ) as page
+  );
+end;
+$$;
+
+comment on function public.image_sync_register_tag(text, text, integer) is
+  'A tag of a page of the register, 1 to 20,000 rows behind p_after: {"bucket_id", "rows", "tag", "last"}. Without p_bucket it is that of public.part_register. Problem: unknown_bucket (404).';
+
+-- A page of the register as lines of CSV (RFC 4180): every field in quotes, so that no other separator splits it. A text that a
+-- spreadsheet would run begins with an apostrophe, unless p_raw: behind spaces and invisible characters a sign that begins a formula,
+-- of full width too, or a tab or line break.
+--   p_after, p_until  keys as image_sync_register_tag gives them; null: to the end
+-- Returns {"csv", "last": the key of its last row where it is full, else null}.
+create or replace function public.image_sync_register(
+  p_bucket text,
+  p_after text default '',
+  p_until text default null,
+  p_raw boolean default false,
+  p_limit integer default 5000
+)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+set enable_seqscan = 'off'
+set enable_bitmapscan = 'off'
+set enable_sort = 'off'
+set enable_hashjoin = 'off'
+set enable_mergejoin = 'off'
+as $$
+declare
+  v_limit constant integer := least(greatest(coalesce(p_limit, 5000), 1), 5000);
+  v_until constant text := case when p_until is null then p_bucket || '0' else p_bucket || '/' || p_until || chr(1) end;
+  v_runs constant text := case
+    -- Matches nothing.
+    when p_raw then '$.'
+    else '^([\t\r\n]|[\u0001-\u0020\u007f-\u00a0\u00ad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff]*[=+@\uff1d\uff0b\uff0d\uff20-])'
+  end;
+begin
+  return (
+    select jsonb_build_object(
+      'csv', coalesce(string_agg(
+        '"' || case when page.part_number ~ v_runs then '''' else '' end || replace(page.part_number, '"', '""')
+        || '","' || case when page.file_name ~ v_runs then '''' else '' end || replace(page.file_name, '"', '""')
+        || '","' || replace(page.signed_url, '"', '""')
+        || '","' || to_char(page.signed_url_expires_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || e'"\r\n',
+        '' order by page.look_up_key
+      ), ''),
+      'last', case when count(*) = v_limit then substr(max(page.look_up_key), length(p_bucket) + 2) end
+    )
+    from (
+      select r.look_up_key, r.part_number, r.file_name, r.signed_url, r.signed_url_expires_at
+      from image_sync.register r
+      where r.bucket_id = p_bucket
+        and r.look_up_key > p_bucket || '/' || coalesce(p_after, '')
+        and r.look_up_key < v_until
+      order by r.look_up_key
+      limit v_limit
+    ) as page
+  );
+end;
+$$;
+
+comment on function public.image_sync_register(text, text, text, boolean, integer) is
+  'A page of the register of a bucket as lines of CSV, 1 to 5,000 rows behind p_after and not behind p_until: {"csv", "last"}. What a spreadsheet would run begins with an apostrophe, unless p_raw.';
+
+revoke all on function
+  image_sync.register_query(),
+  image_sync.make_register(),
+  image_sync.register_bucket(text),
+  image_sync.unknown_register(text)
+from public;
+revoke all on function
+  public.image_sync_register_tag(text, text, integer),
+  public.image_sync_register(text, text, text, boolean, integer)
+from public, anon, authenticated;
+grant execute on function
+  image_sync.register_query(),
+  image_sync.make_register(),
+  image_sync.register_bucket(text),
+  image_sync.unknown_register(text),
+  public.image_sync_register_tag(text, text, integer),
+  public.image_sync_register(text, text, text, boolean, integer)
+to service_role;

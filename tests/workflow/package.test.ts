@@ -1,0 +1,150 @@
+/** The package as somebody installs it: the commands under plain Node, with neither Deno nor Postgres, in a folder that has nothing. */
+import { execFile } from "node:child_process";
+import { lstat, mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import { promisify } from "node:util";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { z } from "zod";
+import { build } from "../../cli/build.mjs";
+import { reportSchema } from "../../supabase/functions/image-sync/contract.ts";
+import { VERSION } from "../../supabase/functions/image-sync/version.ts";
+import { type LocalStack, projectDirectory, startLocalStack } from "../support/stack.ts";
+
+const run = promisify(execFile);
+const MEGABYTE = 1_000_000;
+
+let directory: string;
+let installed: string;
+let path: string;
+let stack: LocalStack;
+beforeAll(async () => {
+  directory = await mkdtemp(join(tmpdir(), "image-sync-package-"));
+  installed = join(directory, "shop/node_modules/image-sync");
+  // What the commands may start: Node, and nothing of ours.
+  path = join(directory, "bin");
+  await mkdir(path);
+  await symlink(process.execPath, join(path, "node"));
+  await run("npm", ["pack", "--pack-destination", directory], { cwd: projectDirectory });
+  await mkdir(join(directory, "shop"));
+  await writeFile(join(directory, "shop/package.json"), '{ "name": "shop", "private": true }\n');
+  const tarball = join(directory, `image-sync-${VERSION}.tgz`);
+  // It has everything in it: the registry is not asked.
+  await run("npm", ["install", "--save-dev", "--offline", tarball], { cwd: join(directory, "shop") });
+  stack = await startLocalStack();
+}, 240_000);
+afterAll(async () => {
+  await stack?.stop();
+  if (directory !== undefined) await rm(directory, { recursive: true });
+});
+
+/** Runs a command of the installed package. */
+async function type(
+  args: readonly string[],
+  env: Readonly<Record<string, string>> = {},
+): Promise<{ status: number; stdout: string; stderr: string }> {
+  const program = join(directory, "shop/node_modules/.bin/image-sync");
+  const options = { cwd: join(directory, "shop"), env: { PATH: path, ...env } };
+  return await run(program, args, options).then((ended) => ({ status: 0, ...ended }), (error: unknown) => {
+    const schema = z.object({ code: z.number(), stdout: z.string(), stderr: z.string() });
+    const { code, ...printed } = schema.parse(error);
+    return { status: code, ...printed };
+  });
+}
+
+const project = () => ({ SUPABASE_URL: stack.url, SUPABASE_SECRET_KEY: stack.secretKey });
+
+/** Every file below a folder, by its path. */
+async function read(folder: string): Promise<Record<string, string>> {
+  const entries = await readdir(folder, { recursive: true, withFileTypes: true });
+  const files = entries.filter((entry) => entry.isFile()).map(async (entry) => {
+    const file = join(entry.parentPath, entry.name);
+    return [file.slice(folder.length + 1), await readFile(file, "utf8")] as const;
+  });
+  return Object.fromEntries(await Promise.all(files));
+}
+
+describe("the package", () => {
+  test("brings nothing else along and takes a few megabytes", async () => {
+    const names = (await readdir(join(directory, "shop/node_modules"))).filter((name) =>
+      !name.startsWith(".")
+    );
+    expect(names).toEqual(["image-sync"]);
+    const files = Object.keys(await read(installed));
+    const sizes = await Promise.all(files.map(async (file) => (await lstat(join(installed, file))).size));
+    expect(sizes.reduce((sum, size) => sum + size)).toBeLessThan(3 * MEGABYTE);
+    expect(files).toEqual(expect.arrayContaining([
+      "CHANGELOG.md",
+      "LICENSE",
+      "README.md",
+      "dist/licenses.txt",
+      "docs/operations.md",
+      "supabase/functions/image-sync/index.ts",
+    ]));
+    expect(files.filter((file) => /^(local|tests|bench)\/|\.env|stack\.json/.test(file))).toEqual([]);
+  });
+
+  test("has the commands that its source gives, to the byte, and no trace of the machine that built it", async () => {
+    const again = join(directory, "again");
+    await build(again);
+    const built = await read(join(installed, "dist"));
+    expect(await read(again)).toEqual(built);
+    expect(built["image-sync.mjs"]).not.toContain(projectDirectory);
+    // What it holds of others comes with their licences.
+    for (const name of ["commander", "smol-toml", "zod"]) expect(built["licenses.txt"]).toContain(`${name} `);
+  });
+});
+
+describe("under plain Node", () => {
+  test("--version is the package's", async () => {
+    expect(await type(["--version"])).toEqual({ status: 0, stdout: `${VERSION}\n`, stderr: "" });
+  });
+
+  test("init brings what a clone brings", async () => {
+    const { status, stdout } = await type(["init", "--yes"]);
+    expect({ status, stdout }).toMatchObject({
+      status: 0,
+      stdout: expect.stringContaining("npx image-sync status"),
+    });
+    const files = await read(join(directory, "shop/supabase"));
+    const own = await read(join(projectDirectory, "supabase/functions/image-sync"));
+    expect(Object.keys(files)).toEqual(expect.arrayContaining(["config.toml"]));
+    for (const [name, text] of Object.entries(own).filter(([name]) => !name.endsWith(".md"))) {
+      expect([name, files[`functions/image-sync/${name}`]]).toEqual([name, text]);
+    }
+    expect(Object.keys(files).filter((name) => name.startsWith("migrations/"))).toHaveLength(1);
+    expect(await type(["init", "--yes"])).toMatchObject({
+      status: 0,
+      stdout: expect.stringContaining("Nothing to do"),
+    });
+  });
+
+  test("status and doctor tell of a project", async () => {
+    const status = await type(["status", "--json"], project());
+    expect(reportSchema.parse(JSON.parse(status.stdout)).bucket.id).toBe("part-images");
+    expect(status.stderr).toMatch(/^Project http:\/\/127\.0\.0\.1:\d+ \(the environment\)/);
+    const doctor = await type(["doctor", "--json"], project());
+    const { links } = z.object({
+      links: z.array(z.looseObject({ looked_at: z.string(), state: z.string() })),
+    })
+      .parse(JSON.parse(doctor.stdout));
+    expect(links).toContainEqual(expect.objectContaining({ looked_at: "function", state: "fine" }));
+    expect(links).toContainEqual(expect.objectContaining({ looked_at: "versions", state: "fine" }));
+  });
+
+  test("export writes a workbook; what it leaves out of the package it asks for by name", async () => {
+    const written = await type(["export", "register.xlsx", "--json"], project());
+    expect(JSON.parse(written.stdout)).toMatchObject({ file: "register.xlsx", format: "xlsx" });
+    expect((await readFile(join(directory, "shop/register.xlsx"))).subarray(0, 2).toString()).toBe("PK");
+    const built = await readFile(join(installed, "dist/image-sync.mjs"), "utf8");
+    expect(built).toContain('import("sharp")');
+  });
+
+  test("nothing that is said names what only a clone has", async () => {
+    const { status, stderr } = await type(["status"]);
+    expect(status).toBe(2);
+    expect(stderr).toContain("SUPABASE_URL");
+    expect(stderr).not.toContain("npm start");
+  });
+});
