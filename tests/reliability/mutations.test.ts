@@ -201,7 +201,7 @@ const cases: readonly {
   {
     mechanism: "the recognition of a repeated call",
     holds: repeatedCallLeasesOnce,
-    mutation: { signature: rpcAdvance, from: "c.lease_token = p_lease or", to: "" },
+    mutation: { signature: rpcAdvance, from: "held.lease_token = p_lease", to: "false" },
   },
   {
     mechanism: "the recognition of a repeated close",
@@ -215,7 +215,7 @@ const cases: readonly {
   {
     mechanism: "the memory of a chunk's past leases",
     holds: lateDuplicateClosesNothingElse,
-    mutation: { signature: rpcAdvance, from: "or p_lease = any (c.past_leases)", to: "" },
+    mutation: { signature: rpcAdvance, from: "p_lease = any (passed.past_leases)", to: "false" },
   },
   {
     mechanism: "the key of a record",
