@@ -104,7 +104,7 @@ drop index if exists public.part_images_object_id_idx, public.part_images_look_u
 -- moves, 1.1.0
 
 -- The comparison of a chunk finds them itself, with where they went.
-drop function image_sync.departing_names(text, text[]);
+drop function if exists image_sync.departing_names(text, text[]);
 
 -- readers, 1.1.0
 

@@ -572,4 +572,4 @@ to service_role;
 
 -- step 1.1.0
 -- The comparison of a chunk finds them itself, with where they went.
-drop function image_sync.departing_names(text, text[]);
+drop function if exists image_sync.departing_names(text, text[]);
