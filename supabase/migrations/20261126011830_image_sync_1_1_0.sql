@@ -1969,7 +1969,6 @@ begin
     select
       r.file_name,
       r.signed and starts_with(r.signed_url, v_url_base) as signed,
-      r.expired and starts_with(r.signed_url, v_url_base) as expired,
       case when starts_with(r.signed_url, v_url_base) then r.usable_until end as usable_until,
       r.object_id
     from image_sync.records r
@@ -2013,7 +2012,8 @@ begin
       r.file_name,
       r.object_id,
       r.signed,
-      r.expired,
+      -- As image_sync.records.expired, without asking again whether the URL is whole.
+      r.signed and r.usable_until is null as expired,
       r.usable_until,
       -- A record that exists is kept whatever its file is called; so patterns are matched with new names alone, which are few.
       case
