@@ -40,10 +40,10 @@ type Flags = CommonFlags & RunsOptions & Pick<InitOptions, "yes" | "force"> & {
   readonly bucketIsGone: boolean;
   readonly run?: string;
   readonly file?: string;
-  readonly port: number;
-  readonly browser: boolean;
   readonly dbUrl?: string;
   readonly sql?: string;
+  readonly port: number;
+  readonly browser: boolean;
   readonly thumbnails: boolean;
   readonly size?: number;
   readonly odbc: boolean;

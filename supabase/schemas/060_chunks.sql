@@ -141,8 +141,6 @@ alter table image_sync.chunks enable row level security;
 grant select, insert, update, delete on image_sync.chunks to service_role;
 
 -- step 1.1.0
-comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, samples, and for a dry run the orphaned records'' names.';
-
 -- Each look of a working run is one at a few rows, however many thousand chunks it has. Plans are made when the table is empty and stay
 -- in their sessions: to such a plan every index that begins with run_id is as good as any other, and leads through all chunks of
 -- the run. So one index alone begins with it, the primary key; and a query that says "run_id is not distinct from" means so: no
@@ -161,3 +159,5 @@ create index chunks_lease_token_idx on image_sync.chunks (lease_token);
 create index chunks_past_leases_idx on image_sync.chunks (number) where past_leases <> '{}';
 -- The last chunks that were signed, newest first: an order that only this index gives.
 create index chunks_closed_idx on image_sync.chunks (run_id, closed_at desc nulls first) where to_sign > 0;
+
+comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, samples, and for a dry run the orphaned records'' names.';
