@@ -6,10 +6,13 @@ const timed = [
   "tests/report/large.test.ts",
   "tests/security/limits.test.ts",
   "tests/sync/verify.test.ts",
+  "tests/window/operator.test.ts",
+  "tests/window/pages.test.ts",
   "tests/workflow/export.test.ts",
 ];
 
 export default defineConfig({
+  oxc: { jsx: { runtime: "automatic", importSource: "hono/jsx" } },
   test: {
     environment: "node",
     pool: "forks",

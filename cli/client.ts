@@ -1,18 +1,31 @@
 import { z } from "zod";
 import {
+  type Archived,
+  archivedSchema,
+  type ArchiveList,
+  archiveListSchema,
   type BucketChange,
   bucketChangeSchema,
   type BucketList,
   bucketListSchema,
+  type ChangeSettings,
+  type Expiry,
+  expirySchema,
   fileSchema,
   type FileStatus,
+  type History,
+  historySchema,
   type NewReader,
   newReaderSchema,
+  type Plan,
   planSchema,
   type ReaderList,
   readerListSchema,
   type ReaderRemoval,
   readerRemovalSchema,
+  type RecordList,
+  recordListSchema,
+  type RecordsQuery,
   type Report,
   reportSchema,
   type Run,
@@ -20,6 +33,8 @@ import {
   runListSchema,
   runSchema,
   type RunsQuery,
+  type Settings,
+  settingsSchema,
   type startRequestSchema,
 } from "../supabase/functions/image-sync/contract.ts";
 import { CommandError } from "./command_error.ts";
@@ -40,12 +55,27 @@ export type Client = {
   file(bucket: string, name: string): Promise<FileStatus>;
   /** All names of a dry run's list, in byte order. */
   plan(run: string): Promise<string[]>;
+  /** A page of them, behind `after`. */
+  planPage(page: { run: string; after: string; limit: number }): Promise<Plan>;
   /** Every bucket that is kept in step, with its verdict. */
   buckets(): Promise<BucketList>;
   addBucket(bucket: string): Promise<BucketChange>;
   removeBucket(bucket: string): Promise<BucketChange>;
   /** A page of the history of runs, newest first. */
   runs(query: RunsQuery): Promise<RunList>;
+  /** A page of files and records by name, state and search. */
+  records(query: Partial<RecordsQuery>): Promise<RecordList>;
+  /** How many URLs die on which day. */
+  expiry(bucket: string): Promise<Expiry>;
+  /** The days on which something ran. */
+  history(bucket: string, days: number): Promise<History>;
+  settings(bucket: string): Promise<Settings>;
+  /** Changes all of these settings, or none. */
+  changeSettings(change: ChangeSettings): Promise<Settings>;
+  /** The cleanups that archived something, newest first. */
+  archives(bucket: string): Promise<ArchiveList>;
+  /** A page of the records that a cleanup archived. */
+  archived(page: { run: string; after: string; limit: number }): Promise<Archived>;
   /** Everybody who has a right to read the register and nothing else. */
   readers(): Promise<ReaderList>;
   /** Adds a reader by HTTPS, with a key that is shown this once. */
@@ -64,10 +94,11 @@ export type ClientOptions = {
 };
 
 type Request = {
-  readonly method: "GET" | "POST" | "DELETE";
+  readonly method: "GET" | "POST" | "PATCH" | "DELETE";
   /** Below the function's address. */
-  readonly path?: "/plan" | "/buckets" | "/runs" | "/readers" | "/register.csv";
-  readonly query?: Record<string, string>;
+  readonly path?: `/${string}`;
+  /** What is undefined is left out. */
+  readonly query?: Record<string, string | number | boolean | undefined>;
   readonly body?: unknown;
   /** What is understood, where that is no JSON. */
   readonly accept?: string;
@@ -97,16 +128,13 @@ export function createClient(connection: Connection, options: ClientOptions): Cl
     async plan(run) {
       const names: string[] = [];
       for (let after: string | null = ""; after !== null;) {
-        const page: z.infer<typeof planSchema> = await ask(planSchema, {
-          method: "GET",
-          path: "/plan",
-          query: { run, after },
-        });
+        const page: Plan = await ask(planSchema, { method: "GET", path: "/plan", query: { run, after } });
         names.push(...page.names);
         after = page.next;
       }
       return names;
     },
+    planPage: (page) => ask(planSchema, { method: "GET", path: "/plan", query: page }),
     async buckets() {
       const all: BucketList = { buckets: [], next: null };
       for (let after: string | null = ""; after !== null;) {
@@ -139,16 +167,15 @@ export function createClient(connection: Connection, options: ClientOptions): Cl
     addBucket: (bucket) => ask(bucketChangeSchema, { method: "POST", path: "/buckets", body: { bucket } }),
     removeBucket: (bucket) =>
       ask(bucketChangeSchema, { method: "DELETE", path: "/buckets", query: { bucket } }),
-    runs: (query) =>
-      ask(runListSchema, {
-        method: "GET",
-        path: "/runs",
-        query: Object.fromEntries(
-          Object.entries(query).filter(([, value]) => value !== undefined).map((
-            [key, value],
-          ) => [key, String(value)]),
-        ),
-      }),
+    runs: (query) => ask(runListSchema, { method: "GET", path: "/runs", query }),
+    records: (query) => ask(recordListSchema, { method: "GET", path: "/records", query }),
+    expiry: (bucket) => ask(expirySchema, { method: "GET", path: "/expiry", query: { bucket } }),
+    history: (bucket, days) =>
+      ask(historySchema, { method: "GET", path: "/history", query: { bucket, days } }),
+    settings: (bucket) => ask(settingsSchema, { method: "GET", path: "/settings", query: { bucket } }),
+    changeSettings: (change) => ask(settingsSchema, { method: "PATCH", path: "/settings", body: change }),
+    archives: (bucket) => ask(archiveListSchema, { method: "GET", path: "/archives", query: { bucket } }),
+    archived: (page) => ask(archivedSchema, { method: "GET", path: "/archived", query: page }),
     async register({ bucket, after, limit, raw }, signal) {
       const { text, headers } = await send(connection, {
         method: "GET",
@@ -172,9 +199,11 @@ type Answer = { readonly text: string; readonly headers: Headers };
 async function send(connection: Connection, request: Request, options: ClientOptions): Promise<Answer> {
   const timeout = AbortSignal.timeout(options.timeout);
   const given = [options.signal, request.signal].filter((signal) => signal !== undefined);
-  const url = `${connection.url}/functions/v1/image-sync${request.path ?? ""}?${new URLSearchParams(
-    request.query,
-  )}`;
+  const query = new URLSearchParams();
+  for (const [name, value] of Object.entries(request.query ?? {})) {
+    if (value !== undefined) query.set(name, String(value));
+  }
+  const url = `${connection.url}/functions/v1/image-sync${request.path ?? ""}?${query}`;
   try {
     const response = await fetch(url, {
       method: request.method,

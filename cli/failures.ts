@@ -1,5 +1,6 @@
 /** What can go wrong between a command and the function, as sentences with the way out. */
-import { problemSchema } from "../supabase/functions/image-sync/contract.ts";
+import { z } from "zod";
+import { type Problem, problemSchema } from "../supabase/functions/image-sync/contract.ts";
 import { safeText } from "../supabase/functions/image-sync/text/safe_text.ts";
 import { CommandError } from "./command_error.ts";
 import { isClone } from "./package_root.ts";
@@ -75,9 +76,12 @@ function overloaded(url: string, status: number): CommandError {
   );
 }
 
-function refusedBy(problem: { code: string; title: string; detail: string }, status: number): CommandError {
+const fieldsSchema = z.array(z.object({ field: z.string(), message: z.string() }));
+
+function refusedBy(problem: Problem, status: number): CommandError {
   const text = `${safeText(problem.title)}. ${safeText(problem.detail)}`.replace(/\.$/, "");
-  return new CommandError(problem.code, text, { transient: status === 429 || status >= 500 });
+  const fields = fieldsSchema.safeParse(problem["errors"]).data ?? [];
+  return new CommandError(problem.code, text, { transient: status === 429 || status >= 500, fields });
 }
 
 function parseProblem(body: string) {

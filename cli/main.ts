@@ -14,6 +14,7 @@ import { deploy } from "./commands/deploy.ts";
 import { doctor } from "./commands/doctor.ts";
 import { exportRegister } from "./commands/export.ts";
 import { init, type InitOptions, uninstall, upgrade } from "./commands/init.ts";
+import { open } from "./commands/open.ts";
 import { reader } from "./commands/reader.ts";
 import { restore } from "./commands/restore.ts";
 import { runs, type RunsOptions } from "./commands/runs.ts";
@@ -41,6 +42,8 @@ type Flags = CommonFlags & RunsOptions & Pick<InitOptions, "yes" | "force"> & {
   readonly file?: string;
   readonly dbUrl?: string;
   readonly sql?: string;
+  readonly port: number;
+  readonly browser: boolean;
   readonly thumbnails: boolean;
   readonly size?: number;
   readonly odbc: boolean;
@@ -249,6 +252,13 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
     .option("--limit <number>", "so many, 1 to 100", toPage, 20)
     .option("--all-buckets", "of every bucket", false)
     .action(perform((context, flags) => runs(context, flags)));
+  common(
+    add("open", "show the project in a browser, until Ctrl-C"),
+    "Served on loopback alone; the key stays here. Exit status: 0, or 2 if it could not be served.",
+  )
+    .option("--port <number>", "of loopback; 0: any free one", toPort, 0)
+    .option("--no-browser", "print the address and open nothing")
+    .action(perform((context, flags) => open(context, flags)));
   common(add("cancel", "cancel an open run"), "Exit status: 0 it is cancelled, 2 it is not.")
     .argument("<run>", "the run", toRunId)
     .action(perform((context, _flags, id) => cancel(context, { id: id ?? "" })));
@@ -350,6 +360,11 @@ function toCount(text: string): number {
 function toPage(text: string): number {
   if (/^([1-9]\d?|100)$/.test(text)) return Number(text);
   throw new InvalidArgumentError("It must be a whole number from 1 to 100.");
+}
+
+function toPort(text: string): number {
+  if (/^\d{1,5}$/.test(text) && Number(text) <= 65_535) return Number(text);
+  throw new InvalidArgumentError("It must be a number from 0 to 65535.");
 }
 
 function toSize(text: string): number {

@@ -28,7 +28,8 @@ const FLOORS = [
 
 /** Beside them: what stands outside of the function, and where it may look. Tests and measurements may look anywhere. */
 const HOUSES = {
-  "cli/": ["cli/", `${FUNCTION}contract`, `${FUNCTION}text`, `${FUNCTION}version`],
+  // The command `open` serves the window, which asks through the commands' client.
+  "cli/": ["cli/", "window/server", `${FUNCTION}contract`, `${FUNCTION}text`, `${FUNCTION}version`],
   "window/": ["window/", "cli/", `${FUNCTION}contract`, `${FUNCTION}text`, `${FUNCTION}version`],
   "local/": ["local/", "cli/", "window/", `${FUNCTION}contract`, `${FUNCTION}text`, `${FUNCTION}version`],
   "bench/": [""],

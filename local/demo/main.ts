@@ -9,6 +9,7 @@ import { createProgress } from "../../cli/progress.ts";
 import type { Report, Run } from "../../supabase/functions/image-sync/contract.ts";
 import { renderReport, renderRun } from "../../supabase/functions/image-sync/text.ts";
 import { watch } from "../../cli/watch.ts";
+import { openWindow } from "../../window/server.ts";
 import { runNight } from "./night.ts";
 import { seed } from "./seed.ts";
 import { openSignedUrl } from "./signed_url.ts";
@@ -139,9 +140,21 @@ async function proof(stack: Stack): Promise<string> {
 }
 
 async function stayUp(stack: Stack, say: (text: string) => void, signal: AbortSignal): Promise<void> {
+  const window = await openWindow({
+    client: createClient({ url: stack.url, key: stack.secretKey, source: "the embedded stack" }, {
+      timeout: 30_000,
+    }),
+    projectUrl: stack.url,
+    key: stack.secretKey,
+    bucket: "part-images",
+  });
   const api = `${stack.url}/functions/v1/image-sync`;
   const key = `-H 'apikey: ${stack.secretKey}'`;
   say(`Ready. Ctrl-C stops everything.
+
+  Look at it (once, in one browser; another one: npm run open)
+  ${window.address}
+
   URL              ${stack.url}
   Secret key       ${stack.secretKey}
   Publishable key  ${stack.publishableKey}
@@ -153,6 +166,7 @@ Try, or use npm run status | sync | analyze | cleanup in another terminal:
   curl ${key} '${api}?file=000001.jpg'
 `);
   await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
+  await window.close();
 }
 
 await main().then((status) => Deno.exit(status), (error: unknown) => {

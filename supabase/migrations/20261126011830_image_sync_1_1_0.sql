@@ -72,6 +72,8 @@ create index chunks_past_leases_idx on image_sync.chunks (number) where past_lea
 -- The last chunks that were signed, newest first: an order that only this index gives.
 create index chunks_closed_idx on image_sync.chunks (run_id, closed_at desc nulls first) where to_sign > 0;
 
+comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, samples, and for a dry run the orphaned records'' names.';
+
 -- part images, 1.1.0
 
 -- Every insert writes both indexes. A thousand random ids in a tree of a million cost three times what they cost in a hash; a part
@@ -1912,6 +1914,7 @@ declare
   v_excluded text[];
   v_empty text[];
   v_by_extension jsonb;
+  v_expiry jsonb;
   v_collided text[];
   v_pictures text[];
   v_several_samples text[];
@@ -2025,11 +2028,20 @@ begin
         from objects
         group by left(objects.extension, 16)
       ) as e
+    ),
+    (
+      select jsonb_object_agg(d.day, d.urls)
+      from (
+        select (r.usable_until at time zone 'UTC')::date as day, count(*) as urls
+        from records r
+        where r.usable_until is not null
+        group by 1
+      ) as d
     )
   into
     v_chunk.to_key, v_chunk.listed, v_chunk.bytes, v_chunk.images, v_chunk.not_images, v_chunk.excluded, v_chunk.empty_files, v_chunk.recorded, v_chunk.images_signed, v_chunk.orphaned, v_chunk.orphans_unsigned, v_chunk.orphans_expired,
     v_chunk.records, v_chunk.records_signed, v_chunk.records_expired, v_chunk.soonest_expiry,
-    v_names, v_orphans, v_missing, v_missing_ids, v_has_unlinked, v_changed_names, v_changed_ids, v_changed_kinds, v_others, v_excluded, v_empty, v_pictures, v_by_extension
+    v_names, v_orphans, v_missing, v_missing_ids, v_has_unlinked, v_changed_names, v_changed_ids, v_changed_kinds, v_others, v_excluded, v_empty, v_pictures, v_by_extension, v_expiry
   from compared c;
 
   v_chunk.from_key := p_from_key;
@@ -2147,6 +2159,7 @@ begin
   end if;
   v_chunk.facts := jsonb_strip_nulls(jsonb_build_object(
     'by_extension', v_by_extension,
+    'expiry', v_expiry,
     'orphaned', case when p_run.mode = 'cleanup' then v_orphans else v_orphans[1:20] end,
     'missing', case when not v_writes and v_chunk.missing > 0 then v_missing[1:20] end,
     'moved', v_moved_samples,
@@ -2837,27 +2850,34 @@ begin
       );
   end if;
 
-  with measured as (
+  with ranged as materialized (
+    select
+      q.signed and starts_with(q.signed_url, v_url_base) as signed,
+      q.expired and starts_with(q.signed_url, v_url_base) as expired,
+      case when starts_with(q.signed_url, v_url_base) then q.usable_until end as usable_until
+    from image_sync.records q
+    where q.bucket_id = p_run.bucket_id
+      and q.file_name collate "C" > v_chunk.from_key
+      and q.file_name collate "C" <= v_last_key
+      -- Counted where their files are.
+      and q.file_name <> all (v_chunk.departing)
+  ), measured as (
     select
       count(*) as records,
       count(*) filter (where r.signed) as records_signed,
       count(*) filter (where r.expired) as records_expired,
       count(r.usable_until) as usable,
-      min(r.usable_until) as soonest_expiry
-    from (
-      select
-        q.bucket_id,
-        q.file_name,
-        q.signed and starts_with(q.signed_url, v_url_base) as signed,
-        q.expired and starts_with(q.signed_url, v_url_base) as expired,
-        case when starts_with(q.signed_url, v_url_base) then q.usable_until end as usable_until
-      from image_sync.records q
-    ) as r
-    where r.bucket_id = p_run.bucket_id
-      and r.file_name collate "C" > v_chunk.from_key
-      and r.file_name collate "C" <= v_last_key
-      -- Counted where their files are.
-      and r.file_name <> all (v_chunk.departing)
+      min(r.usable_until) as soonest_expiry,
+      (
+        select jsonb_object_agg(d.day, d.urls)
+        from (
+          select (u.usable_until at time zone 'UTC')::date as day, count(*) as urls
+          from ranged u
+          where u.usable_until is not null
+          group by 1
+        ) as d
+      ) as expiry
+    from ranged r
   )
   update image_sync.chunks c
   set
@@ -2871,7 +2891,7 @@ begin
     to_insert_ids = '{}',
     inserted_names = '{}',
     moved_names = '{}',
-    facts = v_chunk.facts,
+    facts = v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('expiry', measured.expiry)),
     to_sign = v_to_sign,
     signed = v_stored,
     updated = v_stored - v_insertion.signed,
@@ -3508,6 +3528,7 @@ begin
     'state', coalesce(v_run.outcome, 'open'),
     'stop_reason', v_run.stop_reason,
     'started_at', v_run.started_at,
+    'moved_at', v_run.moved_at,
     'finished_at', v_run.finished_at,
     'duration_seconds', round(v_seconds, 3),
     'progress', jsonb_build_object(
@@ -5086,6 +5107,17 @@ return (
       'unsigned', counted.unsigned,
       'expired', counted.expired,
       'soonest_expiry', counted.soonest_expiry
+    ),
+    -- URLs by the day on which they die.
+    'expiry', (
+      select coalesce(jsonb_object_agg(d.day, d.urls), '{}')
+      from (
+        select e.day, sum(e.urls::bigint) as urls
+        from image_sync.chunks c
+        cross join lateral jsonb_each_text(c.facts -> 'expiry') as e (day, urls)
+        where c.run_id = p_run.id
+        group by e.day
+      ) as d
     ),
     'difference', jsonb_build_object(
       'missing', jsonb_build_object('count', counted.missing, 'samples', image_sync.samples(p_run.id, 'missing')),
@@ -6736,6 +6768,832 @@ grant execute on function
   public.image_sync_runs(text, text, text, uuid, integer)
 to service_role;
 
+-- records
+
+-- Files and records as a person looks through them: a page at a time, by name, in one state. Every page costs the same wherever it
+-- begins and however rare what is looked for: it reads a bounded number of names, and where nothing was found it says where to go on.
+
+-- The files and records of the keys (p_from_key, p_to_key] that are in a state, in one statement. Both sides are read by keyset as
+-- image_sync.compare reads them; p_low is the lowest key that is meant (a search), p_size how many of each side are read.
+--   items     at most p_limit of them
+--   last_key  how far was read; null: to the end
+create or replace function image_sync.list_range(
+  p_settings image_sync.settings,
+  p_state text,
+  p_from_key text,
+  p_low text,
+  p_to_key text,
+  p_size integer,
+  p_limit integer,
+  p_urls boolean,
+  out items jsonb,
+  out last_key text
+)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_last_key constant text := coalesce(p_to_key, image_sync.last_key());
+  v_url_base constant text := image_sync.url_base(p_settings);
+  v_renew_at constant timestamptz := now() + p_settings.renew_before;
+begin
+  with next_objects as materialized (
+    select o.name, o.id, o.extension, o.bytes
+    from image_sync.objects o
+    where o.bucket_id = p_settings.bucket_id
+      and o.name collate "C" > p_from_key
+      and o.name collate "C" >= p_low
+      and o.name collate "C" <= v_last_key
+    order by o.name collate "C"
+    limit p_size
+  ), next_records as materialized (
+    select
+      r.file_name,
+      r.part_number,
+      r.object_id,
+      r.signed_url,
+      -- A URL of another address is none.
+      r.signed and starts_with(r.signed_url, v_url_base) as signed,
+      case when starts_with(r.signed_url, v_url_base) then r.usable_until end as usable_until
+    from image_sync.records r
+    where r.bucket_id = p_settings.bucket_id
+      and r.file_name collate "C" > p_from_key
+      and r.file_name collate "C" >= p_low
+      and r.file_name collate "C" <= v_last_key
+    order by r.file_name collate "C"
+    limit p_size
+  ), range as materialized (
+    select nullif(least(
+      v_last_key collate "C",
+      (
+        select max(n.name collate "C")
+        from next_objects n
+        having count(*) = p_size
+      ),
+      (
+        select max(n.file_name collate "C")
+        from next_records n
+        having count(*) = p_size
+      )
+    ), image_sync.last_key()) as to_key
+  ), compared as (
+    select
+      coalesce(o.name, r.file_name) as name,
+      o.bytes,
+      r.part_number,
+      r.signed_url,
+      r.usable_until,
+      r.object_id,
+      case
+        when o.name is null then 'orphaned'
+        when o.extension = any (p_settings.extensions) and o.bytes = 0 and (r.file_name is not null or not (o.name like any (p_settings.exclude))) then 'empty'
+        when r.file_name is null and o.name like any (p_settings.exclude) then 'excluded'
+        when r.file_name is null and o.extension <> all (p_settings.extensions) then 'other'
+        when r.file_name is null then 'missing'
+        when not r.signed then 'unsigned'
+        when r.usable_until is null then 'expired'
+        when r.usable_until < v_renew_at then 'expiring'
+        else 'working'
+      end as state
+    from next_objects o
+    full join next_records r on r.file_name = o.name
+    cross join range
+    where range.to_key is null or coalesce(o.name, r.file_name) collate "C" <= range.to_key
+    offset 0
+  ), found as (
+    select c.*
+    from compared c
+    where p_state in ('all', c.state)
+      -- A record that follows its file with the next sync is no orphan.
+      and not (p_state = 'orphaned' and exists (
+        select
+        from image_sync.destination_of(p_settings.bucket_id, c.name, c.object_id)
+      ))
+    order by c.name collate "C"
+    limit p_limit
+  )
+  select
+    coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
+      'file_name', f.name,
+      'part_number', f.part_number,
+      'state', case
+        when f.state = 'orphaned' and exists (
+          select
+          from image_sync.destination_of(p_settings.bucket_id, f.name, f.object_id)
+        ) then 'moved'
+        else f.state
+      end,
+      'bytes', f.bytes,
+      'usable_until', f.usable_until,
+      'url', case when p_urls and f.usable_until is not null then f.signed_url end
+    )) order by f.name collate "C"), '[]'),
+    case
+      when count(*) = p_limit then max(f.name collate "C")
+      else (select range.to_key from range)
+    end
+  into items, last_key
+  from found f;
+end;
+$$;
+
+comment on function image_sync.list_range(image_sync.settings, text, text, text, text, integer, integer, boolean) is
+  'At most p_limit files and records of a range of keys that are in a state, of p_size read from either side: items as image_sync_records returns them, and how far was read (null: to the end).';
+
+-- The same of certain names.
+create or replace function image_sync.list_names(p_settings image_sync.settings, p_state text, p_names text[], p_urls boolean)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select coalesce(jsonb_agg(item.value order by n.place), '[]')
+    from unnest(p_names) with ordinality as n (name, place)
+    cross join lateral image_sync.list_range(p_settings, p_state, '', n.name, n.name, 1, 1, p_urls) as listed
+    cross join lateral jsonb_array_elements(listed.items) as item
+  );
+end;
+$$;
+
+comment on function image_sync.list_names(image_sync.settings, text, text[], boolean) is 'What image_sync_records says of these names, in their order; without those that are in another state.';
+
+-- Where to look for what is in a state: the chunks of the newest run that passed the bucket say in which ranges it was. Null where
+-- the bucket is so small that all of it is looked at, or where no chunk is left.
+create or replace function image_sync.guide_of(p_bucket_id text)
+returns image_sync.runs
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.bucket_id = p_bucket_id
+    and r.mode in ('sync', 'analyze', 'verify')
+    and r.outcome in ('succeeded', 'partial')
+    and exists (
+      select
+      from image_sync.chunks c
+      where c.run_id = r.id
+    )
+  order by r.finished_at desc
+  limit 1;
+  if (v_run.summary #>> '{totals,listed}')::bigint + (v_run.summary #>> '{totals,orphaned}')::bigint <= 5000 then
+    return null;
+  end if;
+  return v_run;
+end;
+$$;
+
+comment on function image_sync.guide_of(text) is 'The newest run whose chunks say in which ranges of a large bucket something is to be found; null where all of it can be looked at.';
+
+-- Ranges behind a key that hold something in a state, as a run's chunks noted it.
+create or replace function image_sync.ranges_of(p_run image_sync.runs, p_settings image_sync.settings, p_state text, p_after text, p_limit integer)
+returns table (from_key text, to_key text)
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return query
+  select c.from_key, c.to_key
+  from image_sync.chunks c
+  where c.run_id = p_run.id
+    and coalesce(c.to_key collate "C" > p_after, true)
+    and case p_state
+      when 'missing' then c.missing + c.collided + c.vanished + c.unmoved > 0
+      when 'unsigned' then c.records > c.records_signed
+      when 'expired' then c.records_expired > 0 or c.soonest_expiry <= now()
+      when 'expiring' then c.soonest_expiry < now() + p_settings.renew_before
+      when 'orphaned' then c.orphaned + c.withdrawn > 0
+      when 'excluded' then c.excluded > 0
+      when 'empty' then c.empty_files > 0
+      when 'other' then c.not_images > c.excluded + c.empty_files
+      else true
+    end
+  order by c.from_key collate "C"
+  limit p_limit;
+end;
+$$;
+
+comment on function image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer) is 'The ranges behind a key in which the run found something in this state.';
+
+-- A page of what is in a state. For 25 ms at most: what was read by then is the page, and the next one goes on behind it.
+create or replace function image_sync.list_state(
+  p_settings image_sync.settings, p_state text, p_search text, p_after text, p_limit integer, p_urls boolean,
+  out items jsonb, out next text, out as_of timestamptz
+)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_until constant timestamptz := clock_timestamp() + interval '25 milliseconds';
+  v_guide constant image_sync.runs := case when p_state <> 'all' and p_search = '' then image_sync.guide_of(p_settings.bucket_id) end;
+  v_size constant integer := case when p_state = 'all' then p_limit else 1000 end;
+  v_cursor text := p_after;
+  v_range record;
+  v_listed record;
+begin
+  items := '[]';
+  as_of := v_guide.finished_at;
+  for v_range in
+    select r.from_key, r.to_key
+    from image_sync.ranges_of(v_guide, p_settings, p_state, p_after, 20) r
+    where v_guide.id is not null
+    union all
+    select p_after, case when p_search <> '' then p_search || image_sync.last_key() end
+    where v_guide.id is null
+  loop
+    v_cursor := greatest(v_cursor collate "C", v_range.from_key);
+    loop
+      v_listed := image_sync.list_range(p_settings, p_state, v_cursor, p_search, v_range.to_key, v_size, p_limit - jsonb_array_length(items), p_urls);
+      items := items || v_listed.items;
+      v_cursor := v_listed.last_key;
+      next := v_cursor;
+      if jsonb_array_length(items) = p_limit or clock_timestamp() > v_until then
+        next := case when v_guide.id is null and v_cursor = v_range.to_key then null else v_cursor end;
+        return;
+      end if;
+      exit when v_cursor is null or v_cursor = v_range.to_key;
+    end loop;
+  end loop;
+  -- Ranges that were not looked at lie behind the last of twenty.
+  if v_guide.id is null or not exists (
+    select
+    from image_sync.ranges_of(v_guide, p_settings, p_state, coalesce(v_cursor, image_sync.last_key()), 1) r
+    where r.from_key collate "C" >= v_cursor
+  ) then
+    next := null;
+  end if;
+end;
+$$;
+
+comment on function image_sync.list_state(image_sync.settings, text, text, text, integer, boolean) is
+  'A page of image_sync_records: the items, where the next page begins (null: nowhere), and when the run that said where to look was finished.';
+
+-- Files whose part number others have as well, by part number: p_after is a look-up key.
+create or replace function image_sync.list_several(
+  p_settings image_sync.settings, p_after text, p_limit integer, p_urls boolean,
+  out items jsonb, out next text, out as_of timestamptz
+)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_page constant integer := 2000;
+  v_until constant timestamptz := clock_timestamp() + interval '25 milliseconds';
+  v_guide constant image_sync.runs := image_sync.guide_of(p_settings.bucket_id);
+  v_cursor text := p_after;
+  v_keys text[];
+  v_found record;
+  v_key text;
+begin
+  items := '[]';
+  as_of := v_guide.finished_at;
+  if v_guide.twins = 0 then
+    return;
+  end if;
+  if v_cursor = '' then
+    -- Just before the first that the run found.
+    v_cursor := coalesce(left(v_guide.twin_keys[1], -1), p_settings.bucket_id || '/');
+  end if;
+  loop
+    select
+      count(*) = v_page as is_full,
+      max(k.key collate "C") as last_key,
+      max(k.before collate "C") filter (where k.before <> k.key) as key_before,
+      array_agg(distinct k.key collate "C") filter (where k.before = k.key) as twins
+    into v_found
+    from (
+      select page.key, lag(page.key) over (order by page.key collate "C") as before
+      from (
+        select r.look_up_key as key
+        from image_sync.records r
+        where r.look_up_key collate "C" > v_cursor
+          and r.look_up_key collate "C" < p_settings.bucket_id || '0'
+        order by r.look_up_key collate "C"
+        limit v_page
+      ) as page
+    ) as k;
+    v_keys := array(
+      select t.key
+      from unnest(v_found.twins) as t (key)
+      order by t.key collate "C"
+    );
+    foreach v_key in array v_keys loop
+      v_cursor := v_key;
+      items := items || (
+        select case when cardinality(f.names) > 1 then image_sync.list_names(p_settings, 'all', f.names, p_urls) else '[]' end
+        from (
+          select array_agg(q.name order by q.name collate "C") as names
+          from image_sync.files_of_key(p_settings.bucket_id, v_key) q
+        ) as f
+      );
+      if jsonb_array_length(items) >= p_limit or clock_timestamp() > v_until then
+        next := v_cursor;
+        return;
+      end if;
+    end loop;
+    exit when not v_found.is_full;
+    v_cursor := case when v_found.last_key <> all (v_keys) then v_found.key_before else v_found.last_key end;
+    if clock_timestamp() > v_until then
+      next := v_cursor;
+      return;
+    end if;
+  end loop;
+end;
+$$;
+
+comment on function image_sync.list_several(image_sync.settings, text, integer, boolean) is
+  'A page of the files whose part number other files have as well, as a look-up in a spreadsheet compares it; next is a look-up key.';
+
+-- Files that the newest verify saw no image of: those that it named.
+create or replace function image_sync.list_broken(
+  p_settings image_sync.settings, p_after text, p_limit integer, p_urls boolean,
+  out items jsonb, out next text, out as_of timestamptz
+)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.bucket_id = p_settings.bucket_id
+    and r.mode = 'verify'
+    and r.finished_at is not null
+  order by r.started_at desc
+  limit 1;
+  as_of := v_run.finished_at;
+  with ranges as (
+    select c.problems
+    from image_sync.chunks c
+    where c.run_id = v_run.id
+      and c.broken > 0
+      and coalesce(c.to_key collate "C" > p_after, true)
+    order by c.from_key collate "C"
+    limit p_limit + 1
+  ), named as (
+    select p.problem ->> 'name' as name, p.problem ->> 'code' as code, p.problem ->> 'detail' as detail
+    from ranges
+    cross join lateral jsonb_array_elements(ranges.problems) as p (problem)
+    where p.problem ->> 'code' = any ('{file_lost,file_gone,not_an_image,wrong_content_type,url_rejected,unreachable}')
+      and (p.problem ->> 'name') collate "C" > p_after
+    order by (p.problem ->> 'name') collate "C"
+    limit p_limit
+  )
+  select
+    coalesce(jsonb_agg(item.value || jsonb_strip_nulls(jsonb_build_object('code', n.code, 'detail', n.detail)) order by n.name collate "C"), '[]'),
+    case when count(*) = p_limit then max(n.name collate "C") end
+  into items, next
+  from named n
+  cross join lateral jsonb_array_elements(image_sync.list_names(p_settings, 'all', array[n.name], p_urls)) as item;
+end;
+$$;
+
+comment on function image_sync.list_broken(image_sync.settings, text, integer, boolean) is
+  'A page of the files that the newest verify named because their URL showed no image, each with code and detail.';
+
+-- Files and records of a bucket by name.
+--   p_state   all, or one of missing, unsigned, expired, expiring, orphaned, excluded, other, empty, working; several: part numbers
+--             that several files have; broken: what the newest verify saw no image of
+--   p_search  only names that begin so, and records whose part number does, in any case
+--   p_after   the next of the page before
+--   p_urls    with the URLs that work: secrets, for a page that shows the pictures
+-- Returns {"records": [{"file_name", "part_number", "state", "bytes", "usable_until", "url", "code", "detail"}], "next", "as_of",
+-- "url_base"}. A page may be short, or empty, although there is a next one: it says how far was looked.
+create or replace function public.image_sync_records(
+  p_bucket text,
+  p_state text default 'all',
+  p_search text default '',
+  p_after text default '',
+  p_limit integer default 50,
+  p_urls boolean default false
+)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+as $$
+declare
+  v_limit constant integer := least(greatest(coalesce(p_limit, 50), 1), 100);
+  v_settings image_sync.settings;
+  v_page record;
+  v_items jsonb;
+  v_names text[];
+begin
+  select s.*
+  into v_settings
+  from image_sync.settings s
+  where s.bucket_id = p_bucket;
+  if v_settings.bucket_id is null then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot list the records of bucket %s: image_sync.settings has no row for it.', p_bucket)
+    );
+  end if;
+  if p_state = 'several' then
+    v_page := image_sync.list_several(v_settings, p_after, v_limit, p_urls);
+  elsif p_state = 'broken' then
+    v_page := image_sync.list_broken(v_settings, p_after, v_limit, p_urls);
+  else
+    v_page := image_sync.list_state(v_settings, p_state, p_search, p_after, v_limit, p_urls);
+  end if;
+  v_items := v_page.items;
+  if p_search <> '' and p_after = '' and p_state not in ('several', 'broken') then
+    -- Part numbers that begin so under names that do not: in a folder, or changed by hand. They stand at the end of the first page.
+    v_names := array(
+      select k.file_name
+      from (
+        select r.file_name
+        from image_sync.records r
+        where r.look_up_key collate "C" >= p_bucket || '/' || lower(p_search)
+          and r.look_up_key collate "C" < p_bucket || '/' || lower(p_search) || U&'\+10FFFF'
+        order by r.look_up_key collate "C"
+        limit 1000
+      ) as k
+      where not starts_with(k.file_name, p_search)
+      limit v_limit
+    );
+    v_items := v_items || image_sync.list_names(v_settings, p_state, v_names, p_urls);
+  end if;
+  return jsonb_build_object(
+    'records', v_items,
+    'next', v_page.next,
+    'as_of', v_page.as_of,
+    'url_base', case when p_urls then image_sync.url_base(v_settings) end
+  );
+end;
+$$;
+
+comment on function public.image_sync_records(text, text, text, text, integer, boolean) is
+  'A page of a bucket''s files and records by state and search, in byte order, 1 to 100 of them; URLs only where they are asked for. Problem: unknown_bucket (404).';
+
+revoke all on function
+  image_sync.list_range(image_sync.settings, text, text, text, text, integer, integer, boolean),
+  image_sync.list_names(image_sync.settings, text, text[], boolean),
+  image_sync.guide_of(text),
+  image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer),
+  image_sync.list_state(image_sync.settings, text, text, text, integer, boolean),
+  image_sync.list_several(image_sync.settings, text, integer, boolean),
+  image_sync.list_broken(image_sync.settings, text, integer, boolean),
+  public.image_sync_records(text, text, text, text, integer, boolean)
+from public, anon, authenticated;
+grant execute on function
+  image_sync.list_range(image_sync.settings, text, text, text, text, integer, integer, boolean),
+  image_sync.list_names(image_sync.settings, text, text[], boolean),
+  image_sync.guide_of(text),
+  image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer),
+  image_sync.list_state(image_sync.settings, text, text, text, integer, boolean),
+  image_sync.list_several(image_sync.settings, text, integer, boolean),
+  image_sync.list_broken(image_sync.settings, text, integer, boolean),
+  public.image_sync_records(text, text, text, text, integer, boolean)
+to service_role;
+
+-- history
+
+-- What runs measured, by day: when URLs die, how the nights went, how the bucket grew. Read from what runs kept, never by scanning.
+
+-- URLs by the day (GMT) on which they die, as the newest measurement has it.
+-- Returns {"expiry": {"measured_at", "renew_before_seconds", "next_run_at", "unsigned", "expired", "days": [{"day", "urls"}]}}.
+create or replace function public.image_sync_expiry(p_bucket text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_settings image_sync.settings;
+  v_measured jsonb;
+begin
+  select s.*
+  into v_settings
+  from image_sync.settings s
+  where s.bucket_id = p_bucket;
+  if v_settings.bucket_id is null then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot tell when the URLs of bucket %s die: image_sync.settings has no row for it.', p_bucket)
+    );
+  end if;
+  select r.report
+  into v_measured
+  from image_sync.runs r
+  where r.bucket_id = p_bucket
+    and r.mode in ('sync', 'analyze', 'verify')
+    and r.report ? 'expiry'
+  order by r.finished_at desc
+  limit 1;
+  return jsonb_build_object('expiry', jsonb_build_object(
+    'measured_at', v_measured -> 'measured_at',
+    'renew_before_seconds', extract(epoch from v_settings.renew_before)::bigint,
+    'next_run_at', case when v_settings.nightly then image_sync.schedule_facts() -> 'next_run_at' end,
+    'unsigned', v_measured #> '{records,unsigned}',
+    'expired', v_measured #> '{records,expired}',
+    'days', (
+      select coalesce(jsonb_agg(jsonb_build_object('day', e.day, 'urls', e.urls::bigint) order by e.day), '[]')
+      from jsonb_each_text(coalesce(v_measured -> 'expiry', '{}')) as e (day, urls)
+    )
+  ));
+end;
+$$;
+
+comment on function public.image_sync_expiry(text) is
+  'How many URLs die on which day (GMT), as the chunks of the newest run noted it. Problem: unknown_bucket (404).';
+
+-- The days of a bucket's history on which something ran, oldest first, days (GMT) up to p_days back.
+-- Returns {"history": {"from", "to", "days": [{"day", "runs": {outcome: number}, "night", "seconds", "inserted", "signed", "failed",
+-- "removed", "objects", "bytes", "images", "records"}]}}: night is how the day's last scheduled sync ended, the sizes are those of its
+-- last measurement.
+create or replace function public.image_sync_history(p_bucket text, p_days integer default 90)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_to constant date := (now() at time zone 'UTC')::date;
+  v_from constant date := v_to - (least(greatest(coalesce(p_days, 90), 1), 366) - 1);
+  v_days jsonb;
+begin
+  if not exists (
+    select
+    from image_sync.settings s
+    where s.bucket_id = p_bucket
+  ) then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot show the history of bucket %s: image_sync.settings has no row for it.', p_bucket)
+    );
+  end if;
+  with runs as (
+    select r.id, r.mode, r.trigger, r.outcome, r.started_at, r.finished_at, r.report is not null as has_report, (r.started_at at time zone 'UTC')::date as day
+    from image_sync.runs r
+    where r.bucket_id = p_bucket
+      and r.mode = any ('{sync,analyze,verify,cleanup,restore}')
+      and r.started_at >= v_from::timestamp at time zone 'UTC'
+      and r.finished_at is not null
+    -- The newest, should somebody start one every minute.
+    order by r.started_at desc
+    limit 3000
+  ), counted as (
+    select q.day, jsonb_object_agg(q.outcome, q.number) as runs
+    from (
+      select r.day, r.outcome, count(*) as number
+      from runs r
+      group by r.day, r.outcome
+    ) as q
+    group by q.day
+  ), syncs as (
+    select distinct on (r.day) r.day, r.id, r.outcome, r.finished_at - r.started_at as took, r.trigger
+    from runs r
+    where r.mode = 'sync'
+    order by r.day, (r.trigger = 'schedule') desc, r.started_at desc
+  ), measured as (
+    select distinct on (r.day) r.day, r.id
+    from runs r
+    where r.has_report
+      and r.mode in ('sync', 'analyze')
+    order by r.day, r.finished_at desc
+  )
+  select coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
+    'day', c.day,
+    'runs', c.runs,
+    'night', case when s.trigger = 'schedule' then s.outcome end,
+    'sync', s.outcome,
+    'seconds', round(extract(epoch from s.took), 1),
+    'inserted', w.summary #> '{totals,inserted}',
+    'signed', w.summary #> '{totals,signed}',
+    'failed', w.summary #> '{totals,failed}',
+    'objects', g.report #> '{bucket,objects}',
+    'images', g.report #> '{bucket,images}',
+    'bytes', g.report #> '{bucket,bytes}',
+    'records', g.report #> '{records,total}'
+  )) order by c.day), '[]')
+  into v_days
+  from counted c
+  left join syncs s on s.day = c.day
+  left join image_sync.runs w on w.id = s.id
+  left join measured m on m.day = c.day
+  left join image_sync.runs g on g.id = m.id;
+  return jsonb_build_object('history', jsonb_build_object('from', v_from, 'to', v_to, 'days', v_days));
+end;
+$$;
+
+comment on function public.image_sync_history(text, integer) is
+  'The days (GMT) on which runs of a bucket ended, how they went and what they measured, up to 366 days back. Problem: unknown_bucket (404).';
+
+revoke all on function
+  public.image_sync_expiry(text),
+  public.image_sync_history(text, integer)
+from public, anon, authenticated;
+grant execute on function
+  public.image_sync_expiry(text),
+  public.image_sync_history(text, integer)
+to service_role;
+
+-- settings form
+
+-- The settings of a bucket as a form: every field with its value, what it means and what is allowed. Meaning and bounds are the
+-- comments of the column and of its check, so that a refusal is said in the same words wherever somebody meets it.
+comment on constraint settings_extensions_check on image_sync.settings is 'At least one extension, in lower case, without dots and slashes.';
+comment on constraint settings_exclude_check on image_sync.settings is 'Patterns of LIKE, none of them empty.';
+comment on constraint settings_signed_url_ttl_check on image_sync.settings is 'From 1 minute to 365 days.';
+comment on constraint settings_renew_before_check on image_sync.settings is 'Not negative, and less than a URL lives: else it would be made anew every night.';
+comment on constraint settings_chunk_size_check on image_sync.settings is 'From 1 to 1,000.';
+comment on constraint settings_lease_duration_check on image_sync.settings is 'From 1 second to 10 minutes.';
+comment on constraint settings_max_attempts_check on image_sync.settings is 'From 1 to 100.';
+comment on constraint settings_retry_delay_check on image_sync.settings is 'Up to 1 hour.';
+comment on constraint settings_max_delete_fraction_check on image_sync.settings is 'From 0 to 1: 0.1 is a tenth.';
+comment on constraint settings_max_delete_count_check on image_sync.settings is '0 or more.';
+comment on constraint settings_probe_size_check on image_sync.settings is 'From 0 to 100.';
+comment on constraint settings_verify_rate_check on image_sync.settings is 'From 1 to 10,000.';
+comment on constraint settings_public_url_check on image_sync.settings is 'Scheme and host without a path, such as https://files.example.com.';
+comment on constraint settings_keep_chunks_check on image_sync.settings is '2 days or more.';
+comment on constraint settings_keep_runs_check on image_sync.settings is 'Not shorter than chunks are kept.';
+
+create or replace function image_sync.settings_words(p_constraint name)
+returns text
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select obj_description(c.oid, 'pg_constraint')
+    from pg_catalog.pg_constraint c
+    where c.conrelid = 'image_sync.settings'::regclass
+      and c.conname = p_constraint
+  );
+end;
+$$;
+
+comment on function image_sync.settings_words(name) is 'What a check of image_sync.settings allows, in words; null for what is none.';
+
+-- Returns {"settings": {"bucket_id", "fields": [{"name", "type", "value", "default", "meaning", "bounds"}]}}.
+create or replace function public.image_sync_settings(p_bucket text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+-- 7 days is 7 days, whatever the session thinks of intervals.
+set intervalstyle = 'postgres'
+as $$
+declare
+  v_values jsonb;
+begin
+  select to_jsonb(s)
+  into v_values
+  from image_sync.settings s
+  where s.bucket_id = p_bucket;
+  if v_values is null then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot show the settings of bucket %s: image_sync.settings has no row for it.', p_bucket)
+    );
+  end if;
+  return jsonb_build_object('settings', jsonb_build_object(
+    'bucket_id', p_bucket,
+    'fields', (
+      select jsonb_agg(jsonb_build_object(
+        'name', a.attname,
+        'type', format_type(a.atttypid, a.atttypmod),
+        'value', v_values -> a.attname,
+        'default', (regexp_match(pg_get_expr(d.adbin, d.adrelid), '^''?(.*?)''?(::[a-z\[\] ]+)?$'))[1],
+        'meaning', col_description(a.attrelid, a.attnum),
+        'bounds', image_sync.settings_words(format('settings_%s_check', a.attname)::name)
+      ) order by a.attnum)
+      from pg_catalog.pg_attribute a
+      left join pg_catalog.pg_attrdef d
+        on d.adrelid = a.attrelid
+        and d.adnum = a.attnum
+      where a.attrelid = 'image_sync.settings'::regclass
+        and a.attnum > 0
+        and not a.attisdropped
+        and a.attname <> 'bucket_id'
+    )
+  ));
+end;
+$$;
+
+comment on function public.image_sync_settings(text) is
+  'The settings of a bucket, each with its type, value, default, meaning and bounds. Problem: unknown_bucket (404).';
+
+create or replace function image_sync.setting_refused(p_bucket text, p_field text, p_message text)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+return image_sync.problem(
+  400, 'invalid_setting', 'A setting is not allowed',
+  format('Cannot change %s of bucket %s: %s', p_field, p_bucket, p_message),
+  jsonb_build_object('errors', jsonb_build_array(jsonb_build_object('field', p_field, 'message', p_message)))
+);
+
+comment on function image_sync.setting_refused(text, text, text) is 'The problem for a setting that cannot be changed so, with the field that it is about.';
+
+-- Changes settings: all of p_changes {name: value}, or nothing. Returns what image_sync_settings returns.
+create or replace function public.image_sync_change_settings(p_bucket text, p_changes jsonb)
+returns jsonb
+language plpgsql
+set search_path = ''
+set lock_timeout = '2s'
+as $$
+declare
+  v_settings image_sync.settings;
+  v_field text;
+  v_constraint text;
+begin
+  select s.*
+  into v_settings
+  from image_sync.settings s
+  where s.bucket_id = p_bucket
+  for update;
+  if v_settings.bucket_id is null then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot change the settings of bucket %s: image_sync.settings has no row for it.', p_bucket)
+    );
+  end if;
+  if p_changes = '{}' then
+    return public.image_sync_settings(p_bucket);
+  end if;
+  for v_field in
+    select k.key
+    from jsonb_object_keys(p_changes) as k (key)
+    order by k.key
+  loop
+    if v_field = 'bucket_id' or not exists (
+      select
+      from pg_catalog.pg_attribute a
+      where a.attrelid = 'image_sync.settings'::regclass
+        and a.attname = v_field
+        and a.attnum > 0
+        and not a.attisdropped
+    ) then
+      return image_sync.setting_refused(p_bucket, v_field, 'There is no such setting.');
+    end if;
+    begin
+      v_settings := jsonb_populate_record(v_settings, jsonb_build_object(v_field, p_changes -> v_field));
+    exception
+      when data_exception then
+        return image_sync.setting_refused(p_bucket, v_field, format('Not a value of the type %s.', (
+          select format_type(a.atttypid, a.atttypmod)
+          from pg_catalog.pg_attribute a
+          where a.attrelid = 'image_sync.settings'::regclass
+            and a.attname = v_field
+        )));
+    end;
+  end loop;
+  begin
+    -- Those that are given, which are columns of the table: whatever a later version adds is among them.
+    execute (
+      select format('update image_sync.settings s set %s where s.bucket_id = $2', string_agg(format('%1$I = ($1).%1$I', k.key), ', '))
+      from jsonb_object_keys(p_changes) as k (key)
+    )
+    using v_settings, p_bucket;
+  exception
+    when check_violation then
+      get stacked diagnostics v_constraint = constraint_name;
+      return image_sync.setting_refused(
+        p_bucket, regexp_replace(v_constraint, '^settings_(.*)_check$', '\1'),
+        coalesce(image_sync.settings_words(v_constraint::name), 'The check ' || v_constraint || ' says no.')
+      );
+    when not_null_violation then
+      get stacked diagnostics v_field = column_name;
+      return image_sync.setting_refused(p_bucket, v_field, 'It must have a value.');
+  end;
+  return public.image_sync_settings(p_bucket);
+end;
+$$;
+
+comment on function public.image_sync_change_settings(text, jsonb) is
+  'Changes settings of a bucket, all of those that are given or none. Problems: unknown_bucket (404), invalid_setting (400) with the field and, in the words of the database''s check, what is allowed.';
+
+revoke all on function
+  image_sync.settings_words(name),
+  image_sync.setting_refused(text, text, text),
+  public.image_sync_settings(text),
+  public.image_sync_change_settings(text, jsonb)
+from public, anon, authenticated;
+grant execute on function
+  image_sync.settings_words(name),
+  image_sync.setting_refused(text, text, text),
+  public.image_sync_settings(text),
+  public.image_sync_change_settings(text, jsonb)
+to service_role;
+
 -- cleanup
 
 -- Cleanup and restore. Nothing is removed that a person has not seen listed first: a dry run keeps its list in its chunks, a
@@ -7495,6 +8353,133 @@ comment on function public.image_sync_plan(uuid, text, integer) is
 revoke all on function public.image_sync_plan(uuid, text, integer) from public, anon, authenticated;
 grant execute on function public.image_sync_plan(uuid, text, integer) to service_role;
 
+-- archives
+
+-- What cleanups took out of the table, run by run: what can be put back.
+
+-- The cleanups of a bucket that archived something, newest first.
+-- Returns {"archives": [{"run", "archived_at", "removed", "restored"}]}. The archive outlives the history of runs: of a run that
+-- housekeeping pruned the records are counted, up to 10,000.
+create or replace function public.image_sync_archives(p_bucket text, p_limit integer default 50)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    -- From one run to the next in the index, however many records each of them archived.
+    with recursive walk as (
+      (
+        select a.run_id
+        from image_sync.archive a
+        where a.run_id is not null
+        order by a.run_id
+        limit 1
+      )
+      union all
+      select (
+        select a.run_id
+        from image_sync.archive a
+        where a.run_id > w.run_id
+        order by a.run_id
+        limit 1
+      )
+      from walk w
+      where w.run_id is not null
+    ), archives as (
+      select w.run_id, f.archived_at
+      from (
+        select walk.run_id
+        from walk
+        where walk.run_id is not null
+        limit 500
+      ) as w
+      cross join lateral (
+        select a.bucket_id, a.archived_at
+        from image_sync.archive a
+        where a.run_id = w.run_id
+        order by a.file_name collate "C"
+        limit 1
+      ) as f
+      where f.bucket_id = p_bucket
+      order by f.archived_at desc
+      limit least(greatest(coalesce(p_limit, 50), 1), 100)
+    )
+    select jsonb_build_object('archives', coalesce(jsonb_agg(jsonb_build_object(
+      'run', a.run_id,
+      'archived_at', a.archived_at,
+      'removed', coalesce((r.summary #>> '{totals,removed}')::bigint, counted.records),
+      'restored', (
+        select coalesce(sum((u.summary #>> '{totals,restored}')::bigint), 0)
+        from image_sync.runs u
+        where u.plan_id = a.run_id
+          and u.mode = 'restore'
+      )
+    ) order by a.archived_at desc), '[]'))
+    from archives a
+    left join image_sync.runs r on r.id = a.run_id
+    left join lateral (
+      select count(*) as records
+      from (
+        select
+        from image_sync.archive q
+        where q.run_id = a.run_id
+        limit 10000
+      ) as q
+      where r.id is null
+    ) as counted on true
+  );
+end;
+$$;
+
+comment on function public.image_sync_archives(text, integer) is
+  'The cleanups of a bucket that archived records, newest first, at most 100, with how many each removed and how many were put back since.';
+
+-- The records that a cleanup archived, by name.
+-- Returns {"archived": {"run", "records": [{"file_name", "part_number", "restored_at"}], "next"}}. No URL.
+create or replace function public.image_sync_archived(p_run uuid, p_after text default '', p_limit integer default 100)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_limit constant integer := least(greatest(coalesce(p_limit, 100), 1), 1000);
+  v_records jsonb;
+begin
+  select coalesce(jsonb_agg(jsonb_build_object(
+    'file_name', q.file_name, 'part_number', q.part_number, 'restored_at', q.restored_at
+  ) order by q.file_name collate "C"), '[]')
+  into v_records
+  from (
+    select a.file_name, a.record ->> 'part_number' as part_number, a.restored_at
+    from image_sync.archive a
+    where a.run_id = p_run
+      and a.file_name collate "C" > coalesce(p_after, '')
+    order by a.file_name collate "C"
+    limit v_limit
+  ) as q;
+  return jsonb_build_object('archived', jsonb_build_object(
+    'run', p_run,
+    'records', v_records,
+    'next', case when jsonb_array_length(v_records) = v_limit then v_records #> '{-1,file_name}' end
+  ));
+end;
+$$;
+
+comment on function public.image_sync_archived(uuid, text, integer) is
+  'A page of the records that a cleanup archived, in byte order, 1 to 1,000 of them, with when each was put back.';
+
+revoke all on function
+  public.image_sync_archives(text, integer),
+  public.image_sync_archived(uuid, text, integer)
+from public, anon, authenticated;
+grant execute on function
+  public.image_sync_archives(text, integer),
+  public.image_sync_archived(uuid, text, integer)
+to service_role;
+
 -- file
 
 create or replace function image_sync.place_in_words(p_bucket_id text, p_other_bucket_id text, p_name text)
@@ -7575,6 +8560,50 @@ comment on function image_sync.unseen_file(text, text) is
 revoke all on function image_sync.unseen_file(text, text) from public;
 grant execute on function image_sync.unseen_file(text, text) to service_role;
 
+-- What the newest verify saw of a file: {"run", "at", "code"}, the code null where its URL showed an image. Null where nobody can tell:
+-- the file was not opened, or the run named only the first of many that showed none.
+create or replace function image_sync.verified_file(p_bucket_id text, p_file text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select case
+      when named.code is not null or c.to_open > 0 and c.broken = named.all_named
+        then jsonb_build_object('run', v.id, 'at', v.finished_at, 'code', named.code, 'detail', named.detail)
+    end
+    from (
+      select r.id, r.finished_at
+      from image_sync.runs r
+      where r.bucket_id = p_bucket_id
+        and r.mode = 'verify'
+        and r.finished_at is not null
+      order by r.started_at desc
+      limit 1
+    ) as v
+    join image_sync.chunks c
+      on c.run_id = v.id
+      and c.from_key collate "C" < p_file
+      and coalesce(c.to_key collate "C" >= p_file, true)
+    cross join lateral (
+      select
+        max(p.problem ->> 'code') filter (where p.problem ->> 'name' = p_file) as code,
+        max(p.problem ->> 'detail') filter (where p.problem ->> 'name' = p_file) as detail,
+        count(*) as all_named
+      from jsonb_array_elements(c.problems) as p (problem)
+    ) as named
+    limit 1
+  );
+end;
+$$;
+
+comment on function image_sync.verified_file(text, text) is 'What the newest verify of the bucket saw of a file; null where that cannot be told.';
+
+revoke all on function image_sync.verified_file(text, text) from public;
+grant execute on function image_sync.verified_file(text, text) to service_role;
+
 -- Why this file is, or is not, in sync.
 create or replace function public.image_sync_file(p_bucket text, p_file text)
 returns jsonb
@@ -7615,7 +8644,7 @@ begin
   from image_sync.objects o
   where o.bucket_id = p_bucket
     and o.name collate "C" = p_file;
-  select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id, r.signed and not starts_with(r.signed_url, image_sync.url_base(v_settings)) as is_foreign
+  select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id, r.look_up_key, r.signed and not starts_with(r.signed_url, image_sync.url_base(v_settings)) as is_foreign
   into v_record
   from image_sync.records r
   where r.bucket_id = p_bucket
@@ -7694,7 +8723,20 @@ begin
     'in_sync', coalesce(v_object.name is not null and v_record.usable_until is not null and not v_record.is_foreign and v_object.bytes is distinct from 0 and v_is_signable and v_unseen is null, false),
     'object', case when v_object.name is not null then jsonb_build_object('extension', v_object.extension, 'bytes', v_object.bytes) end,
     'record', case when v_record.file_name is not null then jsonb_build_object('part_number', v_record.part_number, 'signed', v_record.signed, 'usable_until', v_record.usable_until) end,
-    'reasons', v_reasons
+    'reasons', v_reasons,
+    -- Other files of its part number, as a spreadsheet compares it, and pictures of its name with another extension.
+    'twins', (
+      select coalesce(jsonb_agg(t.name order by t.name collate "C"), '[]')
+      from (
+        select k.name
+        from image_sync.files_of_key(p_bucket, v_record.look_up_key) k
+        union
+        select b.name
+        from image_sync.files_beside(p_bucket, image_sync.stem_of(p_file)) b
+      ) as t
+      where t.name <> p_file
+    ),
+    'verified', image_sync.verified_file(p_bucket, p_file)
   ));
 end;
 $$;

@@ -159,3 +159,5 @@ create index chunks_lease_token_idx on image_sync.chunks (lease_token);
 create index chunks_past_leases_idx on image_sync.chunks (number) where past_leases <> '{}';
 -- The last chunks that were signed, newest first: an order that only this index gives.
 create index chunks_closed_idx on image_sync.chunks (run_id, closed_at desc nulls first) where to_sign > 0;
+
+comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, samples, and for a dry run the orphaned records'' names.';

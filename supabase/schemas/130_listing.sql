@@ -92,6 +92,7 @@ declare
   v_excluded text[];
   v_empty text[];
   v_by_extension jsonb;
+  v_expiry jsonb;
   v_collided text[];
   v_pictures text[];
   v_several_samples text[];
@@ -205,11 +206,20 @@ begin
         from objects
         group by left(objects.extension, 16)
       ) as e
+    ),
+    (
+      select jsonb_object_agg(d.day, d.urls)
+      from (
+        select (r.usable_until at time zone 'UTC')::date as day, count(*) as urls
+        from records r
+        where r.usable_until is not null
+        group by 1
+      ) as d
     )
   into
     v_chunk.to_key, v_chunk.listed, v_chunk.bytes, v_chunk.images, v_chunk.not_images, v_chunk.excluded, v_chunk.empty_files, v_chunk.recorded, v_chunk.images_signed, v_chunk.orphaned, v_chunk.orphans_unsigned, v_chunk.orphans_expired,
     v_chunk.records, v_chunk.records_signed, v_chunk.records_expired, v_chunk.soonest_expiry,
-    v_names, v_orphans, v_missing, v_missing_ids, v_has_unlinked, v_changed_names, v_changed_ids, v_changed_kinds, v_others, v_excluded, v_empty, v_pictures, v_by_extension
+    v_names, v_orphans, v_missing, v_missing_ids, v_has_unlinked, v_changed_names, v_changed_ids, v_changed_kinds, v_others, v_excluded, v_empty, v_pictures, v_by_extension, v_expiry
   from compared c;
 
   v_chunk.from_key := p_from_key;
@@ -327,6 +337,7 @@ begin
   end if;
   v_chunk.facts := jsonb_strip_nulls(jsonb_build_object(
     'by_extension', v_by_extension,
+    'expiry', v_expiry,
     'orphaned', case when p_run.mode = 'cleanup' then v_orphans else v_orphans[1:20] end,
     'missing', case when not v_writes and v_chunk.missing > 0 then v_missing[1:20] end,
     'moved', v_moved_samples,

@@ -276,27 +276,34 @@ begin
       );
   end if;
 
-  with measured as (
+  with ranged as materialized (
+    select
+      q.signed and starts_with(q.signed_url, v_url_base) as signed,
+      q.expired and starts_with(q.signed_url, v_url_base) as expired,
+      case when starts_with(q.signed_url, v_url_base) then q.usable_until end as usable_until
+    from image_sync.records q
+    where q.bucket_id = p_run.bucket_id
+      and q.file_name collate "C" > v_chunk.from_key
+      and q.file_name collate "C" <= v_last_key
+      -- Counted where their files are.
+      and q.file_name <> all (v_chunk.departing)
+  ), measured as (
     select
       count(*) as records,
       count(*) filter (where r.signed) as records_signed,
       count(*) filter (where r.expired) as records_expired,
       count(r.usable_until) as usable,
-      min(r.usable_until) as soonest_expiry
-    from (
-      select
-        q.bucket_id,
-        q.file_name,
-        q.signed and starts_with(q.signed_url, v_url_base) as signed,
-        q.expired and starts_with(q.signed_url, v_url_base) as expired,
-        case when starts_with(q.signed_url, v_url_base) then q.usable_until end as usable_until
-      from image_sync.records q
-    ) as r
-    where r.bucket_id = p_run.bucket_id
-      and r.file_name collate "C" > v_chunk.from_key
-      and r.file_name collate "C" <= v_last_key
-      -- Counted where their files are.
-      and r.file_name <> all (v_chunk.departing)
+      min(r.usable_until) as soonest_expiry,
+      (
+        select jsonb_object_agg(d.day, d.urls)
+        from (
+          select (u.usable_until at time zone 'UTC')::date as day, count(*) as urls
+          from ranged u
+          where u.usable_until is not null
+          group by 1
+        ) as d
+      ) as expiry
+    from ranged r
   )
   update image_sync.chunks c
   set
@@ -310,7 +317,7 @@ begin
     to_insert_ids = '{}',
     inserted_names = '{}',
     moved_names = '{}',
-    facts = v_chunk.facts,
+    facts = v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('expiry', measured.expiry)),
     to_sign = v_to_sign,
     signed = v_stored,
     updated = v_stored - v_insertion.signed,

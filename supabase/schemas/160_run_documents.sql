@@ -158,6 +158,7 @@ begin
     'state', coalesce(v_run.outcome, 'open'),
     'stop_reason', v_run.stop_reason,
     'started_at', v_run.started_at,
+    'moved_at', v_run.moved_at,
     'finished_at', v_run.finished_at,
     'duration_seconds', round(v_seconds, 3),
     'progress', jsonb_build_object(

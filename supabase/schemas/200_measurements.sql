@@ -73,6 +73,17 @@ return (
       'expired', counted.expired,
       'soonest_expiry', counted.soonest_expiry
     ),
+    -- URLs by the day on which they die.
+    'expiry', (
+      select coalesce(jsonb_object_agg(d.day, d.urls), '{}')
+      from (
+        select e.day, sum(e.urls::bigint) as urls
+        from image_sync.chunks c
+        cross join lateral jsonb_each_text(c.facts -> 'expiry') as e (day, urls)
+        where c.run_id = p_run.id
+        group by e.day
+      ) as d
+    ),
     'difference', jsonb_build_object(
       'missing', jsonb_build_object('count', counted.missing, 'samples', image_sync.samples(p_run.id, 'missing')),
       'orphaned', jsonb_build_object('count', counted.orphaned, 'samples', image_sync.samples(p_run.id, 'orphaned')),

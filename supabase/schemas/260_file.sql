@@ -77,6 +77,50 @@ comment on function image_sync.unseen_file(text, text) is
 revoke all on function image_sync.unseen_file(text, text) from public;
 grant execute on function image_sync.unseen_file(text, text) to service_role;
 
+-- What the newest verify saw of a file: {"run", "at", "code"}, the code null where its URL showed an image. Null where nobody can tell:
+-- the file was not opened, or the run named only the first of many that showed none.
+create or replace function image_sync.verified_file(p_bucket_id text, p_file text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select case
+      when named.code is not null or c.to_open > 0 and c.broken = named.all_named
+        then jsonb_build_object('run', v.id, 'at', v.finished_at, 'code', named.code, 'detail', named.detail)
+    end
+    from (
+      select r.id, r.finished_at
+      from image_sync.runs r
+      where r.bucket_id = p_bucket_id
+        and r.mode = 'verify'
+        and r.finished_at is not null
+      order by r.started_at desc
+      limit 1
+    ) as v
+    join image_sync.chunks c
+      on c.run_id = v.id
+      and c.from_key collate "C" < p_file
+      and coalesce(c.to_key collate "C" >= p_file, true)
+    cross join lateral (
+      select
+        max(p.problem ->> 'code') filter (where p.problem ->> 'name' = p_file) as code,
+        max(p.problem ->> 'detail') filter (where p.problem ->> 'name' = p_file) as detail,
+        count(*) as all_named
+      from jsonb_array_elements(c.problems) as p (problem)
+    ) as named
+    limit 1
+  );
+end;
+$$;
+
+comment on function image_sync.verified_file(text, text) is 'What the newest verify of the bucket saw of a file; null where that cannot be told.';
+
+revoke all on function image_sync.verified_file(text, text) from public;
+grant execute on function image_sync.verified_file(text, text) to service_role;
+
 -- Why this file is, or is not, in sync.
 create or replace function public.image_sync_file(p_bucket text, p_file text)
 returns jsonb
@@ -117,7 +161,7 @@ begin
   from image_sync.objects o
   where o.bucket_id = p_bucket
     and o.name collate "C" = p_file;
-  select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id, r.signed and not starts_with(r.signed_url, image_sync.url_base(v_settings)) as is_foreign
+  select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id, r.look_up_key, r.signed and not starts_with(r.signed_url, image_sync.url_base(v_settings)) as is_foreign
   into v_record
   from image_sync.records r
   where r.bucket_id = p_bucket
@@ -196,7 +240,20 @@ begin
     'in_sync', coalesce(v_object.name is not null and v_record.usable_until is not null and not v_record.is_foreign and v_object.bytes is distinct from 0 and v_is_signable and v_unseen is null, false),
     'object', case when v_object.name is not null then jsonb_build_object('extension', v_object.extension, 'bytes', v_object.bytes) end,
     'record', case when v_record.file_name is not null then jsonb_build_object('part_number', v_record.part_number, 'signed', v_record.signed, 'usable_until', v_record.usable_until) end,
-    'reasons', v_reasons
+    'reasons', v_reasons,
+    -- Other files of its part number, as a spreadsheet compares it, and pictures of its name with another extension.
+    'twins', (
+      select coalesce(jsonb_agg(t.name order by t.name collate "C"), '[]')
+      from (
+        select k.name
+        from image_sync.files_of_key(p_bucket, v_record.look_up_key) k
+        union
+        select b.name
+        from image_sync.files_beside(p_bucket, image_sync.stem_of(p_file)) b
+      ) as t
+      where t.name <> p_file
+    ),
+    'verified', image_sync.verified_file(p_bucket, p_file)
   ));
 end;
 $$;

@@ -38,6 +38,11 @@ test("every line runs, in order, and answers as it says", async () => {
       '"buckets":[',
       '"runs":[',
       '"names":[]',
+      '"state":"working"',
+      '"urls":1',
+      '"inserted":1',
+      '"archives":[]',
+      '"bounds":"From 1 to 1,000."',
     ]
   ) {
     expect(read).toContain(part);
@@ -46,5 +51,7 @@ test("every line runs, in order, and answers as it says", async () => {
   expect(registered.match(/^"000001","000001\.jpg","http/gm)).toHaveLength(2);
   expect(registered).toContain('"name":"anna"');
   expect(registered).toContain('"revoked":true');
-  expect((await shell(changing)).stdout).toContain('"changed":true');
+  const changed = (await shell(changing)).stdout;
+  expect(changed).toContain('"changed":true');
+  expect(changed).toContain('"10 days"');
 }, 60_000);

@@ -3,14 +3,20 @@ import { accepts } from "hono/accepts";
 import { type Context, Hono } from "hono";
 import {
   addReaderRequestSchema,
+  archivedQuerySchema,
+  archivesQuerySchema,
+  bucketQuerySchema,
   bucketRequestSchema,
   bucketsQuerySchema,
   cancelQuerySchema,
+  changeSettingsSchema,
   type FileStatus,
+  historyQuerySchema,
   planQuerySchema,
   type Reader,
   readersQuerySchema,
   readQuerySchema,
+  recordsQuerySchema,
   type RegisterQuery,
   registerQuerySchema,
   removeReaderQuerySchema,
@@ -48,7 +54,19 @@ const PATHS = ["/", `/${FUNCTION_NAME}`, `/functions/v1/${FUNCTION_NAME}`].flatM
 );
 
 /** Below each of them: lists. */
-const pathsOf = (list: "plan" | "buckets" | "runs" | "readers" | "register.csv") =>
+type List =
+  | "plan"
+  | "buckets"
+  | "runs"
+  | "readers"
+  | "register.csv"
+  | "records"
+  | "expiry"
+  | "history"
+  | "settings"
+  | "archives"
+  | "archived";
+const pathsOf = (list: List) =>
   ["", `/${FUNCTION_NAME}`, `/functions/v1/${FUNCTION_NAME}`].map((path) => `${path}/${list}`);
 
 const REGISTER_PATHS = pathsOf("register.csv");
@@ -140,6 +158,41 @@ routes.on("GET", pathsOf("runs"), async (context) => {
   return listed(await context.env.database.readRuns(query), wantsText(context) && renderRuns);
 });
 
+routes.on("GET", pathsOf("records"), async (context) => {
+  const query = parse(recordsQuerySchema, context.req.query(), "query");
+  return listed(await context.env.database.readRecords(query), false);
+});
+
+routes.on("GET", pathsOf("expiry"), async (context) => {
+  const { bucket } = parse(bucketQuerySchema, context.req.query(), "query");
+  return listed(await context.env.database.readExpiry(bucket), false);
+});
+
+routes.on("GET", pathsOf("history"), async (context) => {
+  const query = parse(historyQuerySchema, context.req.query(), "query");
+  return listed(await context.env.database.readHistory(query), false);
+});
+
+routes.on("GET", pathsOf("settings"), async (context) => {
+  const { bucket } = parse(bucketQuerySchema, context.req.query(), "query");
+  return listed(await context.env.database.readSettings(bucket), false);
+});
+
+routes.on("PATCH", pathsOf("settings"), async (context) => {
+  const change = parse(changeSettingsSchema, await readJson(context.req.raw), "body");
+  return Response.json(await context.env.database.changeSettings(change));
+});
+
+routes.on("GET", pathsOf("archives"), async (context) => {
+  const query = parse(archivesQuerySchema, context.req.query(), "query");
+  return listed(await context.env.database.readArchives(query), false);
+});
+
+routes.on("GET", pathsOf("archived"), async (context) => {
+  const query = parse(archivedQuerySchema, context.req.query(), "query");
+  return listed(await context.env.database.readArchived(query), false);
+});
+
 routes.on("GET", pathsOf("readers"), async (context) => {
   const page = parse(readersQuerySchema, context.req.query(), "query");
   return listed(await context.env.database.readReaders(page), wantsText(context) && renderReaders);
@@ -194,7 +247,7 @@ routes.notFound((context) => {
       404,
       "unknown_path",
       "There is nothing at this path",
-      `Cannot find ${path}: the API is /functions/v1/${FUNCTION_NAME}, with /buckets, /runs, /plan, /readers and /register.csv below it`,
+      `Cannot find ${path}: the API is /functions/v1/${FUNCTION_NAME}, with /buckets, /runs, /plan, /readers, /register.csv, /records, /expiry, /history, /settings, /archives and /archived below it`,
     )
       .problem,
   );

@@ -11,3 +11,4 @@ export * from "./contract/lists.ts";
 export * from "./contract/register.ts";
 export * from "./contract/answers.ts";
 export * from "./contract/work.ts";
+export * from "./contract/window.ts";

@@ -5,15 +5,24 @@ import {
   type Advance,
   advanceAnswerSchema,
   announceAnswerSchema,
+  type Archived,
+  archivedAnswerSchema,
+  type ArchiveList,
+  archiveListSchema,
   type BucketChange,
   bucketChangeAnswerSchema,
   type BucketList,
   bucketListSchema,
+  type ChangeSettings,
   endAttemptAnswerSchema,
+  type Expiry,
+  expiryAnswerSchema,
   type Fault,
   fileAnswerSchema,
   type FileStatus,
   handOffAnswerSchema,
+  type History,
+  historyAnswerSchema,
   type Mode,
   type Plan,
   planAnswerSchema,
@@ -25,6 +34,9 @@ import {
   readerListSchema,
   type ReaderRemoval,
   readerRemovalAnswerSchema,
+  type RecordList,
+  recordListAnswerSchema,
+  type RecordsQuery,
   type RegisterPage,
   registerPageSchema,
   type RegisterTag,
@@ -36,6 +48,8 @@ import {
   type RunList,
   runListAnswerSchema,
   type RunsQuery,
+  type Settings,
+  settingsAnswerSchema,
   startAnswerSchema,
   type TokenRequest,
   type Unseen,
@@ -147,6 +161,19 @@ export type Database = {
   removeBucket(bucket: string): Promise<BucketChange>;
   /** A page of the history of runs, newest first. */
   readRuns(query: RunsQuery): Promise<RunList>;
+  /** A page of files and records by name, state and search; URLs only where they are asked for. */
+  readRecords(query: RecordsQuery): Promise<RecordList>;
+  /** How many URLs die on which day. */
+  readExpiry(bucket: string): Promise<Expiry>;
+  /** The days on which something ran, up to `days` back. */
+  readHistory(request: { bucket: string; days: number }): Promise<History>;
+  readSettings(bucket: string): Promise<Settings>;
+  /** Changes all of these settings, or none. Throws a problem (400) that names the field. */
+  changeSettings(request: ChangeSettings): Promise<Settings>;
+  /** The cleanups that archived something, newest first. */
+  readArchives(request: { bucket: string; limit: number }): Promise<ArchiveList>;
+  /** A page of the records that a cleanup archived. */
+  readArchived(request: { run: string; after: string; limit: number }): Promise<Archived>;
   /** What a page of the register holds, `limit` rows behind `after`; without a bucket it is that of `public.part_register`. */
   readRegisterTag(
     request: { bucket: string | undefined; after: string; limit: number },
@@ -280,6 +307,39 @@ export function createDatabase(client: SupabaseClient<Schema>): Database {
           p_limit: limit,
         }, runListAnswerSchema),
       );
+    },
+    async readRecords({ bucket, state, search, after, limit, urls }) {
+      return unwrap(
+        await call("image_sync_records", {
+          p_bucket: bucket,
+          p_state: state,
+          p_search: search,
+          p_after: after,
+          p_limit: limit,
+          p_urls: urls,
+        }, recordListAnswerSchema),
+      );
+    },
+    async readExpiry(bucket) {
+      return unwrap(await call("image_sync_expiry", { p_bucket: bucket }, expiryAnswerSchema)).expiry;
+    },
+    async readHistory({ bucket, days }) {
+      const args = { p_bucket: bucket, p_days: days };
+      return unwrap(await call("image_sync_history", args, historyAnswerSchema)).history;
+    },
+    async readSettings(bucket) {
+      return unwrap(await call("image_sync_settings", { p_bucket: bucket }, settingsAnswerSchema)).settings;
+    },
+    async changeSettings({ bucket, changes }) {
+      const args = { p_bucket: bucket, p_changes: changes };
+      return unwrap(await call("image_sync_change_settings", args, settingsAnswerSchema)).settings;
+    },
+    readArchives({ bucket, limit }) {
+      return call("image_sync_archives", { p_bucket: bucket, p_limit: limit }, archiveListSchema);
+    },
+    async readArchived({ run, after, limit }) {
+      const args = { p_run: run, p_after: after, p_limit: limit };
+      return (await call("image_sync_archived", args, archivedAnswerSchema)).archived;
     },
     async readRegisterTag({ bucket, after, limit }) {
       const args = { ...(bucket === undefined ? {} : { p_bucket: bucket }), p_after: after, p_limit: limit };

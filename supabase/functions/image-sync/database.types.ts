@@ -80,8 +80,14 @@ export type Database = {
         Returns: Json;
       };
       "image_sync_announce": { Args: { "p_url": string; "p_version": string }; Returns: Json };
+      "image_sync_archived": {
+        Args: { "p_after"?: string; "p_limit"?: number; "p_run": string };
+        Returns: Json;
+      };
+      "image_sync_archives": { Args: { "p_bucket": string; "p_limit"?: number }; Returns: Json };
       "image_sync_buckets": { Args: { "p_after"?: string; "p_limit"?: number }; Returns: Json };
       "image_sync_cancel": { Args: { "p_run": string }; Returns: Json };
+      "image_sync_change_settings": { Args: { "p_bucket": string; "p_changes": Json }; Returns: Json };
       "image_sync_end_attempt": {
         Args: {
           "p_closing"?: string;
@@ -94,15 +100,28 @@ export type Database = {
         };
         Returns: Json;
       };
+      "image_sync_expiry": { Args: { "p_bucket": string }; Returns: Json };
       "image_sync_file": { Args: { "p_bucket": string; "p_file": string }; Returns: Json };
       "image_sync_finish": { Args: { "p_error"?: Json; "p_probe"?: Json; "p_run": string }; Returns: Json };
       "image_sync_hand_off": {
         Args: { "p_leases": (string)[]; "p_run": string; "p_worker": string };
         Returns: Json;
       };
+      "image_sync_history": { Args: { "p_bucket": string; "p_days"?: number }; Returns: Json };
       "image_sync_open_register": { Args: { "p_key_hash": string }; Returns: Json };
       "image_sync_plan": { Args: { "p_after"?: string; "p_limit"?: number; "p_run": string }; Returns: Json };
       "image_sync_readers": { Args: { "p_after"?: string; "p_limit"?: number }; Returns: Json };
+      "image_sync_records": {
+        Args: {
+          "p_after"?: string;
+          "p_bucket": string;
+          "p_limit"?: number;
+          "p_search"?: string;
+          "p_state"?: string;
+          "p_urls"?: boolean;
+        };
+        Returns: Json;
+      };
       "image_sync_register": {
         Args: {
           "p_after"?: string;
@@ -131,6 +150,7 @@ export type Database = {
         };
         Returns: Json;
       };
+      "image_sync_settings": { Args: { "p_bucket": string }; Returns: Json };
       "image_sync_start": {
         Args: { "p_bucket": string; "p_mode": string; "p_options"?: Json; "p_run": string };
         Returns: Json;

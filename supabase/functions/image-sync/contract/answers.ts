@@ -4,6 +4,7 @@ import { bucketChangeSchema, planSchema, runListSchema } from "./lists.ts";
 import { fileSchema, reportSchema } from "./report.ts";
 import { readerSchema, registerTagSchema } from "./register.ts";
 import { runSchema } from "./runs.ts";
+import { archivedSchema, expirySchema, historySchema, recordListSchema, settingsSchema } from "./window.ts";
 
 /** A refusal, RFC 9457 with a stable `code`; the numbers behind it stand beside as members of their own. */
 export const problemSchema = z.looseObject({
@@ -29,6 +30,11 @@ export const bucketChangeAnswerSchema = z.union([
   z.object({ bucket: bucketChangeSchema }),
 ]);
 export const runListAnswerSchema = z.union([problemAnswerSchema, runListSchema]);
+export const recordListAnswerSchema = z.union([problemAnswerSchema, recordListSchema]);
+export const expiryAnswerSchema = z.union([problemAnswerSchema, z.object({ expiry: expirySchema })]);
+export const historyAnswerSchema = z.union([problemAnswerSchema, z.object({ history: historySchema })]);
+export const settingsAnswerSchema = z.union([problemAnswerSchema, z.object({ settings: settingsSchema })]);
+export const archivedAnswerSchema = z.object({ archived: archivedSchema });
 export const readerAnswerSchema = z.union([problemAnswerSchema, z.object({ reader: readerSchema })]);
 export const readerRemovalAnswerSchema = z.union([
   problemAnswerSchema,

@@ -116,5 +116,20 @@ export const fileSchema = z.looseObject({
   file_name: z.string(),
   in_sync: z.boolean(),
   reasons: z.array(z.object({ code: z.string(), detail: z.string() })),
+  object: z.looseObject({ extension: z.string(), bytes: countSchema.nullable() }).nullish(),
+  record: z.looseObject({
+    part_number: z.string().nullable(),
+    signed: z.boolean(),
+    usable_until: timestampSchema.nullable(),
+  }).nullish(),
+  /** Other files of its part number. */
+  twins: z.array(z.string()).optional(),
+  /** What the newest verify saw of it; `code` is null where its URL showed an image. */
+  verified: z.looseObject({
+    run: runIdSchema,
+    at: timestampSchema,
+    code: z.string().nullable(),
+    detail: z.string().nullish(),
+  }).nullish(),
 });
 export type FileStatus = z.infer<typeof fileSchema>;

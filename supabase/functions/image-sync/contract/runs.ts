@@ -24,6 +24,8 @@ export const runSchema = z.looseObject({
   state: stateSchema,
   stop_reason: z.string().nullable(),
   started_at: timestampSchema,
+  /** When a chunk of it was last made or closed; absent in documents of before. */
+  moved_at: timestampSchema.optional(),
   finished_at: timestampSchema.nullable(),
   duration_seconds: z.number(),
   progress: z.object({

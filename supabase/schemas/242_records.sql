@@ -1,0 +1,491 @@
+-- set
+-- Files and records as a person looks through them: a page at a time, by name, in one state. Every page costs the same wherever it
+-- begins and however rare what is looked for: it reads a bounded number of names, and where nothing was found it says where to go on.
+
+-- The files and records of the keys (p_from_key, p_to_key] that are in a state, in one statement. Both sides are read by keyset as
+-- image_sync.compare reads them; p_low is the lowest key that is meant (a search), p_size how many of each side are read.
+--   items     at most p_limit of them
+--   last_key  how far was read; null: to the end
+create or replace function image_sync.list_range(
+  p_settings image_sync.settings,
+  p_state text,
+  p_from_key text,
+  p_low text,
+  p_to_key text,
+  p_size integer,
+  p_limit integer,
+  p_urls boolean,
+  out items jsonb,
+  out last_key text
+)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_last_key constant text := coalesce(p_to_key, image_sync.last_key());
+  v_url_base constant text := image_sync.url_base(p_settings);
+  v_renew_at constant timestamptz := now() + p_settings.renew_before;
+begin
+  with next_objects as materialized (
+    select o.name, o.id, o.extension, o.bytes
+    from image_sync.objects o
+    where o.bucket_id = p_settings.bucket_id
+      and o.name collate "C" > p_from_key
+      and o.name collate "C" >= p_low
+      and o.name collate "C" <= v_last_key
+    order by o.name collate "C"
+    limit p_size
+  ), next_records as materialized (
+    select
+      r.file_name,
+      r.part_number,
+      r.object_id,
+      r.signed_url,
+      -- A URL of another address is none.
+      r.signed and starts_with(r.signed_url, v_url_base) as signed,
+      case when starts_with(r.signed_url, v_url_base) then r.usable_until end as usable_until
+    from image_sync.records r
+    where r.bucket_id = p_settings.bucket_id
+      and r.file_name collate "C" > p_from_key
+      and r.file_name collate "C" >= p_low
+      and r.file_name collate "C" <= v_last_key
+    order by r.file_name collate "C"
+    limit p_size
+  ), range as materialized (
+    select nullif(least(
+      v_last_key collate "C",
+      (
+        select max(n.name collate "C")
+        from next_objects n
+        having count(*) = p_size
+      ),
+      (
+        select max(n.file_name collate "C")
+        from next_records n
+        having count(*) = p_size
+      )
+    ), image_sync.last_key()) as to_key
+  ), compared as (
+    select
+      coalesce(o.name, r.file_name) as name,
+      o.bytes,
+      r.part_number,
+      r.signed_url,
+      r.usable_until,
+      r.object_id,
+      case
+        when o.name is null then 'orphaned'
+        when o.extension = any (p_settings.extensions) and o.bytes = 0 and (r.file_name is not null or not (o.name like any (p_settings.exclude))) then 'empty'
+        when r.file_name is null and o.name like any (p_settings.exclude) then 'excluded'
+        when r.file_name is null and o.extension <> all (p_settings.extensions) then 'other'
+        when r.file_name is null then 'missing'
+        when not r.signed then 'unsigned'
+        when r.usable_until is null then 'expired'
+        when r.usable_until < v_renew_at then 'expiring'
+        else 'working'
+      end as state
+    from next_objects o
+    full join next_records r on r.file_name = o.name
+    cross join range
+    where range.to_key is null or coalesce(o.name, r.file_name) collate "C" <= range.to_key
+    offset 0
+  ), found as (
+    select c.*
+    from compared c
+    where p_state in ('all', c.state)
+      -- A record that follows its file with the next sync is no orphan.
+      and not (p_state = 'orphaned' and exists (
+        select
+        from image_sync.destination_of(p_settings.bucket_id, c.name, c.object_id)
+      ))
+    order by c.name collate "C"
+    limit p_limit
+  )
+  select
+    coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
+      'file_name', f.name,
+      'part_number', f.part_number,
+      'state', case
+        when f.state = 'orphaned' and exists (
+          select
+          from image_sync.destination_of(p_settings.bucket_id, f.name, f.object_id)
+        ) then 'moved'
+        else f.state
+      end,
+      'bytes', f.bytes,
+      'usable_until', f.usable_until,
+      'url', case when p_urls and f.usable_until is not null then f.signed_url end
+    )) order by f.name collate "C"), '[]'),
+    case
+      when count(*) = p_limit then max(f.name collate "C")
+      else (select range.to_key from range)
+    end
+  into items, last_key
+  from found f;
+end;
+$$;
+
+comment on function image_sync.list_range(image_sync.settings, text, text, text, text, integer, integer, boolean) is
+  'At most p_limit files and records of a range of keys that are in a state, of p_size read from either side: items as image_sync_records returns them, and how far was read (null: to the end).';
+
+-- The same of certain names.
+create or replace function image_sync.list_names(p_settings image_sync.settings, p_state text, p_names text[], p_urls boolean)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select coalesce(jsonb_agg(item.value order by n.place), '[]')
+    from unnest(p_names) with ordinality as n (name, place)
+    cross join lateral image_sync.list_range(p_settings, p_state, '', n.name, n.name, 1, 1, p_urls) as listed
+    cross join lateral jsonb_array_elements(listed.items) as item
+  );
+end;
+$$;
+
+comment on function image_sync.list_names(image_sync.settings, text, text[], boolean) is 'What image_sync_records says of these names, in their order; without those that are in another state.';
+
+-- Where to look for what is in a state: the chunks of the newest run that passed the bucket say in which ranges it was. Null where
+-- the bucket is so small that all of it is looked at, or where no chunk is left.
+create or replace function image_sync.guide_of(p_bucket_id text)
+returns image_sync.runs
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.bucket_id = p_bucket_id
+    and r.mode in ('sync', 'analyze', 'verify')
+    and r.outcome in ('succeeded', 'partial')
+    and exists (
+      select
+      from image_sync.chunks c
+      where c.run_id = r.id
+    )
+  order by r.finished_at desc
+  limit 1;
+  if (v_run.summary #>> '{totals,listed}')::bigint + (v_run.summary #>> '{totals,orphaned}')::bigint <= 5000 then
+    return null;
+  end if;
+  return v_run;
+end;
+$$;
+
+comment on function image_sync.guide_of(text) is 'The newest run whose chunks say in which ranges of a large bucket something is to be found; null where all of it can be looked at.';
+
+-- Ranges behind a key that hold something in a state, as a run's chunks noted it.
+create or replace function image_sync.ranges_of(p_run image_sync.runs, p_settings image_sync.settings, p_state text, p_after text, p_limit integer)
+returns table (from_key text, to_key text)
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return query
+  select c.from_key, c.to_key
+  from image_sync.chunks c
+  where c.run_id = p_run.id
+    and coalesce(c.to_key collate "C" > p_after, true)
+    and case p_state
+      when 'missing' then c.missing + c.collided + c.vanished + c.unmoved > 0
+      when 'unsigned' then c.records > c.records_signed
+      when 'expired' then c.records_expired > 0 or c.soonest_expiry <= now()
+      when 'expiring' then c.soonest_expiry < now() + p_settings.renew_before
+      when 'orphaned' then c.orphaned + c.withdrawn > 0
+      when 'excluded' then c.excluded > 0
+      when 'empty' then c.empty_files > 0
+      when 'other' then c.not_images > c.excluded + c.empty_files
+      else true
+    end
+  order by c.from_key collate "C"
+  limit p_limit;
+end;
+$$;
+
+comment on function image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer) is 'The ranges behind a key in which the run found something in this state.';
+
+-- A page of what is in a state. For 25 ms at most: what was read by then is the page, and the next one goes on behind it.
+create or replace function image_sync.list_state(
+  p_settings image_sync.settings, p_state text, p_search text, p_after text, p_limit integer, p_urls boolean,
+  out items jsonb, out next text, out as_of timestamptz
+)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_until constant timestamptz := clock_timestamp() + interval '25 milliseconds';
+  v_guide constant image_sync.runs := case when p_state <> 'all' and p_search = '' then image_sync.guide_of(p_settings.bucket_id) end;
+  v_size constant integer := case when p_state = 'all' then p_limit else 1000 end;
+  v_cursor text := p_after;
+  v_range record;
+  v_listed record;
+begin
+  items := '[]';
+  as_of := v_guide.finished_at;
+  for v_range in
+    select r.from_key, r.to_key
+    from image_sync.ranges_of(v_guide, p_settings, p_state, p_after, 20) r
+    where v_guide.id is not null
+    union all
+    select p_after, case when p_search <> '' then p_search || image_sync.last_key() end
+    where v_guide.id is null
+  loop
+    v_cursor := greatest(v_cursor collate "C", v_range.from_key);
+    loop
+      v_listed := image_sync.list_range(p_settings, p_state, v_cursor, p_search, v_range.to_key, v_size, p_limit - jsonb_array_length(items), p_urls);
+      items := items || v_listed.items;
+      v_cursor := v_listed.last_key;
+      next := v_cursor;
+      if jsonb_array_length(items) = p_limit or clock_timestamp() > v_until then
+        next := case when v_guide.id is null and v_cursor = v_range.to_key then null else v_cursor end;
+        return;
+      end if;
+      exit when v_cursor is null or v_cursor = v_range.to_key;
+    end loop;
+  end loop;
+  -- Ranges that were not looked at lie behind the last of twenty.
+  if v_guide.id is null or not exists (
+    select
+    from image_sync.ranges_of(v_guide, p_settings, p_state, coalesce(v_cursor, image_sync.last_key()), 1) r
+    where r.from_key collate "C" >= v_cursor
+  ) then
+    next := null;
+  end if;
+end;
+$$;
+
+comment on function image_sync.list_state(image_sync.settings, text, text, text, integer, boolean) is
+  'A page of image_sync_records: the items, where the next page begins (null: nowhere), and when the run that said where to look was finished.';
+
+-- Files whose part number others have as well, by part number: p_after is a look-up key.
+create or replace function image_sync.list_several(
+  p_settings image_sync.settings, p_after text, p_limit integer, p_urls boolean,
+  out items jsonb, out next text, out as_of timestamptz
+)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_page constant integer := 2000;
+  v_until constant timestamptz := clock_timestamp() + interval '25 milliseconds';
+  v_guide constant image_sync.runs := image_sync.guide_of(p_settings.bucket_id);
+  v_cursor text := p_after;
+  v_keys text[];
+  v_found record;
+  v_key text;
+begin
+  items := '[]';
+  as_of := v_guide.finished_at;
+  if v_guide.twins = 0 then
+    return;
+  end if;
+  if v_cursor = '' then
+    -- Just before the first that the run found.
+    v_cursor := coalesce(left(v_guide.twin_keys[1], -1), p_settings.bucket_id || '/');
+  end if;
+  loop
+    select
+      count(*) = v_page as is_full,
+      max(k.key collate "C") as last_key,
+      max(k.before collate "C") filter (where k.before <> k.key) as key_before,
+      array_agg(distinct k.key collate "C") filter (where k.before = k.key) as twins
+    into v_found
+    from (
+      select page.key, lag(page.key) over (order by page.key collate "C") as before
+      from (
+        select r.look_up_key as key
+        from image_sync.records r
+        where r.look_up_key collate "C" > v_cursor
+          and r.look_up_key collate "C" < p_settings.bucket_id || '0'
+        order by r.look_up_key collate "C"
+        limit v_page
+      ) as page
+    ) as k;
+    v_keys := array(
+      select t.key
+      from unnest(v_found.twins) as t (key)
+      order by t.key collate "C"
+    );
+    foreach v_key in array v_keys loop
+      v_cursor := v_key;
+      items := items || (
+        select case when cardinality(f.names) > 1 then image_sync.list_names(p_settings, 'all', f.names, p_urls) else '[]' end
+        from (
+          select array_agg(q.name order by q.name collate "C") as names
+          from image_sync.files_of_key(p_settings.bucket_id, v_key) q
+        ) as f
+      );
+      if jsonb_array_length(items) >= p_limit or clock_timestamp() > v_until then
+        next := v_cursor;
+        return;
+      end if;
+    end loop;
+    exit when not v_found.is_full;
+    v_cursor := case when v_found.last_key <> all (v_keys) then v_found.key_before else v_found.last_key end;
+    if clock_timestamp() > v_until then
+      next := v_cursor;
+      return;
+    end if;
+  end loop;
+end;
+$$;
+
+comment on function image_sync.list_several(image_sync.settings, text, integer, boolean) is
+  'A page of the files whose part number other files have as well, as a look-up in a spreadsheet compares it; next is a look-up key.';
+
+-- Files that the newest verify saw no image of: those that it named.
+create or replace function image_sync.list_broken(
+  p_settings image_sync.settings, p_after text, p_limit integer, p_urls boolean,
+  out items jsonb, out next text, out as_of timestamptz
+)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_run image_sync.runs;
+begin
+  select r.*
+  into v_run
+  from image_sync.runs r
+  where r.bucket_id = p_settings.bucket_id
+    and r.mode = 'verify'
+    and r.finished_at is not null
+  order by r.started_at desc
+  limit 1;
+  as_of := v_run.finished_at;
+  with ranges as (
+    select c.problems
+    from image_sync.chunks c
+    where c.run_id = v_run.id
+      and c.broken > 0
+      and coalesce(c.to_key collate "C" > p_after, true)
+    order by c.from_key collate "C"
+    limit p_limit + 1
+  ), named as (
+    select p.problem ->> 'name' as name, p.problem ->> 'code' as code, p.problem ->> 'detail' as detail
+    from ranges
+    cross join lateral jsonb_array_elements(ranges.problems) as p (problem)
+    where p.problem ->> 'code' = any ('{file_lost,file_gone,not_an_image,wrong_content_type,url_rejected,unreachable}')
+      and (p.problem ->> 'name') collate "C" > p_after
+    order by (p.problem ->> 'name') collate "C"
+    limit p_limit
+  )
+  select
+    coalesce(jsonb_agg(item.value || jsonb_strip_nulls(jsonb_build_object('code', n.code, 'detail', n.detail)) order by n.name collate "C"), '[]'),
+    case when count(*) = p_limit then max(n.name collate "C") end
+  into items, next
+  from named n
+  cross join lateral jsonb_array_elements(image_sync.list_names(p_settings, 'all', array[n.name], p_urls)) as item;
+end;
+$$;
+
+comment on function image_sync.list_broken(image_sync.settings, text, integer, boolean) is
+  'A page of the files that the newest verify named because their URL showed no image, each with code and detail.';
+
+-- Files and records of a bucket by name.
+--   p_state   all, or one of missing, unsigned, expired, expiring, orphaned, excluded, other, empty, working; several: part numbers
+--             that several files have; broken: what the newest verify saw no image of
+--   p_search  only names that begin so, and records whose part number does, in any case
+--   p_after   the next of the page before
+--   p_urls    with the URLs that work: secrets, for a page that shows the pictures
+-- Returns {"records": [{"file_name", "part_number", "state", "bytes", "usable_until", "url", "code", "detail"}], "next", "as_of",
+-- "url_base"}. A page may be short, or empty, although there is a next one: it says how far was looked.
+create or replace function public.image_sync_records(
+  p_bucket text,
+  p_state text default 'all',
+  p_search text default '',
+  p_after text default '',
+  p_limit integer default 50,
+  p_urls boolean default false
+)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set lock_timeout = '1s'
+as $$
+declare
+  v_limit constant integer := least(greatest(coalesce(p_limit, 50), 1), 100);
+  v_settings image_sync.settings;
+  v_page record;
+  v_items jsonb;
+  v_names text[];
+begin
+  select s.*
+  into v_settings
+  from image_sync.settings s
+  where s.bucket_id = p_bucket;
+  if v_settings.bucket_id is null then
+    return image_sync.problem(
+      404, 'unknown_bucket', 'The bucket has no settings',
+      format('Cannot list the records of bucket %s: image_sync.settings has no row for it.', p_bucket)
+    );
+  end if;
+  if p_state = 'several' then
+    v_page := image_sync.list_several(v_settings, p_after, v_limit, p_urls);
+  elsif p_state = 'broken' then
+    v_page := image_sync.list_broken(v_settings, p_after, v_limit, p_urls);
+  else
+    v_page := image_sync.list_state(v_settings, p_state, p_search, p_after, v_limit, p_urls);
+  end if;
+  v_items := v_page.items;
+  if p_search <> '' and p_after = '' and p_state not in ('several', 'broken') then
+    -- Part numbers that begin so under names that do not: in a folder, or changed by hand. They stand at the end of the first page.
+    v_names := array(
+      select k.file_name
+      from (
+        select r.file_name
+        from image_sync.records r
+        where r.look_up_key collate "C" >= p_bucket || '/' || lower(p_search)
+          and r.look_up_key collate "C" < p_bucket || '/' || lower(p_search) || U&'\+10FFFF'
+        order by r.look_up_key collate "C"
+        limit 1000
+      ) as k
+      where not starts_with(k.file_name, p_search)
+      limit v_limit
+    );
+    v_items := v_items || image_sync.list_names(v_settings, p_state, v_names, p_urls);
+  end if;
+  return jsonb_build_object(
+    'records', v_items,
+    'next', v_page.next,
+    'as_of', v_page.as_of,
+    'url_base', case when p_urls then image_sync.url_base(v_settings) end
+  );
+end;
+$$;
+
+comment on function public.image_sync_records(text, text, text, text, integer, boolean) is
+  'A page of a bucket''s files and records by state and search, in byte order, 1 to 100 of them; URLs only where they are asked for. Problem: unknown_bucket (404).';
+
+revoke all on function
+  image_sync.list_range(image_sync.settings, text, text, text, text, integer, integer, boolean),
+  image_sync.list_names(image_sync.settings, text, text[], boolean),
+  image_sync.guide_of(text),
+  image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer),
+  image_sync.list_state(image_sync.settings, text, text, text, integer, boolean),
+  image_sync.list_several(image_sync.settings, text, integer, boolean),
+  image_sync.list_broken(image_sync.settings, text, integer, boolean),
+  public.image_sync_records(text, text, text, text, integer, boolean)
+from public, anon, authenticated;
+grant execute on function
+  image_sync.list_range(image_sync.settings, text, text, text, text, integer, integer, boolean),
+  image_sync.list_names(image_sync.settings, text, text[], boolean),
+  image_sync.guide_of(text),
+  image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer),
+  image_sync.list_state(image_sync.settings, text, text, text, integer, boolean),
+  image_sync.list_several(image_sync.settings, text, integer, boolean),
+  image_sync.list_broken(image_sync.settings, text, integer, boolean),
+  public.image_sync_records(text, text, text, text, integer, boolean)
+to service_role;
