@@ -24,7 +24,7 @@ export async function build(directory = join(root, "dist")) {
     cwd: root,
     platform: "node",
     external,
-    transform: { target: "node20" },
+    transform: { target: "node20", jsx: { runtime: "automatic", importSource: "hono/jsx" } },
     onLog: (level, log) => {
       throw new Error(`Cannot build the commands without a ${level}: ${log.message}`);
     },

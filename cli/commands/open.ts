@@ -1,6 +1,5 @@
 import { spawn } from "node:child_process";
 import process from "node:process";
-import { openWindow } from "../../window/server.ts";
 import { exitStatus } from "../command_error.ts";
 import { CommandError } from "../command_error.ts";
 import type { Context } from "./context.ts";
@@ -16,6 +15,8 @@ export type OpenOptions = {
 /** Serves the window until Ctrl-C, and opens it in a browser. */
 export async function open(context: Context, { port, browser }: OpenOptions): Promise<number> {
   const { client, connection, output, host, bucket } = context;
+  // Other commands need none of it.
+  const { openWindow } = await import("../../window/server.ts");
   const window = await openWindow({ client, projectUrl: connection.url, key: connection.key, bucket, port })
     .catch((error: unknown) => {
       throw new CommandError(

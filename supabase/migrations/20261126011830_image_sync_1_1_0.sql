@@ -1092,15 +1092,17 @@ end;
 
 comment on function image_sync.destination_of(text, text, uuid) is 'The bucket and name to which a sync takes the record of this place along; no row where its file is at its place, gone, or left out.';
 
--- What is moved at once: names that were all shifted by one make a single chain of moves, each of which waits for the next.
+-- What is moved at once: names that were all shifted by one make a single chain of moves, each of which waits for the next, whatever
+-- the size of the chunk. Of a chain that is longer each sync takes along the end that is not, and the records before it wait, with what
+-- they know of their objects. Where the database was too slow for a chunk, the half of it may bring about half as many.
 create or replace function image_sync.max_moves()
 returns integer
 language sql
-immutable
+stable
 set search_path = ''
-return 10000;
+return coalesce(nullif(current_setting('image_sync.max_moves', true), '')::integer, 5000);
 
-comment on function image_sync.max_moves() is 'How many records follow their files in one transaction at most; a longer chain of names that wait for each other stays where it is.';
+comment on function image_sync.max_moves() is 'How many records follow their files in one transaction at most; of a longer chain of names that wait for each other the next syncs move the rest.';
 
 -- The records that follow their files, of those at the given places, with whoever stands in their way and follows its own file.
 --   p_bucket_ids, p_names  places of records, in parallel
@@ -1114,7 +1116,7 @@ stable
 set search_path = ''
 as $$
 declare
-  v_moves image_sync.move[];
+  v_found record;
 begin
   with recursive follower as (
     select p.bucket_id, p.file_name, p.object_id, d.bucket_id as to_bucket, d.name as to_name
@@ -1162,21 +1164,22 @@ begin
     join public.part_images p
       on p.object_id = o.id
   )
-  select array_agg((f.bucket_id, f.file_name, f.to_bucket, f.to_name, f.object_id)::image_sync.move)
-  into v_moves
-  from found f
-  where not exists (
-    select
-    from staying s
-    where s.bucket_id = f.bucket_id
-      and s.file_name = f.file_name
-  );
-  return case when cardinality(v_moves) <= image_sync.max_moves() then v_moves else '{}' end;
+  select
+    count(*) as places,
+    array_agg((f.bucket_id, f.file_name, f.to_bucket, f.to_name, f.object_id)::image_sync.move) filter (where not exists (
+      select
+      from staying s
+      where s.bucket_id = f.bucket_id
+        and s.file_name = f.file_name
+    )) as moves
+  into v_found
+  from found f;
+  return case when v_found.places <= image_sync.max_moves() then coalesce(v_found.moves, '{}') end;
 end;
 $$;
 
 comment on function image_sync.find_moves(text[], text[]) is
-  'The moves of the records at these places and of those that have to make room for them: all of them can be done together. Empty where there are none, or more than max_moves.';
+  'The moves of the records at these places and of those that have to make room for them: all of them can be done together. Null where they are more than max_moves.';
 
 -- Where the records are whose files are these objects, and who has the names that they go to.
 create or replace function image_sync.find_followers(p_bucket_id text, p_names text[], p_ids uuid[], out moves image_sync.move[])
@@ -1216,12 +1219,12 @@ begin
     ) as p
     where p.object_id is not null
   ) as p;
-  moves := case when v_names is null then '{}' else coalesce(image_sync.find_moves(v_bucket_ids, v_names), '{}') end;
+  moves := case when v_names is null then '{}' else image_sync.find_moves(v_bucket_ids, v_names) end;
 end;
 $$;
 
 comment on function image_sync.find_followers(text, text[], uuid[]) is
-  'The moves that bring the records of these objects to their names, and those that make room there. p_ids: objects whose record has another name, or none; p_names: those of their names that have a record.';
+  'The moves that bring the records of these objects to their names, and those that make room there. p_ids: objects whose record has another name, or none; p_names: those of their names that have a record. Null where they are more than max_moves.';
 
 -- Moves records, all or none. The old URL is of the old name and opens nothing any more: it is taken away here and made anew where the
 -- new name lies. A part number that its owner changed by hand stays as it is.
@@ -1487,6 +1490,33 @@ $$;
 
 comment on function image_sync.still_away(text, jsonb) is 'What a run measured of files that were moved to another bucket ({"count", "files": [{"name", "bucket"}]}), as far as it is still so: count 0 where none of those named is.';
 
+-- Those of these records whose files lie elsewhere and that a sync would take along.
+create or replace function image_sync.names_away(p_bucket_id text, p_names text[])
+returns text[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return array(
+    select p.file_name
+    from unnest(p_names) as n (name)
+    cross join lateral (
+      select r.bucket_id, r.file_name, r.object_id
+      from public.part_images r
+      where r.bucket_id = p_bucket_id
+        and r.file_name collate "C" >= n.name
+        and r.file_name collate "C" <= n.name
+      order by r.file_name collate "C"
+      limit 1
+    ) as p
+    cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+  );
+end;
+$$;
+
+comment on function image_sync.names_away(text, text[]) is 'Those of these records of the bucket whose files lie under another name, or in another bucket, to which a sync takes them along.';
+
 -- Tells the records of a chunk which object they are of. It can wait: what is held or refused is left out.
 -- Nor is one that should follow its file and could not: what it knows of it is all that anybody knows.
 create or replace function image_sync.link_records(p_bucket_id text, p_chunk image_sync.chunks, p_moves image_sync.move[])
@@ -1516,6 +1546,10 @@ begin
         from unnest(p_moves) as m
         where m.from_bucket = p_bucket_id
           and m.from_name = p.file_name
+      )
+      and not exists (
+        select
+        from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id)
       )
     for no key update of p skip locked
   )
@@ -1550,6 +1584,7 @@ revoke all on function
   image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
   image_sync.count_recorded(text, image_sync.chunks, text[]),
   image_sync.still_away(text, jsonb),
+  image_sync.names_away(text, text[]),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 from public;
 grant execute on function
@@ -1562,6 +1597,7 @@ grant execute on function
   image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
   image_sync.count_recorded(text, image_sync.chunks, text[]),
   image_sync.still_away(text, jsonb),
+  image_sync.names_away(text, text[]),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 to service_role;
 
@@ -1909,6 +1945,7 @@ declare
   v_moved_samples text[];
   v_moves image_sync.move[] := array[]::image_sync.move[];
   v_leaving image_sync.move[] := array[]::image_sync.move[];
+  v_waiting text[];
   v_has_unlinked boolean;
   v_others text[];
   v_excluded text[];
@@ -2058,8 +2095,39 @@ begin
   v_chunk.problems := '[]';
   v_chunk.to_open := 0;
 
+  perform set_config('image_sync.max_moves', greatest(5000 * p_size / p_settings.chunk_size, 1)::text, true)
+  where p_size < p_settings.chunk_size;
   if v_missing is not null or v_changed_names is not null then
     v_moves := image_sync.find_followers(p_run.bucket_id, v_changed_names, v_missing_ids || v_changed_ids);
+  end if;
+  if v_moves is null then
+    -- More wait for each other than can be moved at once: whoever is away stays as it is until the chain is shorter.
+    v_moves := '{}';
+    v_waiting := image_sync.names_away(p_run.bucket_id, array(
+      select c.name
+      from unnest(v_changed_names, v_changed_kinds) as c (name, kind)
+      where c.kind = 'image'
+    ));
+    v_chunk.recorded := v_chunk.recorded - cardinality(v_waiting);
+    -- And no second record is made for a file whose own waits.
+    select
+      coalesce(array_agg(m.name) filter (where not m.is_known), '{}'),
+      coalesce(array_agg(m.id) filter (where not m.is_known), '{}'),
+      v_waiting || coalesce(array_agg(m.name) filter (where m.is_known), '{}')
+    into v_missing, v_missing_ids, v_waiting
+    from (
+      select n.name, n.id, exists (
+        select
+        from public.part_images p
+        where p.object_id = n.id
+      ) as is_known
+      from unnest(v_missing, v_missing_ids) as n (name, id)
+    ) as m;
+    v_chunk.unmoved := cardinality(v_waiting);
+    v_chunk.problems := (
+      select coalesce(jsonb_agg(image_sync.item_problem(w.name, 'not_moved', format('Its record is that of another file still: more than %s names wait for each other. The next syncs go on', image_sync.max_moves()))), '[]')
+      from unnest(v_waiting[1:20]) as w (name)
+    );
   end if;
   if v_moves <> '{}' then
     select
@@ -2094,12 +2162,15 @@ begin
   if v_orphans is not null then
     -- Records that follow their files are no orphans, and are counted where the files are.
     v_leaving := image_sync.find_moves(array_fill(p_run.bucket_id, array[cardinality(v_orphans)]), v_orphans);
-    v_chunk.departing := array(
-      select m.from_name
-      from unnest(v_leaving) as m
-      where m.from_bucket = p_run.bucket_id
-        and m.from_name = any (v_orphans)
-    );
+    v_chunk.departing := case
+      when v_leaving is null then image_sync.names_away(p_run.bucket_id, v_orphans)
+      else array(
+        select m.from_name
+        from unnest(v_leaving) as m
+        where m.from_bucket = p_run.bucket_id
+          and m.from_name = any (v_orphans)
+      )
+    end;
     if v_chunk.departing <> '{}' then
       v_orphans := array(
         select o.name
@@ -3191,7 +3262,7 @@ begin
     recorded = v_chunk.recorded,
     inserted = v_chunk.inserted,
     moved = v_chunk.moved - v_unmoved,
-    unmoved = v_unmoved,
+    unmoved = v_chunk.unmoved + v_unmoved,
     missing = v_chunk.missing,
     to_insert = '{}',
     to_insert_ids = '{}',
@@ -5232,34 +5303,42 @@ to service_role;
 -- The values of one field of a cron expression: *, lists, ranges and steps.
 create or replace function image_sync.cron_field(p_field text, p_low integer, p_high integer)
 returns integer[]
-language sql
+language plpgsql
 immutable
 set search_path = ''
-return (
-  select array_agg(distinct v.value)
-  from regexp_split_to_table(p_field, ',') as part
-  cross join lateral regexp_matches(part, '^(?:(\*)|(\d{1,2})(?:-(\d{1,2}))?)(?:/(\d{1,2}))?$') as m
-  cross join lateral generate_series(
-    coalesce(m[2]::integer, p_low),
-    case when m[1] = '*' or (m[3] is null and m[4] is not null) then p_high else coalesce(m[3], m[2])::integer end,
-    greatest(coalesce(m[4]::integer, 1), 1)
-  ) as v (value)
-  where v.value between p_low and p_high
-);
+as $$
+begin
+  return (
+    select array_agg(distinct v.value)
+    from regexp_split_to_table(p_field, ',') as part
+    cross join lateral regexp_matches(part, '^(?:(\*)|(\d{1,2})(?:-(\d{1,2}))?)(?:/(\d{1,2}))?$') as m
+    cross join lateral generate_series(
+      coalesce(m[2]::integer, p_low),
+      case when m[1] = '*' or (m[3] is null and m[4] is not null) then p_high else coalesce(m[3], m[2])::integer end,
+      greatest(coalesce(m[4]::integer, 1), 1)
+    ) as v (value)
+    where v.value between p_low and p_high
+  );
+end;
+$$;
 
 comment on function image_sync.cron_field(text, integer, integer) is 'The values that a field of a cron expression stands for; null where it is none of *, a, a-b, */n, a-b/n or a list of those.';
 
 -- Names of months or days as numbers: FRI is 5.
 create or replace function image_sync.number_names(p_field text, p_names text[], p_first integer)
 returns text
-language sql
+language plpgsql
 immutable
 set search_path = ''
-return (
-  select string_agg(coalesce((array_position(p_names, part.word) + p_first - 1)::text, part.word), '' order by part.place)
-  from regexp_matches(p_field, '[a-z]+|[^a-z]+', 'g') with ordinality as m (words, place)
-  cross join lateral (select m.words[1] as word, m.place) as part
-);
+as $$
+begin
+  return (
+    select string_agg(coalesce((array_position(p_names, part.word) + p_first - 1)::text, part.word), '' order by part.place)
+    from regexp_matches(p_field, '[a-z]+|[^a-z]+', 'g') with ordinality as m (words, place)
+    cross join lateral (select m.words[1] as word, m.place) as part
+  );
+end;
+$$;
 
 comment on function image_sync.number_names(text, text[], integer) is 'A field of a cron expression with its names (lower case) replaced by their numbers, the first of which is p_first.';
 
@@ -5267,73 +5346,77 @@ comment on function image_sync.number_names(text, text[], integer) is 'A field o
 -- $ for the last day of a month; @daily and its like; or a number of seconds. Source: pg_cron's documentation.
 create or replace function image_sync.next_time(p_schedule text, p_after timestamptz)
 returns timestamptz
-language sql
+language plpgsql
 immutable
 set search_path = ''
-return (
-  with spelled as (
-    select
-      case lower(btrim(p_schedule, E' \t\r\n'))
-        when '@yearly' then '0 0 1 1 *'
-        when '@annually' then '0 0 1 1 *'
-        when '@monthly' then '0 0 1 * *'
-        when '@weekly' then '0 0 * * 0'
-        when '@daily' then '0 0 * * *'
-        when '@midnight' then '0 0 * * *'
-        when '@hourly' then '0 * * * *'
-        else lower(btrim(p_schedule, E' \t\r\n'))
-      end as schedule
-  ), fields as (
-    select regexp_split_to_array(spelled.schedule, '\s+') as f
-    from spelled
-  ), sets as (
-    select
-      image_sync.cron_field(f[1], 0, 59) as minutes,
-      image_sync.cron_field(f[2], 0, 23) as hours,
-      image_sync.cron_field(nullif(array_to_string(array_remove(string_to_array(f[3], ','), '$'), ','), ''), 1, 31) as month_days,
-      '$' = any (string_to_array(f[3], ',')) as last_day,
-      image_sync.cron_field(image_sync.number_names(f[4], '{jan,feb,mar,apr,may,jun,jul,aug,sep,oct,nov,dec}', 1), 1, 12) as months,
-      -- Both 0 and 7 are Sunday.
-      image_sync.cron_field(image_sync.number_names(f[5], '{sun,mon,tue,wed,thu,fri,sat}', 0), 0, 7) as week_days,
-      f[3] like '*%' or f[5] like '*%' as any_day,
-      -- Every month has such a day, or every week: two months tell. Else February 29th may be eight years away.
-      case when f[4] = '*' and (f[3] = '*' or f[5] = '*') then 62 else 2922 end as days_ahead
-    from fields
-    where cardinality(f) = 5
-  ), days as (
-    -- Two days are enough: today's times may be over, those of the next day that matches are not.
-    select d.day
-    from sets
-    cross join generate_series(0, sets.days_ahead) as n (days)
-    cross join lateral (select date_trunc('day', p_after at time zone 'UTC') + make_interval(days => n.days) as day) as d
-    cross join lateral (
+as $$
+begin
+  return (
+    with spelled as (
       select
-        coalesce(extract(day from d.day)::integer = any (sets.month_days), false)
-          or (sets.last_day and extract(month from d.day + interval '1 day') <> extract(month from d.day)) as fits_month,
-        extract(dow from d.day)::integer = any (sets.week_days) or extract(isodow from d.day)::integer = any (sets.week_days) as fits_week
-    ) as fits
-    where extract(month from d.day)::integer = any (sets.months)
-      -- Where both kinds of day are restricted, either will do: cron's old rule.
-      and case when sets.any_day then fits.fits_month and fits.fits_week else fits.fits_month or fits.fits_week end
-    order by n.days
-    limit 2
-  )
-  select coalesce(
-    (
-      select p_after + make_interval(secs => (regexp_match(spelled.schedule, '^(\d+) seconds?$'))[1]::integer)
+        case lower(btrim(p_schedule, E' \t\r\n'))
+          when '@yearly' then '0 0 1 1 *'
+          when '@annually' then '0 0 1 1 *'
+          when '@monthly' then '0 0 1 * *'
+          when '@weekly' then '0 0 * * 0'
+          when '@daily' then '0 0 * * *'
+          when '@midnight' then '0 0 * * *'
+          when '@hourly' then '0 * * * *'
+          else lower(btrim(p_schedule, E' \t\r\n'))
+        end as schedule
+    ), fields as (
+      select regexp_split_to_array(spelled.schedule, '\s+') as f
       from spelled
-    ),
-    (
-      select min(t.time)
-      from days d
-      cross join sets
-      cross join lateral unnest(sets.hours) as h (hour)
-      cross join lateral unnest(sets.minutes) as m (minute)
-      cross join lateral (select (d.day + make_interval(hours => h.hour, mins => m.minute)) at time zone 'UTC' as time) as t
-      where t.time > p_after
+    ), sets as (
+      select
+        image_sync.cron_field(f[1], 0, 59) as minutes,
+        image_sync.cron_field(f[2], 0, 23) as hours,
+        image_sync.cron_field(nullif(array_to_string(array_remove(string_to_array(f[3], ','), '$'), ','), ''), 1, 31) as month_days,
+        '$' = any (string_to_array(f[3], ',')) as last_day,
+        image_sync.cron_field(image_sync.number_names(f[4], '{jan,feb,mar,apr,may,jun,jul,aug,sep,oct,nov,dec}', 1), 1, 12) as months,
+        -- Both 0 and 7 are Sunday.
+        image_sync.cron_field(image_sync.number_names(f[5], '{sun,mon,tue,wed,thu,fri,sat}', 0), 0, 7) as week_days,
+        f[3] like '*%' or f[5] like '*%' as any_day,
+        -- Every month has such a day, or every week: two months tell. Else February 29th may be eight years away.
+        case when f[4] = '*' and (f[3] = '*' or f[5] = '*') then 62 else 2922 end as days_ahead
+      from fields
+      where cardinality(f) = 5
+    ), days as (
+      -- Two days are enough: today's times may be over, those of the next day that matches are not.
+      select d.day
+      from sets
+      cross join generate_series(0, sets.days_ahead) as n (days)
+      cross join lateral (select date_trunc('day', p_after at time zone 'UTC') + make_interval(days => n.days) as day) as d
+      cross join lateral (
+        select
+          coalesce(extract(day from d.day)::integer = any (sets.month_days), false)
+            or (sets.last_day and extract(month from d.day + interval '1 day') <> extract(month from d.day)) as fits_month,
+          extract(dow from d.day)::integer = any (sets.week_days) or extract(isodow from d.day)::integer = any (sets.week_days) as fits_week
+      ) as fits
+      where extract(month from d.day)::integer = any (sets.months)
+        -- Where both kinds of day are restricted, either will do: cron's old rule.
+        and case when sets.any_day then fits.fits_month and fits.fits_week else fits.fits_month or fits.fits_week end
+      order by n.days
+      limit 2
     )
-  )
-);
+    select coalesce(
+      (
+        select p_after + make_interval(secs => (regexp_match(spelled.schedule, '^(\d+) seconds?$'))[1]::integer)
+        from spelled
+      ),
+      (
+        select min(t.time)
+        from days d
+        cross join sets
+        cross join lateral unnest(sets.hours) as h (hour)
+        cross join lateral unnest(sets.minutes) as m (minute)
+        cross join lateral (select (d.day + make_interval(hours => h.hour, mins => m.minute)) at time zone 'UTC' as time) as t
+        where t.time > p_after
+      )
+    )
+  );
+end;
+$$;
 
 comment on function image_sync.next_time(text, timestamptz) is 'The next time that a schedule of pg_cron is due after a moment; null for what is none.';
 
@@ -5848,10 +5931,14 @@ to service_role;
 -- What would mend a fault, for a machine: a request to the API with the bucket in it, or SQL to run as the owner of the schema.
 create or replace function image_sync.request_of(p_bucket_id text, p_request jsonb)
 returns jsonb
-language sql
+language plpgsql
 immutable
 set search_path = ''
-return jsonb_build_object('request', p_request || jsonb_build_object('bucket', p_bucket_id));
+as $$
+begin
+  return jsonb_build_object('request', p_request || jsonb_build_object('bucket', p_bucket_id));
+end;
+$$;
 
 comment on function image_sync.request_of(text, jsonb) is 'The action {"request": body of a POST} for a bucket.';
 
@@ -5868,10 +5955,14 @@ comment on function image_sync.sql_of(text) is 'The action {"sql": statements to
 -- came after the verify signed anew what was rejected and counted what is gone; a file that is lost stays lost until it is looked at.
 create or replace function image_sync.unseen(p_facts jsonb)
 returns table (code text, files bigint, samples jsonb, none_shown boolean)
-language sql
+language plpgsql
 stable
 set search_path = ''
-begin atomic
+as $$
+-- What it returns has the names of columns.
+#variable_conflict use_column
+begin
+  return query
   with f as (
     select
       nullif(p_facts -> 'verified', 'null') as verified,
@@ -5904,6 +5995,7 @@ begin atomic
       and p.failure ->> 'code' = reason.code
   ) as by_probe;
 end;
+$$;
 
 comment on function image_sync.unseen(jsonb) is
   'Of the facts of a report: how many URLs show no image, by reason, with samples, and whether none of those looked at showed one.';
@@ -6358,18 +6450,22 @@ to service_role;
 -- The last finished run in any of these modes, as a document.
 create or replace function image_sync.last_run(p_bucket_id text, p_modes text[])
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = ''
-return (
-  select image_sync.run_document(r.id) || jsonb_build_object('reached_end', r.exhausted)
-  from image_sync.runs r
-  where r.bucket_id = p_bucket_id
-    and r.mode = any (p_modes)
-    and r.finished_at is not null
-  order by r.finished_at desc
-  limit 1
-);
+as $$
+begin
+  return (
+    select image_sync.run_document(r.id) || jsonb_build_object('reached_end', r.exhausted)
+    from image_sync.runs r
+    where r.bucket_id = p_bucket_id
+      and r.mode = any (p_modes)
+      and r.finished_at is not null
+    order by r.finished_at desc
+    limit 1
+  );
+end;
+$$;
 
 comment on function image_sync.last_run(text, text[]) is 'The last finished run of a bucket in one of the modes; null where there is none.';
 

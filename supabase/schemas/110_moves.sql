@@ -61,15 +61,17 @@ end;
 
 comment on function image_sync.destination_of(text, text, uuid) is 'The bucket and name to which a sync takes the record of this place along; no row where its file is at its place, gone, or left out.';
 
--- What is moved at once: names that were all shifted by one make a single chain of moves, each of which waits for the next.
+-- What is moved at once: names that were all shifted by one make a single chain of moves, each of which waits for the next, whatever
+-- the size of the chunk. Of a chain that is longer each sync takes along the end that is not, and the records before it wait, with what
+-- they know of their objects. Where the database was too slow for a chunk, the half of it may bring about half as many.
 create or replace function image_sync.max_moves()
 returns integer
 language sql
-immutable
+stable
 set search_path = ''
-return 10000;
+return coalesce(nullif(current_setting('image_sync.max_moves', true), '')::integer, 5000);
 
-comment on function image_sync.max_moves() is 'How many records follow their files in one transaction at most; a longer chain of names that wait for each other stays where it is.';
+comment on function image_sync.max_moves() is 'How many records follow their files in one transaction at most; of a longer chain of names that wait for each other the next syncs move the rest.';
 
 -- The records that follow their files, of those at the given places, with whoever stands in their way and follows its own file.
 --   p_bucket_ids, p_names  places of records, in parallel
@@ -83,7 +85,7 @@ stable
 set search_path = ''
 as $$
 declare
-  v_moves image_sync.move[];
+  v_found record;
 begin
   with recursive follower as (
     select p.bucket_id, p.file_name, p.object_id, d.bucket_id as to_bucket, d.name as to_name
@@ -131,21 +133,22 @@ begin
     join public.part_images p
       on p.object_id = o.id
   )
-  select array_agg((f.bucket_id, f.file_name, f.to_bucket, f.to_name, f.object_id)::image_sync.move)
-  into v_moves
-  from found f
-  where not exists (
-    select
-    from staying s
-    where s.bucket_id = f.bucket_id
-      and s.file_name = f.file_name
-  );
-  return case when cardinality(v_moves) <= image_sync.max_moves() then v_moves else '{}' end;
+  select
+    count(*) as places,
+    array_agg((f.bucket_id, f.file_name, f.to_bucket, f.to_name, f.object_id)::image_sync.move) filter (where not exists (
+      select
+      from staying s
+      where s.bucket_id = f.bucket_id
+        and s.file_name = f.file_name
+    )) as moves
+  into v_found
+  from found f;
+  return case when v_found.places <= image_sync.max_moves() then coalesce(v_found.moves, '{}') end;
 end;
 $$;
 
 comment on function image_sync.find_moves(text[], text[]) is
-  'The moves of the records at these places and of those that have to make room for them: all of them can be done together. Empty where there are none, or more than max_moves.';
+  'The moves of the records at these places and of those that have to make room for them: all of them can be done together. Null where they are more than max_moves.';
 
 -- Where the records are whose files are these objects, and who has the names that they go to.
 create or replace function image_sync.find_followers(p_bucket_id text, p_names text[], p_ids uuid[], out moves image_sync.move[])
@@ -185,12 +188,12 @@ begin
     ) as p
     where p.object_id is not null
   ) as p;
-  moves := case when v_names is null then '{}' else coalesce(image_sync.find_moves(v_bucket_ids, v_names), '{}') end;
+  moves := case when v_names is null then '{}' else image_sync.find_moves(v_bucket_ids, v_names) end;
 end;
 $$;
 
 comment on function image_sync.find_followers(text, text[], uuid[]) is
-  'The moves that bring the records of these objects to their names, and those that make room there. p_ids: objects whose record has another name, or none; p_names: those of their names that have a record.';
+  'The moves that bring the records of these objects to their names, and those that make room there. p_ids: objects whose record has another name, or none; p_names: those of their names that have a record. Null where they are more than max_moves.';
 
 -- Moves records, all or none. The old URL is of the old name and opens nothing any more: it is taken away here and made anew where the
 -- new name lies. A part number that its owner changed by hand stays as it is.
@@ -456,6 +459,33 @@ $$;
 
 comment on function image_sync.still_away(text, jsonb) is 'What a run measured of files that were moved to another bucket ({"count", "files": [{"name", "bucket"}]}), as far as it is still so: count 0 where none of those named is.';
 
+-- Those of these records whose files lie elsewhere and that a sync would take along.
+create or replace function image_sync.names_away(p_bucket_id text, p_names text[])
+returns text[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return array(
+    select p.file_name
+    from unnest(p_names) as n (name)
+    cross join lateral (
+      select r.bucket_id, r.file_name, r.object_id
+      from public.part_images r
+      where r.bucket_id = p_bucket_id
+        and r.file_name collate "C" >= n.name
+        and r.file_name collate "C" <= n.name
+      order by r.file_name collate "C"
+      limit 1
+    ) as p
+    cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+  );
+end;
+$$;
+
+comment on function image_sync.names_away(text, text[]) is 'Those of these records of the bucket whose files lie under another name, or in another bucket, to which a sync takes them along.';
+
 -- Tells the records of a chunk which object they are of. It can wait: what is held or refused is left out.
 -- Nor is one that should follow its file and could not: what it knows of it is all that anybody knows.
 create or replace function image_sync.link_records(p_bucket_id text, p_chunk image_sync.chunks, p_moves image_sync.move[])
@@ -485,6 +515,10 @@ begin
         from unnest(p_moves) as m
         where m.from_bucket = p_bucket_id
           and m.from_name = p.file_name
+      )
+      and not exists (
+        select
+        from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id)
       )
     for no key update of p skip locked
   )
@@ -519,6 +553,7 @@ revoke all on function
   image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
   image_sync.count_recorded(text, image_sync.chunks, text[]),
   image_sync.still_away(text, jsonb),
+  image_sync.names_away(text, text[]),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 from public;
 grant execute on function
@@ -531,6 +566,7 @@ grant execute on function
   image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
   image_sync.count_recorded(text, image_sync.chunks, text[]),
   image_sync.still_away(text, jsonb),
+  image_sync.names_away(text, text[]),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 to service_role;
 

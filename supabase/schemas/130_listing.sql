@@ -87,6 +87,7 @@ declare
   v_moved_samples text[];
   v_moves image_sync.move[] := array[]::image_sync.move[];
   v_leaving image_sync.move[] := array[]::image_sync.move[];
+  v_waiting text[];
   v_has_unlinked boolean;
   v_others text[];
   v_excluded text[];
@@ -236,8 +237,39 @@ begin
   v_chunk.problems := '[]';
   v_chunk.to_open := 0;
 
+  perform set_config('image_sync.max_moves', greatest(5000 * p_size / p_settings.chunk_size, 1)::text, true)
+  where p_size < p_settings.chunk_size;
   if v_missing is not null or v_changed_names is not null then
     v_moves := image_sync.find_followers(p_run.bucket_id, v_changed_names, v_missing_ids || v_changed_ids);
+  end if;
+  if v_moves is null then
+    -- More wait for each other than can be moved at once: whoever is away stays as it is until the chain is shorter.
+    v_moves := '{}';
+    v_waiting := image_sync.names_away(p_run.bucket_id, array(
+      select c.name
+      from unnest(v_changed_names, v_changed_kinds) as c (name, kind)
+      where c.kind = 'image'
+    ));
+    v_chunk.recorded := v_chunk.recorded - cardinality(v_waiting);
+    -- And no second record is made for a file whose own waits.
+    select
+      coalesce(array_agg(m.name) filter (where not m.is_known), '{}'),
+      coalesce(array_agg(m.id) filter (where not m.is_known), '{}'),
+      v_waiting || coalesce(array_agg(m.name) filter (where m.is_known), '{}')
+    into v_missing, v_missing_ids, v_waiting
+    from (
+      select n.name, n.id, exists (
+        select
+        from public.part_images p
+        where p.object_id = n.id
+      ) as is_known
+      from unnest(v_missing, v_missing_ids) as n (name, id)
+    ) as m;
+    v_chunk.unmoved := cardinality(v_waiting);
+    v_chunk.problems := (
+      select coalesce(jsonb_agg(image_sync.item_problem(w.name, 'not_moved', format('Its record is that of another file still: more than %s names wait for each other. The next syncs go on', image_sync.max_moves()))), '[]')
+      from unnest(v_waiting[1:20]) as w (name)
+    );
   end if;
   if v_moves <> '{}' then
     select
@@ -272,12 +304,15 @@ begin
   if v_orphans is not null then
     -- Records that follow their files are no orphans, and are counted where the files are.
     v_leaving := image_sync.find_moves(array_fill(p_run.bucket_id, array[cardinality(v_orphans)]), v_orphans);
-    v_chunk.departing := array(
-      select m.from_name
-      from unnest(v_leaving) as m
-      where m.from_bucket = p_run.bucket_id
-        and m.from_name = any (v_orphans)
-    );
+    v_chunk.departing := case
+      when v_leaving is null then image_sync.names_away(p_run.bucket_id, v_orphans)
+      else array(
+        select m.from_name
+        from unnest(v_leaving) as m
+        where m.from_bucket = p_run.bucket_id
+          and m.from_name = any (v_orphans)
+      )
+    end;
     if v_chunk.departing <> '{}' then
       v_orphans := array(
         select o.name

@@ -617,7 +617,7 @@ begin
     recorded = v_chunk.recorded,
     inserted = v_chunk.inserted,
     moved = v_chunk.moved - v_unmoved,
-    unmoved = v_unmoved,
+    unmoved = v_chunk.unmoved + v_unmoved,
     missing = v_chunk.missing,
     to_insert = '{}',
     to_insert_ids = '{}',

@@ -1,5 +1,5 @@
 /** Files that are renamed or moved: their records go along. */
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import {
   addObjects,
   codesOf,
@@ -298,6 +298,42 @@ test("a record that somebody holds, or that the table refuses, stays and is name
     "x/b.jpg": idOf("b.jpg"),
     "x/c.jpg": idOf("c.jpg"),
   });
+});
+
+test("a chain that is too long for one transaction: its end goes first, and no record is taken for another's", async () => {
+  const [{ definition } = { definition: undefined }] = await lab.sql<{ definition: string }[]>`
+    select pg_get_functiondef('image_sync.max_moves()'::regprocedure) as definition`;
+  await lab.sql.unsafe(
+    "create or replace function image_sync.max_moves() returns integer language sql stable set search_path = '' return 20",
+  );
+  onTestFinished(async () => {
+    await lab.sql.unsafe(definition ?? "");
+  });
+  const names = numberedNames(50);
+  const { bucket, idOf } = await bucketOf(names, { chunk_size: 10 });
+  // Every file gets the name of the next one.
+  await moveObjects(
+    lab,
+    bucket,
+    Object.fromEntries(names.map((name, place) => [name, numberedNames(1, place + 2)[0] ?? ""])),
+  );
+  const first = await sync(bucket);
+  expect(first).toMatchObject({ stop_reason: "items_failed", totals: { inserted: 0 } });
+  expect(first.problems[0]).toMatchObject({
+    code: "not_moved",
+    detail: expect.stringContaining("wait for each other"),
+  });
+  const report = await readReport(lab, bucket);
+  expect(codesOf(report)).toContain("not_moved");
+  let moved = first.totals.moved ?? 0;
+  for (let nights = 0; nights < 5 && moved < 50; nights++) moved += (await sync(bucket)).totals.moved ?? 0;
+  expect(moved).toBe(50);
+  const records = await readRecords(lab, bucket);
+  expect(placesOf(records)).toEqual(
+    Object.fromEntries(names.map((name, place) => [numberedNames(1, place + 2)[0], idOf(name)])),
+  );
+  expectSigned(records);
+  await expectQuiet(bucket);
 });
 
 test("four workers, and one that dies in between", async () => {
