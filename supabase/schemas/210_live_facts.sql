@@ -4,34 +4,42 @@
 -- The values of one field of a cron expression: *, lists, ranges and steps.
 create or replace function image_sync.cron_field(p_field text, p_low integer, p_high integer)
 returns integer[]
-language sql
+language plpgsql
 immutable
 set search_path = ''
-return (
-  select array_agg(distinct v.value)
-  from regexp_split_to_table(p_field, ',') as part
-  cross join lateral regexp_matches(part, '^(?:(\*)|(\d{1,2})(?:-(\d{1,2}))?)(?:/(\d{1,2}))?$') as m
-  cross join lateral generate_series(
-    coalesce(m[2]::integer, p_low),
-    case when m[1] = '*' or (m[3] is null and m[4] is not null) then p_high else coalesce(m[3], m[2])::integer end,
-    greatest(coalesce(m[4]::integer, 1), 1)
-  ) as v (value)
-  where v.value between p_low and p_high
-);
+as $$
+begin
+  return (
+    select array_agg(distinct v.value)
+    from regexp_split_to_table(p_field, ',') as part
+    cross join lateral regexp_matches(part, '^(?:(\*)|(\d{1,2})(?:-(\d{1,2}))?)(?:/(\d{1,2}))?$') as m
+    cross join lateral generate_series(
+      coalesce(m[2]::integer, p_low),
+      case when m[1] = '*' or (m[3] is null and m[4] is not null) then p_high else coalesce(m[3], m[2])::integer end,
+      greatest(coalesce(m[4]::integer, 1), 1)
+    ) as v (value)
+    where v.value between p_low and p_high
+  );
+end;
+$$;
 
 comment on function image_sync.cron_field(text, integer, integer) is 'The values that a field of a cron expression stands for; null where it is none of *, a, a-b, */n, a-b/n or a list of those.';
 
 -- Names of months or days as numbers: FRI is 5.
 create or replace function image_sync.number_names(p_field text, p_names text[], p_first integer)
 returns text
-language sql
+language plpgsql
 immutable
 set search_path = ''
-return (
-  select string_agg(coalesce((array_position(p_names, part.word) + p_first - 1)::text, part.word), '' order by part.place)
-  from regexp_matches(p_field, '[a-z]+|[^a-z]+', 'g') with ordinality as m (words, place)
-  cross join lateral (select m.words[1] as word, m.place) as part
-);
+as $$
+begin
+  return (
+    select string_agg(coalesce((array_position(p_names, part.word) + p_first - 1)::text, part.word), '' order by part.place)
+    from regexp_matches(p_field, '[a-z]+|[^a-z]+', 'g') with ordinality as m (words, place)
+    cross join lateral (select m.words[1] as word, m.place) as part
+  );
+end;
+$$;
 
 comment on function image_sync.number_names(text, text[], integer) is 'A field of a cron expression with its names (lower case) replaced by their numbers, the first of which is p_first.';
 
@@ -39,73 +47,77 @@ comment on function image_sync.number_names(text, text[], integer) is 'A field o
 -- $ for the last day of a month; @daily and its like; or a number of seconds. Source: pg_cron's documentation.
 create or replace function image_sync.next_time(p_schedule text, p_after timestamptz)
 returns timestamptz
-language sql
+language plpgsql
 immutable
 set search_path = ''
-return (
-  with spelled as (
-    select
-      case lower(btrim(p_schedule, E' \t\r\n'))
-        when '@yearly' then '0 0 1 1 *'
-        when '@annually' then '0 0 1 1 *'
-        when '@monthly' then '0 0 1 * *'
-        when '@weekly' then '0 0 * * 0'
-        when '@daily' then '0 0 * * *'
-        when '@midnight' then '0 0 * * *'
-        when '@hourly' then '0 * * * *'
-        else lower(btrim(p_schedule, E' \t\r\n'))
-      end as schedule
-  ), fields as (
-    select regexp_split_to_array(spelled.schedule, '\s+') as f
-    from spelled
-  ), sets as (
-    select
-      image_sync.cron_field(f[1], 0, 59) as minutes,
-      image_sync.cron_field(f[2], 0, 23) as hours,
-      image_sync.cron_field(nullif(array_to_string(array_remove(string_to_array(f[3], ','), '$'), ','), ''), 1, 31) as month_days,
-      '$' = any (string_to_array(f[3], ',')) as last_day,
-      image_sync.cron_field(image_sync.number_names(f[4], '{jan,feb,mar,apr,may,jun,jul,aug,sep,oct,nov,dec}', 1), 1, 12) as months,
-      -- Both 0 and 7 are Sunday.
-      image_sync.cron_field(image_sync.number_names(f[5], '{sun,mon,tue,wed,thu,fri,sat}', 0), 0, 7) as week_days,
-      f[3] like '*%' or f[5] like '*%' as any_day,
-      -- Every month has such a day, or every week: two months tell. Else February 29th may be eight years away.
-      case when f[4] = '*' and (f[3] = '*' or f[5] = '*') then 62 else 2922 end as days_ahead
-    from fields
-    where cardinality(f) = 5
-  ), days as (
-    -- Two days are enough: today's times may be over, those of the next day that matches are not.
-    select d.day
-    from sets
-    cross join generate_series(0, sets.days_ahead) as n (days)
-    cross join lateral (select date_trunc('day', p_after at time zone 'UTC') + make_interval(days => n.days) as day) as d
-    cross join lateral (
+as $$
+begin
+  return (
+    with spelled as (
       select
-        coalesce(extract(day from d.day)::integer = any (sets.month_days), false)
-          or (sets.last_day and extract(month from d.day + interval '1 day') <> extract(month from d.day)) as fits_month,
-        extract(dow from d.day)::integer = any (sets.week_days) or extract(isodow from d.day)::integer = any (sets.week_days) as fits_week
-    ) as fits
-    where extract(month from d.day)::integer = any (sets.months)
-      -- Where both kinds of day are restricted, either will do: cron's old rule.
-      and case when sets.any_day then fits.fits_month and fits.fits_week else fits.fits_month or fits.fits_week end
-    order by n.days
-    limit 2
-  )
-  select coalesce(
-    (
-      select p_after + make_interval(secs => (regexp_match(spelled.schedule, '^(\d+) seconds?$'))[1]::integer)
+        case lower(btrim(p_schedule, E' \t\r\n'))
+          when '@yearly' then '0 0 1 1 *'
+          when '@annually' then '0 0 1 1 *'
+          when '@monthly' then '0 0 1 * *'
+          when '@weekly' then '0 0 * * 0'
+          when '@daily' then '0 0 * * *'
+          when '@midnight' then '0 0 * * *'
+          when '@hourly' then '0 * * * *'
+          else lower(btrim(p_schedule, E' \t\r\n'))
+        end as schedule
+    ), fields as (
+      select regexp_split_to_array(spelled.schedule, '\s+') as f
       from spelled
-    ),
-    (
-      select min(t.time)
-      from days d
-      cross join sets
-      cross join lateral unnest(sets.hours) as h (hour)
-      cross join lateral unnest(sets.minutes) as m (minute)
-      cross join lateral (select (d.day + make_interval(hours => h.hour, mins => m.minute)) at time zone 'UTC' as time) as t
-      where t.time > p_after
+    ), sets as (
+      select
+        image_sync.cron_field(f[1], 0, 59) as minutes,
+        image_sync.cron_field(f[2], 0, 23) as hours,
+        image_sync.cron_field(nullif(array_to_string(array_remove(string_to_array(f[3], ','), '$'), ','), ''), 1, 31) as month_days,
+        '$' = any (string_to_array(f[3], ',')) as last_day,
+        image_sync.cron_field(image_sync.number_names(f[4], '{jan,feb,mar,apr,may,jun,jul,aug,sep,oct,nov,dec}', 1), 1, 12) as months,
+        -- Both 0 and 7 are Sunday.
+        image_sync.cron_field(image_sync.number_names(f[5], '{sun,mon,tue,wed,thu,fri,sat}', 0), 0, 7) as week_days,
+        f[3] like '*%' or f[5] like '*%' as any_day,
+        -- Every month has such a day, or every week: two months tell. Else February 29th may be eight years away.
+        case when f[4] = '*' and (f[3] = '*' or f[5] = '*') then 62 else 2922 end as days_ahead
+      from fields
+      where cardinality(f) = 5
+    ), days as (
+      -- Two days are enough: today's times may be over, those of the next day that matches are not.
+      select d.day
+      from sets
+      cross join generate_series(0, sets.days_ahead) as n (days)
+      cross join lateral (select date_trunc('day', p_after at time zone 'UTC') + make_interval(days => n.days) as day) as d
+      cross join lateral (
+        select
+          coalesce(extract(day from d.day)::integer = any (sets.month_days), false)
+            or (sets.last_day and extract(month from d.day + interval '1 day') <> extract(month from d.day)) as fits_month,
+          extract(dow from d.day)::integer = any (sets.week_days) or extract(isodow from d.day)::integer = any (sets.week_days) as fits_week
+      ) as fits
+      where extract(month from d.day)::integer = any (sets.months)
+        -- Where both kinds of day are restricted, either will do: cron's old rule.
+        and case when sets.any_day then fits.fits_month and fits.fits_week else fits.fits_month or fits.fits_week end
+      order by n.days
+      limit 2
     )
-  )
-);
+    select coalesce(
+      (
+        select p_after + make_interval(secs => (regexp_match(spelled.schedule, '^(\d+) seconds?$'))[1]::integer)
+        from spelled
+      ),
+      (
+        select min(t.time)
+        from days d
+        cross join sets
+        cross join lateral unnest(sets.hours) as h (hour)
+        cross join lateral unnest(sets.minutes) as m (minute)
+        cross join lateral (select (d.day + make_interval(hours => h.hour, mins => m.minute)) at time zone 'UTC' as time) as t
+        where t.time > p_after
+      )
+    )
+  );
+end;
+$$;
 
 comment on function image_sync.next_time(text, timestamptz) is 'The next time that a schedule of pg_cron is due after a moment; null for what is none.';
 

@@ -5,10 +5,14 @@
 -- What would mend a fault, for a machine: a request to the API with the bucket in it, or SQL to run as the owner of the schema.
 create or replace function image_sync.request_of(p_bucket_id text, p_request jsonb)
 returns jsonb
-language sql
+language plpgsql
 immutable
 set search_path = ''
-return jsonb_build_object('request', p_request || jsonb_build_object('bucket', p_bucket_id));
+as $$
+begin
+  return jsonb_build_object('request', p_request || jsonb_build_object('bucket', p_bucket_id));
+end;
+$$;
 
 comment on function image_sync.request_of(text, jsonb) is 'The action {"request": body of a POST} for a bucket.';
 
@@ -25,10 +29,14 @@ comment on function image_sync.sql_of(text) is 'The action {"sql": statements to
 -- came after the verify signed anew what was rejected and counted what is gone; a file that is lost stays lost until it is looked at.
 create or replace function image_sync.unseen(p_facts jsonb)
 returns table (code text, files bigint, samples jsonb, none_shown boolean)
-language sql
+language plpgsql
 stable
 set search_path = ''
-begin atomic
+as $$
+-- What it returns has the names of columns.
+#variable_conflict use_column
+begin
+  return query
   with f as (
     select
       nullif(p_facts -> 'verified', 'null') as verified,
@@ -61,6 +69,7 @@ begin atomic
       and p.failure ->> 'code' = reason.code
   ) as by_probe;
 end;
+$$;
 
 comment on function image_sync.unseen(jsonb) is
   'Of the facts of a report: how many URLs show no image, by reason, with samples, and whether none of those looked at showed one.';

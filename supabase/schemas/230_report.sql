@@ -4,18 +4,22 @@
 -- The last finished run in any of these modes, as a document.
 create or replace function image_sync.last_run(p_bucket_id text, p_modes text[])
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = ''
-return (
-  select image_sync.run_document(r.id) || jsonb_build_object('reached_end', r.exhausted)
-  from image_sync.runs r
-  where r.bucket_id = p_bucket_id
-    and r.mode = any (p_modes)
-    and r.finished_at is not null
-  order by r.finished_at desc
-  limit 1
-);
+as $$
+begin
+  return (
+    select image_sync.run_document(r.id) || jsonb_build_object('reached_end', r.exhausted)
+    from image_sync.runs r
+    where r.bucket_id = p_bucket_id
+      and r.mode = any (p_modes)
+      and r.finished_at is not null
+    order by r.finished_at desc
+    limit 1
+  );
+end;
+$$;
 
 comment on function image_sync.last_run(text, text[]) is 'The last finished run of a bucket in one of the modes; null where there is none.';
 
