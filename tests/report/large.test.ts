@@ -95,7 +95,7 @@ test("an analyze holds no lock that blocks a writer for more than 100 ms", async
   }
 }, 120_000);
 
-test("the report of a large bucket is read in less than 50 ms", async () => {
+test("the report of a large bucket takes less than 30 ms to read", async () => {
   await runToEnd(lab, bucket, { mode: "analyze" });
   const times: number[] = [];
   for (let round = 0; round < 21; round++) {
@@ -103,6 +103,6 @@ test("the report of a large bucket is read in less than 50 ms", async () => {
     await lab.database.readReport(bucket);
     times.push(performance.now() - started);
   }
-  const median = times.toSorted((a, b) => a - b)[10];
-  expect(median).toBeLessThan(50);
+  // The quickest: what it costs, and not what else the machine does meanwhile.
+  expect(Math.min(...times)).toBeLessThan(30);
 }, 120_000);
