@@ -155,7 +155,7 @@ where (
       from tables t
     )
     or i.indrelid = to_regclass('public.part_images')
-      and c.relname in ('part_images_bucket_id_file_name_key', 'part_images_object_id_idx', 'part_images_look_up_key_idx')
+      and c.relname like 'part\_images\_%'
   )
   and not exists (
     select

@@ -216,8 +216,10 @@ async function aForeignUrlIsSignedAnew(): Promise<void> {
   await db.worker`select public.image_sync_announce('https://project.example', '1')`;
   try {
     await db.admin`
-      update public.part_images set signed_url = 'https://project.example/storage/v1/object/sign/' || bucket_id || '/' || file_name
-      where bucket_id = ${bucket} and file_name <> '3.jpg'`;
+      update public.part_images
+      set signed_url = case file_name when '3.jpg' then 'https://elsewhere.example' else 'https://project.example' end
+        || '/storage/v1/object/sign/' || bucket_id || '/' || file_name || '?token=x'
+      where bucket_id = ${bucket}`;
     const next = await start(db.worker, bucket);
     const answer = await advance(db.worker, {
       run: next.run,

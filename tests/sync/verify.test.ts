@@ -146,7 +146,7 @@ test("what a verify saw of a file is what ?file says of it, until it is uploaded
 test("a table that refuses every change is verified all the same", async () => {
   const bucket = await bucketOf(["one.jpg", "two.jpg"]);
   await lab.sql`
-    update public.part_images set signed_url = signed_url || 'x' where bucket_id = ${bucket} and file_name = 'two.jpg'`;
+    update public.part_images set signed_url = regexp_replace(signed_url, '.{4}$', 'AAAA') where bucket_id = ${bucket} and file_name = 'two.jpg'`;
   await lab.sql.unsafe(`
     create function public.test_keep() returns trigger language plpgsql as $$ begin raise exception 'kept'; end $$;
     create trigger test_keep before update on public.part_images for each row execute function public.test_keep();`);

@@ -1,11 +1,11 @@
 /** The package as somebody installs it: the commands under plain Node, with neither Deno nor Postgres, in a folder that has nothing. */
-import { execFile } from "node:child_process";
+import { execFile, spawn } from "node:child_process";
 import { lstat, mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { promisify } from "node:util";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { z } from "zod";
 import { build } from "../../cli/build.mjs";
 import { reportSchema } from "../../supabase/functions/image-sync/contract.ts";
@@ -140,6 +140,36 @@ describe("under plain Node", () => {
     const built = await readFile(join(installed, "dist/image-sync.mjs"), "utf8");
     expect(built).toContain('import("sharp")');
   });
+
+  test("open serves the window, with its files, until it is told to stop", async () => {
+    const program = join(directory, "shop/node_modules/.bin/image-sync");
+    const child = spawn(program, ["open", "--no-browser", "--json"], {
+      cwd: join(directory, "shop"),
+      env: { PATH: path, ...project() },
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    const ended = new Promise<number | null>((resolve) => child.once("close", resolve));
+    onTestFinished(() => void child.kill("SIGKILL"));
+    const address = await new Promise<string>((resolve) => {
+      let text = "";
+      child.stdout.on("data", (part) => {
+        text += part;
+        if (text.endsWith("}\n")) resolve(z.object({ address: z.string() }).parse(JSON.parse(text)).address);
+      });
+    });
+    const signedIn = await fetch(address, { redirect: "manual" });
+    const cookie = signedIn.headers.get("set-cookie")?.split(";")[0] ?? "";
+    const page = await fetch(new URL("/", address), { headers: { cookie } });
+    const html = await page.text();
+    expect({ status: page.status, html }).toMatchObject({
+      status: 200,
+      html: expect.stringContaining("part-images"),
+    });
+    const [style] = /\/assets\/window\.css\?\w+/.exec(html) ?? [""];
+    expect((await fetch(new URL(style, address), { headers: { cookie } })).status).toBe(200);
+    child.kill("SIGINT");
+    expect(await ended).toBe(0);
+  }, 60_000);
 
   test("nothing that is said names what only a clone has", async () => {
     const { status, stderr } = await type(["status"]);
