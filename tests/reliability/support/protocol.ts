@@ -100,7 +100,7 @@ export async function start(
 }
 
 /** The signed URL that a model worker makes. */
-export const urlFor = (name: string): string => `http://signed/${name}#${randomUUID()}`;
+export const urlFor = (name: string): string => `http://signed/${name}?token=${randomUUID()}`;
 
 /** Signs all of a chunk. */
 export function signAll(lease: string, names: readonly string[]): Closing {
