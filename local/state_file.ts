@@ -1,6 +1,7 @@
 import { dirname } from "node:path";
 import { fileURLToPath } from "node:url";
 import { z } from "zod";
+import { isAlive } from "./alive.ts";
 
 const stateSchema = z.object({
   url: z.string(),
@@ -40,13 +41,4 @@ export async function removeRunningStack(stateFile: string): Promise<void> {
   await Deno.remove(stateFile).catch((error: unknown) => {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
   });
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    Deno.kill(pid, "SIGCONT"); // harmless to a process that runs, an error for one that does not
-    return true;
-  } catch (error) {
-    return error instanceof Deno.errors.PermissionDenied;
-  }
 }

@@ -1,5 +1,6 @@
 /** Temporary directories that say in their name whose they are: what a killed stack leaves behind, the next one removes. */
 import { join } from "node:path";
+import { isAlive } from "./alive.ts";
 
 const PREFIX = "image-sync-";
 
@@ -41,14 +42,4 @@ async function isOurs(path: string): Promise<boolean> {
 
 function temporaryDirectory(): string {
   return Deno.env.get("TMPDIR") ?? Deno.env.get("TMP") ?? Deno.env.get("TEMP") ?? "/tmp";
-}
-
-function isAlive(pid: number): boolean {
-  if (!(pid > 0)) return false;
-  try {
-    Deno.kill(pid, "SIGCONT"); // harmless to a process that runs, an error for one that does not
-    return true;
-  } catch (error) {
-    return error instanceof Deno.errors.PermissionDenied;
-  }
 }
