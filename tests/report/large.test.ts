@@ -103,6 +103,8 @@ test("the report of a large bucket takes less than 30 ms to read", async () => {
     await lab.database.readReport(bucket);
     times.push(performance.now() - started);
   }
-  // The quickest: what it costs, and not what else the machine does meanwhile.
-  expect(Math.min(...times)).toBeLessThan(30);
+  const [quickest = NaN, median = NaN] = [0, 10].map((place) => times.toSorted((a, b) => a - b)[place]);
+  expect(median).toBeLessThan(50);
+  // What it costs, and not what else the machine does meanwhile.
+  expect(quickest).toBeLessThan(30);
 }, 120_000);

@@ -177,15 +177,6 @@ export type EndState = {
   readonly leases: number;
 };
 
-/**
- * Whether a URL shows its file. A session that was ended a moment ago is handed out once more where its pool has not heard of it yet:
- * a reader who gets a 5xx looks twice.
- */
-async function opens(url: string): Promise<boolean> {
-  const { status } = await fetch(url);
-  return status === 200 || status >= 500 && (await fetch(url)).status === 200;
-}
-
 /** Reads a bucket's end state; every URL is fetched. */
 export async function readEndState(scene: Scene, bucket: string): Promise<EndState> {
   const { sql } = scene;
@@ -194,7 +185,7 @@ export async function readEndState(scene: Scene, bucket: string): Promise<EndSta
     select file_name, part_number, signed_url from public.part_images where bucket_id = ${bucket} order by file_name collate "C"`;
   const good = await Promise.all(rows.map(async ({ signed_url: url }) => {
     const path = url === null ? "" : new URL(url).pathname + new URL(url).search;
-    return url !== null && await opens(scene.stack.url + path);
+    return url !== null && (await fetch(scene.stack.url + path)).status === 200;
   }));
   const [counts] = await sql<{ runs: number; leases: number; ledger_errors: number }[]>`
     select
