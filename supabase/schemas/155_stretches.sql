@@ -4,8 +4,18 @@
 -- over it without the run's row lock beside other workers, and holds the lock only to store what was counted. A stretch is a chunk
 -- that has still to be listed (relist_size), and is treated as one wherever something in it is to be done.
 
+-- A stretch costs two calls more: with fewer chunks to go it is quicker to walk over them in the call that is there.
+create or replace function image_sync.shortest_stretch()
+returns integer
+language sql
+stable
+set search_path = ''
+return coalesce(nullif(current_setting('image_sync.shortest_stretch', true), '')::integer, 5);
+
+comment on function image_sync.shortest_stretch() is 'How many chunks a stretch has at least.';
+
 -- Leases the chunks behind the run's cursor as one: at most 25, and half of what is left, so that others find some too. Null columns
--- where fewer than 5 would be. The caller holds the run's row lock and moves the cursor to its to_key.
+-- where they would be too few. The caller holds the run's row lock and moves the cursor to its to_key.
 create or replace function image_sync.lease_stretch(
   p_run image_sync.runs,
   p_settings image_sync.settings,
@@ -23,7 +33,7 @@ declare
 begin
   v_chunk.number := image_sync.next_number(p_run.id);
   v_chunks := least(25, (p_run.total_estimate / v_size - v_chunk.number) / 2);
-  if p_run.plan_id is not null or p_run.mode = 'verify' or p_run.chunk_size is not null or coalesce(v_chunks < 5, true) then
+  if p_run.plan_id is not null or p_run.mode = 'verify' or p_run.chunk_size is not null or coalesce(v_chunks < image_sync.shortest_stretch(), true) then
     return null;
   end if;
   -- Of the table itself: its index alone is read. Names that are no objects make a chunk or two less of it.
@@ -49,7 +59,7 @@ end;
 $$;
 
 comment on function image_sync.lease_stretch(image_sync.runs, image_sync.settings, uuid, uuid) is
-  'Leases the next 5 to 25 chunks of a run that only has to go over them as one chunk that has still to be listed; null columns where it is not worth while. The caller holds the run''s row lock.';
+  'Leases the next chunks of a run, shortest_stretch to 25, as one chunk that has still to be listed; null columns where fewer are left, or the run does more than to go over them. The caller holds the run''s row lock.';
 
 -- Goes over the stretch that a token holds, chunk by chunk, as far as nothing is to be done and for 250 ms at most. Reads only, and
 -- under no lock: what is to be written or signed is found again under the run's lock, by relist_chunk. A stretch that the database
@@ -179,12 +189,14 @@ comment on function image_sync.settle_stretch(image_sync.runs, image_sync.settin
   'Stores chunks that were passed over and shortens their stretch by them; one that was passed as a whole is done. Returns the stretch. The caller holds the run''s row lock.';
 
 revoke all on function
+  image_sync.shortest_stretch(),
   image_sync.lease_stretch(image_sync.runs, image_sync.settings, uuid, uuid),
   image_sync.pass_stretch(image_sync.runs, image_sync.settings, uuid),
   image_sync.is_settled(image_sync.runs, image_sync.comparison),
   image_sync.settle_stretch(image_sync.runs, image_sync.settings, image_sync.chunks, image_sync.chunks[])
 from public;
 grant execute on function
+  image_sync.shortest_stretch(),
   image_sync.lease_stretch(image_sync.runs, image_sync.settings, uuid, uuid),
   image_sync.pass_stretch(image_sync.runs, image_sync.settings, uuid),
   image_sync.is_settled(image_sync.runs, image_sync.comparison),

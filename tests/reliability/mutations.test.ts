@@ -261,8 +261,8 @@ const cases: readonly {
     mechanism: "the guard of the fraction",
     holds: guardHolds,
     mutation: {
-      signature: "image_sync.check_guards(text, text, jsonb)",
-      from: "total > v_records * v_max_fraction",
+      signature: "image_sync.guard_amount(image_sync.runs, jsonb)",
+      from: "v_total > v_records * v_max_fraction",
       to: "false",
     },
   },
