@@ -4582,13 +4582,18 @@ return (
       -- At least so many have an object: an offset beyond the last one would probe nothing.
       select c.from_key, c.to_key, c.records_signed - c.orphaned as usable, image_sync.url_base(p_settings) as url_base
       from image_sync.chunks c
-      -- Drawn more often than needed: chance meets a file twice, and each is opened once.
       cross join generate_series(1, 3 * p_settings.probe_size)
       where p_run.mode = 'sync'
         and c.run_id = p_run.id
         and c.records_signed > c.orphaned
       order by random()
-      limit 3 * p_settings.probe_size
+      -- Drawn more often than needed, the more so the fewer there are: chance meets a file twice, and each is opened once.
+      limit (
+        select least(p_settings.probe_size + 2 + p_settings.probe_size * p_settings.probe_size / sum(k.records_signed - k.orphaned), 3 * p_settings.probe_size)
+        from image_sync.chunks k
+        where k.run_id = p_run.id
+          and k.records_signed > k.orphaned
+      )
     ) as spots
     cross join lateral (
       -- The first one with an object from a random place on. There is one: behind that place are more records than lack an object.
