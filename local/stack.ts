@@ -5,10 +5,9 @@ import { createFunctionProcess, type FunctionProcess } from "./functions/functio
 import { createGateway } from "./gateway/gateway.ts";
 import { startHttpQueue } from "./net/http_queue.ts";
 import { createKeys, type StackKeys } from "./gateway/keys.ts";
-import { migrate } from "./postgres/migrate.ts";
-import { createPlatform } from "./postgres/platform.ts";
 import { findFreePort } from "./ports.ts";
-import { type PostgresServer, startPostgres, superuser } from "./postgres/server.ts";
+import { startPrepared } from "./postgres/prepared.ts";
+import { databaseUrl, type PostgresServer, superuser } from "./postgres/server.ts";
 import { createRequestCounter, type RequestCounter } from "./gateway/request_counts.ts";
 import { createRest } from "./data_api/data_api.ts";
 import { type Scheduler, startScheduler } from "./cron/scheduler.ts";
@@ -70,7 +69,6 @@ export type Stack = {
   stop(): Promise<void>;
 };
 
-const projectDirectory = fileURLToPath(new URL("..", import.meta.url));
 const functionName = "image-sync";
 
 /**
@@ -101,21 +99,20 @@ async function start(options: StackOptions, onStop: OnStop, stop: () => Promise<
   const ports = choosePorts(options);
   const url = `http://127.0.0.1:${ports.gateway}`;
 
-  const server = await startPostgres({
+  // Starts meanwhile: it asks nothing of the others before its first request.
+  const functionProcess = options.withFunction === false
+    ? undefined
+    : startFunction({ options, keys, url, dbUrl: databaseUrl(ports.database, "postgres"), log });
+  if (functionProcess !== undefined) onStop(functionProcess.kill);
+  const server = await startPrepared({
     port: ports.database,
     durable: options.fast !== true,
+    migrated: options.migrate !== false,
     log,
     ...(options.postgresBin === undefined ? {} : { postgresBin: options.postgresBin }),
   });
   onStop(server.stop);
   const superuserSql = connect(server.url(superuser), { onStop, max: 5 });
-  await createPlatform(superuserSql, { hasCron: server.hasCron });
-  if (options.migrate !== false) await migrate({ projectDirectory, databaseUrl: server.url("postgres") });
-
-  const functionProcess = options.withFunction === false
-    ? undefined
-    : startFunction({ options, keys, url, dbUrl: server.url("postgres"), log });
-  if (functionProcess !== undefined) onStop(functionProcess.kill);
   const scheduler = server.hasCron
     ? undefined
     : startScheduler({ sql: superuserSql, urlOf: server.url, log });

@@ -2,6 +2,7 @@ import { join } from "node:path";
 import { type Child, startChild } from "../child_process.ts";
 import { makeTemporary } from "../temporary.ts";
 import { findPostgres, type PostgresBinaries } from "./binaries.ts";
+import { copyCluster } from "./template.ts";
 
 /** Options of {@linkcode startPostgres}. */
 export type PostgresOptions = {
@@ -11,6 +12,8 @@ export type PostgresOptions = {
   readonly postgresBin?: string;
   /** Trade crash safety of the machine for speed: what is written survives a crash of Postgres, not of the operating system. */
   readonly durable: boolean;
+  /** A data directory to begin with a copy of; default: a new cluster. */
+  readonly template?: string;
   readonly log: (line: string) => void;
 };
 
@@ -27,6 +30,8 @@ export type PostgresServer = {
   crash(): Promise<void>;
   /** Starts it again on the same data. */
   restart(): Promise<void>;
+  /** Stops it and leaves its data in this directory, to begin with for others. */
+  leave(directory: string): Promise<void>;
   /** Stops it and removes its data. Repeating it is harmless. */
   stop(): Promise<void>;
 };
@@ -34,8 +39,13 @@ export type PostgresServer = {
 /** The superuser, as on the hosted platform. */
 export const superuser = "supabase_admin";
 
+/** A connection URL for a role; any password is accepted from this machine. */
+export function databaseUrl(port: number, role: string): string {
+  return `postgresql://${role}:postgres@127.0.0.1:${port}/postgres`;
+}
+
 /**
- * Creates a database cluster in a temporary directory and starts a server on it.
+ * Creates a database cluster in a temporary directory, or copies one there, and starts a server on it.
  *
  * @throws {Error} when the programs are missing, or the server does not start; the message has its last lines.
  */
@@ -45,7 +55,11 @@ export async function startPostgres(options: PostgresOptions): Promise<PostgresS
   const directory = await makeTemporary("postgres-data");
   const data = join(directory, "data");
   try {
-    await initialise(binaries, directory, data);
+    if (binaries.account !== undefined) {
+      await Deno.chown(directory, binaries.account.uid, binaries.account.gid);
+    }
+    if (options.template === undefined) await initialise(binaries, directory, data);
+    else await copyCluster(options.template, data);
   } catch (error) {
     await Deno.remove(directory, { recursive: true });
     throw error;
@@ -56,11 +70,18 @@ export async function startPostgres(options: PostgresOptions): Promise<PostgresS
     throw error;
   });
   let stopped = false;
+  const stop = async (keep: () => Promise<void> = () => Promise.resolve()) => {
+    if (stopped) return;
+    stopped = true;
+    running.signal("SIGINT"); // fast shutdown: sessions are ended, data is checkpointed
+    await running.ended;
+    await keep().finally(() => Deno.remove(directory, { recursive: true }));
+  };
   return {
     port: options.port,
     hasCron,
     pid: () => running.pid,
-    url: (role) => `postgresql://${role}:postgres@127.0.0.1:${options.port}/postgres`,
+    url: (role) => databaseUrl(options.port, role),
     crash: async () => {
       running.signal("SIGQUIT");
       await running.ended;
@@ -71,18 +92,12 @@ export async function startPostgres(options: PostgresOptions): Promise<PostgresS
       }
       running = await launch(binaries, directory, data, hasCron, options);
     },
-    stop: async () => {
-      if (stopped) return;
-      stopped = true;
-      running.signal("SIGINT"); // fast shutdown: sessions are ended, data is checkpointed
-      await running.ended;
-      await Deno.remove(directory, { recursive: true });
-    },
+    leave: (to) => stop(() => copyCluster(data, to)),
+    stop: () => stop(),
   };
 }
 
 async function initialise(binaries: PostgresBinaries, directory: string, data: string): Promise<void> {
-  if (binaries.account !== undefined) await Deno.chown(directory, binaries.account.uid, binaries.account.gid);
   const { success, stdout, stderr } = await new Deno.Command(join(binaries.directory, "initdb"), {
     args: [
       `--pgdata=${data}`,

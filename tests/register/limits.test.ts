@@ -43,12 +43,14 @@ async function createLargeRegister(): Promise<string> {
   // Announces where the function lives; compiling its code is what an invocation does not pay on the platform.
   await lab.call({ query: `?bucket=${bucket}` });
   await lab.sql`
+    with base as materialized (
+      select s.bucket_id, image_sync.url_base(s) as url from image_sync.settings s where s.bucket_id = ${bucket}
+    )
     insert into public.part_images (bucket_id, file_name, part_number, signed_url, signed_url_expires_at)
     select o.bucket_id, o.name, left(o.name, 6), u.url || repeat('b', 400 - 44 - length(u.url)) || '.' || repeat('c', 43), now() + interval '5 days'
-    from storage.objects o
-    join image_sync.settings s on s.bucket_id = o.bucket_id
-    cross join lateral (select image_sync.url_base(s) || o.name || '?token=eyJ' || repeat('a', 33) || '.' as url) as u
-    where o.bucket_id = ${bucket}`;
+    from base
+    join storage.objects o on o.bucket_id = base.bucket_id
+    cross join lateral (select base.url || o.name || '?token=eyJ' || repeat('a', 33) || '.' as url) as u`;
   return bucket;
 }
 

@@ -8,7 +8,7 @@ import { type LocalStack, startLocalStack } from "../support/stack.ts";
 
 // The platform gives a worker 256 MB and an invocation 2 s of CPU. Here V8 ends the process beyond a heap of 256 MB (the stack
 // starts it so), this test beyond 300 MB of resident memory, and the kernel (RLIMIT_CPU) beyond 2 s of CPU for each invocation of
-// the run.
+// the run. The same of a register is in tests/register/limits.test.ts.
 const memoryLimit = 300 * 1024 * 1024;
 const cpuPerInvocation = 2;
 /** One invocation signs at most 40 chunks of 1,000. */
@@ -94,49 +94,6 @@ test("100,000 objects are synced within the platform's memory and CPU", {
   // Had a limit struck, the process would be another one.
   expect(await functionProcess()).toEqual({ pid, starts });
 });
-
-test(
-  "a register of 100,000 rows is sent within the platform's memory and CPU",
-  { timeout: 240_000 },
-  async () => {
-    await admin`insert into storage.buckets (id, name) values ('register', 'register')`;
-    await admin`insert into image_sync.settings (bucket_id, probe_size) values ('register', 0)`;
-    await admin`insert into storage.objects (bucket_id, name) select 'register', lpad(n::text, 6, '0') || '.jpg' from generate_series(1, ${objects}::int) as n`;
-    await request("", { method: "POST", body: JSON.stringify({ mode: "analyze" }) });
-    await admin`
-    insert into public.part_images (bucket_id, file_name, part_number, signed_url, signed_url_expires_at)
-    select s.bucket_id, f.name, left(f.name, 6), u.url || repeat('b', 400 - 44 - length(u.url)) || '.' || repeat('c', 43), now() + interval '5 days'
-    from image_sync.settings s
-    cross join (select lpad(n::text, 6, '0') || '.jpg' as name from generate_series(1, ${objects}::int) as n) as f
-    cross join lateral (select image_sync.url_base(s) || f.name || '?token=eyJ' || repeat('a', 33) || '.' as url) as u
-    where s.bucket_id = 'register'`;
-    for (let warmUp = 0; warmUp < 3; warmUp++) {
-      await (await request("/register.csv?bucket=register&limit=5000")).arrayBuffer();
-    }
-    const { pid, starts } = await runningFunction();
-    await limitCpu(pid, Math.ceil(await cpuSeconds(pid)) + cpuPerInvocation);
-
-    let peak = 0;
-    const watch = setInterval(async () => {
-      peak = Math.max(peak, await residentBytes(pid).catch(() => 0));
-    }, 25);
-    const response = await request("/register.csv?bucket=register");
-    let lines = 0;
-    let bytes = 0;
-    for await (const part of response.body ?? []) {
-      bytes += part.byteLength;
-      lines += part.reduce((count: number, byte: number) => count + (byte === 10 ? 1 : 0), 0);
-    }
-    clearInterval(watch);
-
-    expect(lines).toBe(objects + 1);
-    expect(bytes).toBeGreaterThan(400 * objects);
-    expect(response.headers.get("link")).toBeNull();
-    expect(peak).toBeGreaterThan(0);
-    expect(peak).toBeLessThan(memoryLimit);
-    expect(await functionProcess()).toEqual({ pid, starts });
-  },
-);
 
 test("a process that goes beyond its CPU is ended, so the limit is one", { timeout: 120_000 }, async () => {
   await request("");

@@ -46,7 +46,7 @@ const ENDS = [
   ["the death of npm", "SIGKILL", false],
 ] as const;
 const TRIES = 5;
-const LONGEST = 9_000; // ms; by then it is ready, or nearly
+const LONGEST = 6_000; // ms; by then it is ready, or nearly
 
 describe.each(ENDS)("%s ends everything", (_what, signal, isGroup) => {
   test.each(
