@@ -5,7 +5,7 @@ import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts"
 import { commandOf } from "../../supabase/functions/image-sync/text/commands.ts";
 import { type StartRequest, startRequestSchema } from "../../supabase/functions/image-sync/contract.ts";
 import { link, type View } from "../view.ts";
-import { Badge, Card, Change, Empty, Name, number } from "./basics.tsx";
+import { Badge, Card, Change, Empty, Name, number, Time } from "./basics.tsx";
 
 /** Findings whose files the gallery can show, by their code. */
 const SHOWN_AS: Readonly<Record<string, string>> = {
@@ -37,7 +37,7 @@ export const Findings: FC<{ view: View; report: Report }> = ({ view, report }) =
 );
 
 const Item: FC<{ view: View; finding: Finding }> = ({ view, finding }) => {
-  const { level, title, count, samples, remediation } = finding;
+  const { level, title, count, samples, remediation, since } = finding;
   const code = safeText(finding.code);
   const isFact = count === 1 && samples.length === 0;
   const state = BROKEN.includes(code) ? "broken" : SHOWN_AS[code];
@@ -47,6 +47,11 @@ const Item: FC<{ view: View; finding: Finding }> = ({ view, finding }) => {
         <Badge tone={level}>{level}</Badge> {safeText(title)}
         {isFact ? null : <span class="count">{number(count)}</span>}
       </h3>
+      {since === undefined ? null : (
+        <p class="dim">
+          Seen since <Time at={since} now={view.now} />
+        </p>
+      )}
       <p>{safeText(remediation)}</p>
       {samples.length === 0 ? null : (
         <p class="samples">
