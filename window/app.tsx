@@ -33,6 +33,7 @@ import { Findings } from "./parts/findings.tsx";
 import { Layout } from "./parts/layout.tsx";
 import { LiveRun } from "./parts/live_run.tsx";
 import { Coverage, Verdict } from "./parts/verdict.tsx";
+import type { SmallPictures } from "./small_pictures.ts";
 import { link, type Rendered, type View } from "./view.ts";
 
 /** What the window is made of. */
@@ -43,6 +44,8 @@ export type AppOptions = {
   readonly bucket: string;
   readonly guard: Guard;
   readonly looks: Looks;
+  /** Absent: pictures are shown as they are. */
+  readonly small?: SmallPictures | undefined;
 };
 
 /** Pictures on a page of the gallery, and names on a page of a list. */
@@ -69,7 +72,7 @@ type Query = Context<Env>;
 
 /** Makes the window's app; its server is another's. */
 export function createWindow(options: AppOptions): Hono<Env> {
-  const { client, guard, looks, key, projectUrl } = options;
+  const { client, guard, looks, key, projectUrl, small } = options;
   const app = new Hono<Env>();
   const kept = createKeeper();
 
@@ -131,7 +134,9 @@ export function createWindow(options: AppOptions): Hono<Env> {
       readRecords(client, view.bucket, choice),
     ]);
     context.set("pictureOrigins", originsOf(list));
-    const content = <Pictures view={view} choice={choice} list={withOwnUrls(list)} report={report} />;
+    const own = withOwnUrls(list);
+    const smaller = await small?.of(view.bucket, own.records);
+    const content = <Pictures view={view} choice={choice} list={own} small={smaller} report={report} />;
     return show(context, { title: "Pictures", page: "/pictures", content, report });
   });
 
