@@ -90,7 +90,8 @@ export function createWindow(options: AppOptions): Hono<Env> {
     title: string;
     page: string;
     content: Rendered;
-    live?: Readonly<Record<string, string>>;
+    /** What of it is live; null: nothing. */
+    live?: Readonly<Record<string, string>> | null;
     report?: Report | undefined;
     status?: 200 | 400 | 404 | 409 | 502;
   };
@@ -102,7 +103,7 @@ export function createWindow(options: AppOptions): Hono<Env> {
         title={title}
         page={page}
         projectUrl={projectUrl}
-        live={link("/live", { bucket: view.bucket, view: "plain", ...live })}
+        live={live === null ? undefined : link("/live", { bucket: view.bucket, view: "plain", ...live })}
         report={report}
         said={SAID[context.req.query("said") ?? ""]}
       >
@@ -311,7 +312,7 @@ export function createWindow(options: AppOptions): Hono<Env> {
         message="Nothing is at this address."
       />
     );
-    return show(context, { title: "Not found", page: "", content, status: 404 });
+    return show(context, { title: "Not found", page: "", content, live: null, status: 404 });
   });
 
   app.onError((error, context) => {
@@ -334,9 +335,7 @@ export function createWindow(options: AppOptions): Hono<Env> {
       />
     );
     const status = isAddress ? 400 : known === undefined || known.transient ? 502 : 409;
-    const live: Readonly<Record<string, string>> = known?.transient === true && context.req.method === "GET"
-      ? { view: "failure" }
-      : {};
+    const live = known?.transient === true && context.req.method === "GET" ? { view: "failure" } : null;
     return show(context, { title: "Problem", page: "", content, live, status });
   });
   return app;

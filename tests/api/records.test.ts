@@ -159,6 +159,16 @@ describe("records", () => {
     expect(seen).toEqual(pictures.flatMap((name) => [name.replace(".png", ".jpg"), name]));
   }, 60_000);
 
+  test("of a file that is gone say that it is, and nothing of where it went", async () => {
+    const bucket = await createBucket(lab, { objects: numberedNames(2) });
+    await runToEnd(lab, bucket);
+    await removeObjects(lab, bucket, ["000001.jpg"]);
+    const file = fileSchema.parse((await ask("", { bucket, file: "000001.jpg" })).body);
+    expect(file.reasons).toEqual([
+      { code: "orphaned", detail: "There is a record, but no file of this name in the bucket" },
+    ]);
+  });
+
   test("show a URL only where it is asked for, and none that is dead", async () => {
     const bucket = await createBucket(lab, { objects: numberedNames(2) });
     await runToEnd(lab, bucket);

@@ -46,12 +46,12 @@ const Item: FC<{ view: View; finding: Finding }> = ({ view, finding }) => {
       <h3>
         <Badge tone={level}>{level}</Badge> {safeText(title)}
         {isFact ? null : <span class="count">{number(count)}</span>}
+        {since === undefined ? null : (
+          <small>
+            first seen <Time at={since} now={view.now} />
+          </small>
+        )}
       </h3>
-      {since === undefined ? null : (
-        <p class="dim">
-          Seen since <Time at={since} now={view.now} />
-        </p>
-      )}
       <p>{safeText(remediation)}</p>
       {samples.length === 0 ? null : (
         <p class="samples">
