@@ -1,5 +1,5 @@
 /** Several files for one part number, as whoever looks them up in a spreadsheet sees them: found by the first sync, wherever they lie. */
-import type { Sql } from "postgres";
+import type { TransactionSql } from "postgres";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import {
   createBucket,
@@ -97,7 +97,7 @@ test("the files of a part number are found by index, whatever order their key co
     "000007 (1).jpg",
   ]}::text[]) as n (name)`;
   await lab.sql`analyze storage.objects, public.part_images`;
-  const look = (sql: Sql) =>
+  const look = (sql: TransactionSql) =>
     sql`
     explain (analyze, buffers, format json)
     select * from image_sync.files_of_key(${bucket}, (${bucket} || '/000007') collate "C")`;

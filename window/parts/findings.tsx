@@ -2,6 +2,7 @@
 import type { FC } from "hono/jsx";
 import type { Finding, Report } from "../../supabase/functions/image-sync/contract.ts";
 import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
+import { capital } from "../../supabase/functions/image-sync/text/words.ts";
 import { commandOf } from "../../supabase/functions/image-sync/text/commands.ts";
 import { type StartRequest, startRequestSchema } from "../../supabase/functions/image-sync/contract.ts";
 import { link, type View } from "../view.ts";
@@ -45,8 +46,7 @@ const Item: FC<{ view: View; finding: Finding }> = ({ view, finding }) => {
     <li id={`finding-${code}`} class={level}>
       <h3>
         <Badge tone={level}>{level}</Badge> {safeText(title)}
-        {isFact ? null : <span class="count">{number(count)}</span>}
-        {since === undefined ? null : (
+        {isFact ? null : <span class="count">{number(count)}</span>} {since === undefined ? null : (
           <small>
             first seen <Time at={since} now={view.now} />
           </small>
@@ -93,7 +93,7 @@ const Mend: FC<{ view: View; finding: Finding }> = ({ view, finding: { code: giv
         {whatItDoes(request)} The same as <code>{commandOf(request)}</code>.
       </p>
       <Change view={view} action="/start" fields={{ request: JSON.stringify(action.request) }}>
-        <button type="submit" class="primary" id={`do-${code}`}>{verbOf(request)}</button>
+        <button type="submit" class="primary" id={`do-${code}`}>{capital(verbOf(request))}</button>
       </Change>
     </details>
   );
