@@ -34,7 +34,17 @@ export async function measureWindow(stack: BenchStack, objects: number): Promise
     rpcs.push({ name, ms: await timesOf(() => callRpc(stack, rpc, body)) });
   }
   const views: Timed[] = [];
-  for (const path of ["/", "/pictures", "/pictures?state=several", "/cleanup", "/runs", "/settings"]) {
+  for (
+    const path of [
+      "/",
+      "/pictures",
+      "/pictures?state=several",
+      "/pictures?state=missing",
+      "/cleanup",
+      "/runs",
+      "/settings",
+    ]
+  ) {
     views.push({ name: path, ms: await timesOf(() => firstView(stack, path), (ms) => ms) });
   }
   for (const [what, all] of [["look", rpcs], ["first view", views]] as const) {
