@@ -1,18 +1,20 @@
 /**
  * `npm run bench`: what a person deciding for this project would ask, measured on the embedded stack, part by part. `-- --only NAME`
  * measures that part alone (may be repeated) and leaves the figures of the others as they stand; `-- --ten-million` adds that
- * part; `-- --quick` tries all of it on small buckets and writes nothing.
+ * part; `-- --quick` tries all of it on small buckets and writes nothing; `-- --pages` measures nothing, and makes the tables of the
+ * pages anew from what was measured.
  */
 import { parseArgs } from "node:util";
 import { say } from "./measure.ts";
 import { type Before, type Figures, type Part, PARTS, type Sizes, TEN_MILLION } from "./parts.ts";
-import { readResults, targetTable, writeResults } from "./report.ts";
+import { readResults, targetTable, writePages, writeResults } from "./report.ts";
 import { startBenchStack } from "./stack.ts";
 
 const { values: flags } = parseArgs({
   args: Deno.args,
   options: {
     "quick": { type: "boolean", default: false },
+    "pages": { type: "boolean", default: false },
     "only": { type: "string", multiple: true, default: [] },
     "ten-million": { type: "boolean", default: false },
     "rounds": { type: "string", default: "5" },
@@ -65,7 +67,7 @@ async function main(): Promise<void> {
   }
 }
 
-await main().then(() => Deno.exit(0), (error: unknown) => {
+await (flags.pages ? writePages() : main()).then(() => Deno.exit(0), (error: unknown) => {
   console.error(error instanceof Error ? error.stack : String(error));
   Deno.exit(1);
 });

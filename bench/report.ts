@@ -1,6 +1,7 @@
 import { fileURLToPath } from "node:url";
 import type { Figures } from "./parts.ts";
 import { scaleTables } from "./scale_model.ts";
+import { table } from "./table.ts";
 import { type Target, TARGET_IDS } from "./targets.ts";
 import type { Cost } from "./scale.ts";
 
@@ -16,22 +17,33 @@ export async function readResults(): Promise<Results> {
   return JSON.parse(await Deno.readTextFile(resultsPath)) as Results;
 }
 
-/** Puts what parts gave into `bench/results.json`, and the tables of `docs/performance.md` and `docs/scale.md` with it. */
+/** Puts what parts gave into `bench/results.json`, and its tables into the pages. */
 export async function writeResults(
   figures: Readonly<Record<string, Figures>>,
   postgres: string,
 ): Promise<void> {
   const results = { machine: machine(postgres), parts: { ...(await readResults()).parts, ...figures } };
   await Deno.writeTextFile(resultsPath, JSON.stringify(results, null, 2) + "\n");
+  await writePages();
+}
+
+/** Makes the tables of `docs/performance.md` and `docs/scale.md` anew from `bench/results.json`. */
+export async function writePages(): Promise<void> {
+  const results = await readResults();
+  await replaceMeasured(pagePath, performanceTables(results));
+  await replaceMeasured(scalePath, scaleTables(results));
+  const format = { args: ["fmt", "--quiet", pagePath, scalePath, resultsPath] };
+  await new Deno.Command(Deno.execPath(), format).output();
+}
+
+/** The tables of `docs/performance.md`. */
+export function performanceTables(results: Results): string {
   const parts = Object.values(results.parts);
   const targets = parts.flatMap((part) => part.targets).toSorted((one, other) =>
     placeOf(one) - placeOf(other)
   );
   const costs = parts.flatMap((part) => part.costs).toSorted((one, other) => one.objects - other.objects);
-  await replaceMeasured(pagePath, [results.machine, targetTable(targets), costTable(costs)].join("\n\n"));
-  await replaceMeasured(scalePath, scaleTables(results));
-  const format = { args: ["fmt", "--quiet", pagePath, scalePath, resultsPath] };
-  await new Deno.Command(Deno.execPath(), format).output();
+  return [results.machine, targetTable(targets), costTables(costs)].join("\n\n");
 }
 
 const placeOf = (target: Target) => TARGET_IDS.findIndex((id) => id === target.id);
@@ -43,42 +55,52 @@ async function replaceMeasured(path: string, tables: string): Promise<void> {
   await Deno.writeTextFile(path, `${head}<!-- measured -->\n\n${tables}\n\n<!-- end -->${tail}`);
 }
 
-/** The targets as a table in text. */
+/** The targets as a table in text, and below it what each of them is: side by side they would be wider than a screen. */
 export function targetTable(targets: readonly Target[]): string {
-  const rows = targets.map(({ id, what, value, op, target, met, spread }) =>
-    `| ${what} | \`${id}\` | ${value}${spread ? ` (${spread[0]} to ${spread[1]})` : ""} | ${op} ${target} | ${
-      met ? "yes" : "**no**"
-    } |`
-  );
-  return ["| figure | id | median (spread) | target | met |", "| --- | --- | --- | --- | --- |", ...rows]
-    .join("\n");
+  const rows = targets.map(({ id, value, op, target, met, spread }) => [
+    `\`${id}\``,
+    value,
+    spread && `${spread[0]} to ${spread[1]}`,
+    `${op} ${target}`,
+    met ? "yes" : "**no**",
+  ]);
+  const words = targets.map(({ id, what }) => `- \`${id}\`: ${what}`);
+  return [table(["figure", "median", "spread", "target", "met"], rows), "", ...words].join("\n");
 }
 
-function costTable(costs: readonly Cost[]): string {
-  const columns: readonly (readonly [string, (cost: Cost) => string | number | null])[] = [
+type Column = readonly [title: string, read: (cost: Cost) => string | number | null];
+
+function costTables(costs: readonly Cost[]): string {
+  const run: readonly Column[] = [
     ["objects", (c) => c.objects.toLocaleString("en")],
     ["run", (c) => c.kind],
+  ];
+  const taken: readonly Column[] = [
     ["s", (c) => c.seconds],
     ["objects/s", (c) => c.objects_per_second.toLocaleString("en")],
     ["requests", (c) => c.requests],
     ["rows written", (c) => c.rows_written.toLocaleString("en")],
     ["WAL MB", (c) => c.wal_mb],
     ["invocations", (c) => c.invocations],
-    ["CPU ms per 1,000: function", (c) => c.cpu_ms_per_1000],
-    ["Postgres", (c) => c.database_ms_per_1000 ?? null],
-    ["memory above idle MB", (c) => c.memory_above_idle_mb],
-    ["slowest RPC ms", (c) => c.slowest_rpc_ms],
-    ["ms a chunk, first tenth", (c) => c.chunk_ms_first_tenth],
-    ["last tenth", (c) => c.chunk_ms_last_tenth],
-    ["ms a hand-off", (c) => c.hand_off_ms],
   ];
-  const row = (cells: readonly (string | number | null)[]) =>
-    `| ${cells.map((cell) => cell ?? "").join(" | ")} |`;
+  const spent: readonly Column[] = [
+    ["function", (c) => c.cpu_ms_per_1000],
+    ["Postgres", (c) => c.database_ms_per_1000 ?? null],
+    ["memory", (c) => c.memory_above_idle_mb],
+    ["RPC", (c) => c.slowest_rpc_ms],
+    ["first tenth", (c) => c.chunk_ms_first_tenth],
+    ["last tenth", (c) => c.chunk_ms_last_tenth],
+    ["hand-off", (c) => c.hand_off_ms],
+  ];
+  const tableOf = (columns: readonly Column[]) =>
+    table(columns.map(([title]) => title), costs.map((cost) => columns.map(([, read]) => read(cost))));
   return [
-    row(columns.map(([title]) => title)),
-    row(columns.map(() => "---")),
-    ...costs.map((cost) => row(columns.map(([, read]) => read(cost)))),
-  ].join("\n");
+    "What runs took:",
+    tableOf([...run, ...taken]),
+    "CPU of the function and of Postgres in ms per 1,000 objects; memory above idle in MB; in ms the slowest RPC, " +
+    "a chunk in the first and in the last tenth of the run, and a hand-off:",
+    tableOf([...run, ...spent]),
+  ].join("\n\n");
 }
 
 function machine(postgres: string): string {

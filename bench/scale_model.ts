@@ -4,6 +4,7 @@
  */
 import type { Results } from "./report.ts";
 import type { Cost } from "./scale.ts";
+import { table } from "./table.ts";
 
 /** Bytes, measured at 100,000 objects: `pg_total_relation_size` divided by rows. */
 const BYTES = { record: 694, object: 631, chunk: 2_703 };
@@ -111,44 +112,37 @@ function measuredCost(results: Results, kind: string): Cost {
 
 /** The tables of `docs/scale.md`. */
 export function scaleTables(results: Results): string {
-  return [`From: ${results.machine}`, nightTable(results), monthTable(results)].join("\n\n");
+  return [
+    `From: ${results.machine}`,
+    "What a night calls:",
+    nightTable(results, [
+      ["invocations", (night) => night.invocations.toLocaleString("en")],
+      ["RPCs", (night) => night.rpcs.toLocaleString("en")],
+      ["Storage calls", (night) => night.storageCalls.toLocaleString("en")],
+      ["minutes", (night) => shown(night.minutes)],
+    ]),
+    "What it takes, CPU in seconds:",
+    nightTable(results, [
+      ["function CPU", (night) => shown(night.functionCpuS)],
+      ["database CPU", (night) => shown(night.databaseS)],
+      ["WAL MB", (night) => shown(night.walMb)],
+      ["egress MB", (night) => shown(night.egressMb)],
+    ]),
+    "A month of such nights by the default settings, and which limit of a plan it uses most of:",
+    monthTable(results),
+  ].join("\n\n");
 }
 
-function nightTable(results: Results): string {
+type Column = readonly [title: string, read: (night: Night) => string];
+
+function nightTable(results: Results, columns: readonly Column[]): string {
   const rows = SIZES.flatMap(([objects, buckets]) =>
     (["signing", "quiet"] as const).map((kind) => {
       const night = nightOf(results, kind, objects, buckets);
-      return [
-        objects.toLocaleString("en"),
-        buckets,
-        kind,
-        night.invocations.toLocaleString("en"),
-        shown(night.functionCpuS),
-        night.rpcs.toLocaleString("en"),
-        night.storageCalls.toLocaleString("en"),
-        shown(night.databaseS),
-        shown(night.walMb),
-        shown(night.egressMb),
-        shown(night.minutes),
-      ];
+      return [objects.toLocaleString("en"), buckets, kind, ...columns.map(([, read]) => read(night))];
     })
   );
-  return table(
-    [
-      "objects",
-      "buckets",
-      "night",
-      "invocations",
-      "function CPU s",
-      "RPCs",
-      "Storage calls",
-      "database CPU s",
-      "WAL MB",
-      "egress MB",
-      "minutes",
-    ],
-    rows,
-  );
+  return table(["objects", "buckets", "night", ...columns.map(([title]) => title)], rows);
 }
 
 function monthTable(results: Results): string {
@@ -156,9 +150,7 @@ function monthTable(results: Results): string {
     const use = monthOf(results, objects, buckets);
     const ofPlan = (plan: keyof typeof PLANS) => {
       const { limit, used } = firstLimit(use, plan);
-      return `${limit}: ${
-        used > 1 ? `${shown(used)} times` : used < 0.01 ? "under 1 %" : `${shown(100 * used)} %`
-      }`;
+      return `${limit}: ${used > 1 ? `${shown(used)} x` : used < 0.01 ? "< 1 %" : `${shown(100 * used)} %`}`;
     };
     return [
       objects.toLocaleString("en"),
@@ -170,23 +162,7 @@ function monthTable(results: Results): string {
       ofPlan("Pro"),
     ];
   });
-  return table(
-    [
-      "objects",
-      "buckets",
-      "tables GB",
-      "egress GB a month",
-      "invocations a month",
-      "most used on Free",
-      "most used on Pro",
-    ],
-    rows,
-  );
-}
-
-function table(titles: readonly string[], rows: readonly (readonly (string | number)[])[]): string {
-  const line = (cells: readonly (string | number)[]) => `| ${cells.join(" | ")} |`;
-  return [line(titles), line(titles.map(() => "---")), ...rows.map(line)].join("\n");
+  return table(["objects", "buckets", "tables GB", "egress GB", "invocations", "of Free", "of Pro"], rows);
 }
 
 /** Two digits that mean something. */

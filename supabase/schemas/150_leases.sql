@@ -1,3 +1,9 @@
+-- step 1.1.0
+-- What became of the URLs of a chunk.
+create type image_sync.signing as (chunk image_sync.chunks, held text[], problems jsonb);
+
+comment on type image_sync.signing is 'A chunk with what was stored of its URLs, the names whose records somebody held, and what went wrong by name.';
+
 -- set
 -- The lease on a chunk: who may close it, and what becomes of it when its worker does not. docs/leases.md has the whole of it.
 
@@ -128,6 +134,199 @@ $$;
 
 comment on function image_sync.lock_chunk(uuid, uuid) is 'Locks the row of the chunk that holds the token and returns it; null columns where there is none, or after 400 ms without the lock.';
 
+-- Inserts the records that a chunk lacks and stores the URLs of those that are there.
+create or replace function image_sync.store_signed(
+  p_run image_sync.runs,
+  p_chunk image_sync.chunks,
+  p_names text[],
+  p_urls text[],
+  p_expires bigint[]
+)
+returns image_sync.signing
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_insertion constant image_sync.insertion := image_sync.insert_missing(p_run.bucket_id, p_chunk, p_names, p_urls, p_expires);
+  v_chunk image_sync.chunks := v_insertion.chunk;
+  v_held text[] := v_insertion.held;
+  v_problems jsonb := '[]'::jsonb;
+  v_update record;
+begin
+  v_chunk.updated := 0;
+  if v_insertion.signed < cardinality(p_names) then
+    select u.*
+    into v_update
+    from (
+      select array_agg(s.name) as names, array_agg(s.url) as urls, array_agg(s.expires) as expires
+      from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
+      where v_insertion.signed = 0
+        or s.name <> all (v_insertion.inserted)
+    ) as rest
+    cross join lateral image_sync.store_urls(p_run.bucket_id, p_chunk.from_key, coalesce(p_chunk.to_key, image_sync.last_key()), rest.names, rest.urls, rest.expires) as u;
+    v_chunk.updated := v_update.stored;
+    v_held := v_held || v_update.held;
+    v_problems := v_update.problems;
+  end if;
+  v_chunk.signed := v_insertion.signed + v_chunk.updated;
+  return (v_chunk, v_held, v_problems)::image_sync.signing;
+end;
+$$;
+
+comment on function image_sync.store_signed(image_sync.runs, image_sync.chunks, text[], text[], bigint[]) is
+  'Inserts the missing records of a chunk and stores its URLs: the chunk with how many, the names that somebody holds, and the problems of those that the table refused.';
+
+-- Where every name went that a chunk had to sign: stored, held, withdrawn or failed.
+create or replace function image_sync.account_for_names(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_signing image_sync.signing,
+  p_names text[],
+  p_failures jsonb
+)
+returns image_sync.signing
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks := p_signing.chunk;
+  v_last_key constant text := coalesce(v_chunk.to_key, image_sync.last_key());
+  v_held constant text[] := array(
+    select h.name
+    from unnest(p_signing.held) as h (name)
+    where h.name = any (p_names)
+  );
+  v_withdrawn integer;
+  v_failures jsonb;
+  v_to_sign integer;
+begin
+  -- A URL of a name that no URL can open is none.
+  if p_failures <> '[]' then
+    perform image_sync.withdraw_urls(p_run.bucket_id, v_chunk.from_key, v_last_key, array(
+      select e.name
+      from jsonb_to_recordset(p_failures) as e (name text)
+      where not image_sync.is_signable(e.name)
+    ));
+  end if;
+
+  -- An object that went away since it was listed is no failure: its record is orphaned from now on.
+  select
+    count(*) filter (where not f.is_object),
+    p_signing.problems || coalesce(jsonb_agg(image_sync.item_problem(f.name, case when image_sync.is_signable(f.name) then 'signing_failed' else 'unsignable_name' end, f.error)) filter (where f.is_object), '[]')
+  into v_withdrawn, v_failures
+  from (
+    select
+      e.name,
+      e.error,
+      exists (
+        select
+        from image_sync.objects o
+        where o.bucket_id = p_run.bucket_id
+          and o.name collate "C" = e.name
+          and o.name collate "C" > v_chunk.from_key
+          and o.name collate "C" <= v_last_key
+      ) as is_object
+    from jsonb_to_recordset(p_failures) as e (name text, error text)
+  ) as f;
+  v_withdrawn := v_withdrawn + cardinality(p_names) - v_chunk.signed - cardinality(v_held) - jsonb_array_length(p_signing.problems);
+
+  -- A call that was repeated gave its worker the names of that moment, which need not be those that were counted first. What
+  -- counts is what the worker was given and what is owed still: a name that got lost on the way unbalances the ledger.
+  v_to_sign := v_chunk.signed + cardinality(v_held) + v_withdrawn + jsonb_array_length(v_failures);
+  if v_to_sign <> v_chunk.to_sign then
+    select v_to_sign + count(*)
+    into v_to_sign
+    from unnest(image_sync.names_to_sign(p_run, p_settings, v_chunk)) as owed (name)
+    where owed.name <> all (p_names)
+      and not exists (
+        select
+        from jsonb_to_recordset(p_failures) as e (name text)
+        where e.name = owed.name
+      );
+  end if;
+
+  v_chunk.to_sign := v_to_sign;
+  v_chunk.withdrawn := v_withdrawn;
+  v_chunk.held := cardinality(v_held);
+  v_chunk.failed := jsonb_array_length(v_failures);
+  v_chunk.problems := v_chunk.problems || v_failures || (
+    select coalesce(jsonb_agg(image_sync.item_problem(h.name, 'row_locked')), '[]')
+    from unnest(v_held[1:20]) as h (name)
+  );
+  return (v_chunk, v_held, v_failures)::image_sync.signing;
+end;
+$$;
+
+comment on function image_sync.account_for_names(image_sync.runs, image_sync.settings, image_sync.signing, text[], jsonb) is
+  'Accounts for each name that a worker was given: the chunk with signed, held, withdrawn and failed, which add up to its to_sign unless a name got lost on the way.';
+
+-- The records of a chunk's range as they are once its URLs are stored.
+create or replace function image_sync.measure_range(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
+returns image_sync.chunks
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks := p_chunk;
+  v_url_base constant text := image_sync.url_base(p_settings);
+  v_last_key constant text := coalesce(p_chunk.to_key, image_sync.last_key());
+  v_expiry jsonb;
+begin
+  with ranged as materialized (
+    select coalesce(r.signed and starts_with(r.signed_url, v_url_base), false) as signed, r.usable_until
+    from image_sync.records r
+    where r.bucket_id = p_run.bucket_id
+      and r.file_name collate "C" > p_chunk.from_key
+      and r.file_name collate "C" <= v_last_key
+      -- Counted where their files are.
+      and r.file_name <> all (p_chunk.departing)
+  ), counted as (
+    select
+      r.signed,
+      -- Null where the URL does not work.
+      case when r.signed then (r.usable_until at time zone 'UTC')::date end as dies_on,
+      count(*) as records,
+      min(r.usable_until) as soonest_expiry
+    from ranged r
+    group by 1, 2
+  )
+  select
+    coalesce(sum(c.records), 0),
+    coalesce(sum(c.records) filter (where c.signed), 0),
+    coalesce(sum(c.records) filter (where c.signed and c.dies_on is null), 0),
+    coalesce(sum(c.records) filter (where c.dies_on is not null), 0),
+    min(c.soonest_expiry) filter (where c.dies_on is not null),
+    jsonb_object_agg(c.dies_on, c.records) filter (where c.dies_on is not null)
+  into v_chunk.records, v_chunk.records_signed, v_chunk.records_expired, v_chunk.images_signed, v_chunk.soonest_expiry, v_expiry
+  from counted c;
+
+  -- Only where the range holds records of no image are those with a URL told apart.
+  if v_chunk.records > p_chunk.recorded + p_chunk.inserted + p_chunk.moved then
+    v_chunk.images_signed := v_chunk.images_signed - (
+      select count(*)
+      from image_sync.records r
+      left join image_sync.objects o
+        on o.bucket_id = r.bucket_id
+        and o.name collate "C" = r.file_name
+        and o.extension = any (p_settings.extensions)
+        and o.bytes is distinct from 0
+      where r.bucket_id = p_run.bucket_id
+        and r.file_name collate "C" > p_chunk.from_key
+        and r.file_name collate "C" <= v_last_key
+        and r.usable_until is not null
+        and starts_with(r.signed_url, v_url_base)
+        and r.file_name <> all (p_chunk.departing)
+        and o.name is null
+    );
+  end if;
+  v_chunk.facts := v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('expiry', v_expiry));
+  return v_chunk;
+end;
+$$;
+
+comment on function image_sync.measure_range(image_sync.runs, image_sync.settings, image_sync.chunks) is
+  'A chunk with what its records are now: how many there are, with a URL, with one that does not work, and when those that work die.';
+
 -- Closes the chunk that p_token holds with what signing gave: inserts the records that are missing and stores the URLs. p_names,
 -- p_urls and p_expires (seconds since 1970) are parallel.
 -- Returns closed; already_closed where this very call was made before (its answer got lost); stale where the token is not, or no
@@ -151,16 +350,7 @@ as $$
 declare
   v_chunk image_sync.chunks;
   v_is_held boolean;
-  v_last_key text;
-  v_insertion image_sync.insertion;
-  v_update record;
-  v_stored integer;
-  v_refused integer := 0;
-  v_held text[];
-  v_withdrawn integer;
-  v_to_sign integer;
-  v_failures jsonb;
-  v_url_base constant text := image_sync.url_base(p_settings);
+  v_signing image_sync.signing;
 begin
   if p_run.mode = 'verify' and p_error is null then
     return image_sync.close_verified(p_run, p_token, p_names, p_failures, p_storage_calls, p_retries);
@@ -201,110 +391,12 @@ begin
     return case when v_is_held then 'held' else 'closed' end;
   end if;
 
-  v_last_key := coalesce(v_chunk.to_key, image_sync.last_key());
-  v_insertion := image_sync.insert_missing(p_run.bucket_id, v_chunk, p_names, p_urls, p_expires);
-  v_stored := v_insertion.signed;
-  v_held := v_insertion.held;
-  v_failures := '[]'::jsonb;
-  if v_insertion.signed < cardinality(p_names) then
-    select u.*
-    into v_update
-    from (
-      select array_agg(s.name) as names, array_agg(s.url) as urls, array_agg(s.expires) as expires
-      from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
-      where v_insertion.signed = 0
-        or s.name <> all (v_insertion.inserted)
-    ) as rest
-    cross join lateral image_sync.store_urls(p_run.bucket_id, v_chunk.from_key, v_last_key, rest.names, rest.urls, rest.expires) as u;
-    v_stored := v_stored + v_update.stored;
-    v_held := v_held || v_update.held;
-    v_failures := v_update.problems;
-    v_refused := jsonb_array_length(v_failures);
-  end if;
+  v_signing := image_sync.store_signed(p_run, v_chunk, p_names, p_urls, p_expires);
   if v_is_held then
     return 'held';
   end if;
-  v_chunk := v_insertion.chunk;
-
-  -- A URL of a name that no URL can open is none.
-  if p_failures <> '[]' then
-    perform image_sync.withdraw_urls(p_run.bucket_id, v_chunk.from_key, v_last_key, array(
-      select e.name
-      from jsonb_to_recordset(p_failures) as e (name text)
-      where not image_sync.is_signable(e.name)
-    ));
-  end if;
-
-  -- An object that went away since it was listed is no failure: its record is orphaned from now on.
-  select
-    count(*) filter (where not f.is_object),
-    v_failures || coalesce(jsonb_agg(image_sync.item_problem(f.name, case when image_sync.is_signable(f.name) then 'signing_failed' else 'unsignable_name' end, f.error)) filter (where f.is_object), '[]')
-  into v_withdrawn, v_failures
-  from (
-    select
-      e.name,
-      e.error,
-      exists (
-        select
-        from image_sync.objects o
-        where o.bucket_id = p_run.bucket_id
-          and o.name collate "C" = e.name
-          and o.name collate "C" > v_chunk.from_key
-          and o.name collate "C" <= v_last_key
-      ) as is_object
-    from jsonb_to_recordset(p_failures) as e (name text, error text)
-  ) as f;
-  v_held := array(
-    select h.name
-    from unnest(v_held) as h (name)
-    where h.name = any (p_names)
-  );
-  v_withdrawn := v_withdrawn + cardinality(p_names) - v_stored - cardinality(v_held) - v_refused;
-
-  -- A call that was repeated gave its worker the names of that moment, which need not be those that were counted first. What
-  -- counts is what the worker was given and what is owed still: a name that got lost on the way unbalances the ledger.
-  v_to_sign := v_stored + cardinality(v_held) + v_withdrawn + jsonb_array_length(v_failures);
-  if v_to_sign <> v_chunk.to_sign then
-    select v_to_sign + count(*)
-    into v_to_sign
-    from unnest(image_sync.names_to_sign(p_run, p_settings, v_chunk)) as owed (name)
-    where owed.name <> all (p_names)
-      and not exists (
-        select
-        from jsonb_to_recordset(p_failures) as e (name text)
-        where e.name = owed.name
-      );
-  end if;
-
-  with ranged as materialized (
-    select
-      q.signed and starts_with(q.signed_url, v_url_base) as signed,
-      q.expired and starts_with(q.signed_url, v_url_base) as expired,
-      case when starts_with(q.signed_url, v_url_base) then q.usable_until end as usable_until
-    from image_sync.records q
-    where q.bucket_id = p_run.bucket_id
-      and q.file_name collate "C" > v_chunk.from_key
-      and q.file_name collate "C" <= v_last_key
-      -- Counted where their files are.
-      and q.file_name <> all (v_chunk.departing)
-  ), measured as (
-    select
-      count(*) as records,
-      count(*) filter (where r.signed) as records_signed,
-      count(*) filter (where r.expired) as records_expired,
-      count(r.usable_until) as usable,
-      min(r.usable_until) as soonest_expiry,
-      (
-        select jsonb_object_agg(d.day, d.urls)
-        from (
-          select (u.usable_until at time zone 'UTC')::date as day, count(*) as urls
-          from ranged u
-          where u.usable_until is not null
-          group by 1
-        ) as d
-      ) as expiry
-    from ranged r
-  )
+  v_signing := image_sync.account_for_names(p_run, p_settings, v_signing, p_names, p_failures);
+  v_chunk := image_sync.measure_range(p_run, p_settings, v_signing.chunk);
   update image_sync.chunks c
   set
     state = 'done',
@@ -317,47 +409,24 @@ begin
     to_insert_ids = '{}',
     inserted_names = '{}',
     moved_names = '{}',
-    facts = v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('expiry', measured.expiry)),
-    to_sign = v_to_sign,
-    signed = v_stored,
-    updated = v_stored - v_insertion.signed,
-    withdrawn = v_withdrawn,
-    held = cardinality(v_held),
-    failed = jsonb_array_length(v_failures),
+    facts = v_chunk.facts,
+    to_sign = v_chunk.to_sign,
+    signed = v_chunk.signed,
+    updated = v_chunk.updated,
+    withdrawn = v_chunk.withdrawn,
+    held = v_chunk.held,
+    failed = v_chunk.failed,
     storage_calls = c.storage_calls + p_storage_calls,
     retries = c.retries + p_retries,
-    problems = v_chunk.problems || v_failures || (
-      select coalesce(jsonb_agg(image_sync.item_problem(h.name, 'row_locked')), '[]')
-      from unnest(v_held[1:20]) as h (name)
-    ),
-    records = measured.records,
-    records_signed = measured.records_signed,
-    records_expired = measured.records_expired,
-    soonest_expiry = measured.soonest_expiry,
-    images_signed = measured.usable - case
-      -- Only where the range holds records of no image are those with a URL told apart.
-      when measured.records > v_chunk.recorded + v_chunk.inserted + v_chunk.moved then (
-        select count(*)
-        from image_sync.records r
-        left join image_sync.objects o
-          on o.bucket_id = r.bucket_id
-          and o.name collate "C" = r.file_name
-          and o.extension = any (p_settings.extensions)
-          and o.bytes is distinct from 0
-        where r.bucket_id = p_run.bucket_id
-          and r.file_name collate "C" > v_chunk.from_key
-          and r.file_name collate "C" <= v_last_key
-          and r.usable_until is not null
-          and starts_with(r.signed_url, v_url_base)
-          and r.file_name <> all (v_chunk.departing)
-          and o.name is null
-      )
-      else 0
-    end,
+    problems = v_chunk.problems,
+    records = v_chunk.records,
+    records_signed = v_chunk.records_signed,
+    records_expired = v_chunk.records_expired,
+    soonest_expiry = v_chunk.soonest_expiry,
+    images_signed = v_chunk.images_signed,
     lease_expires_at = null,
     error = null,
     closed_at = clock_timestamp()
-  from measured
   where c.run_id = v_chunk.run_id
     and c.number = v_chunk.number;
   return 'closed';
@@ -451,7 +520,7 @@ declare
 begin
   v_listed := image_sync.settle_listing(
     p_run, p_settings,
-    image_sync.compare(p_run, p_settings, p_chunk.from_key, p_chunk.to_key, p_chunk.relist_size, p_chunk),
+    image_sync.compare(p_run, p_settings, p_chunk, p_chunk.to_key, p_chunk.relist_size),
     p_token
   );
   v_chunk := v_listed.chunk;
@@ -590,7 +659,7 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  v_listed image_sync.comparison := image_sync.compare(p_run, p_settings, p_chunk.from_key, p_chunk.to_key, 1, p_chunk);
+  v_listed image_sync.comparison := image_sync.compare(p_run, p_settings, p_chunk, p_chunk.to_key, 1);
   v_chunk image_sync.chunks := v_listed.chunk;
   v_name text := coalesce(v_chunk.to_insert[1], v_listed.names[1], v_chunk.to_key);
   -- Its record was to come along, and does not.
@@ -768,6 +837,9 @@ revoke all on function
   image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer),
   image_sync.lock_chunk(uuid, uuid),
+  image_sync.store_signed(image_sync.runs, image_sync.chunks, text[], text[], bigint[]),
+  image_sync.account_for_names(image_sync.runs, image_sync.settings, image_sync.signing, text[], jsonb),
+  image_sync.measure_range(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
   image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid),
   image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid),
@@ -782,6 +854,9 @@ grant execute on function
   image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer),
   image_sync.lock_chunk(uuid, uuid),
+  image_sync.store_signed(image_sync.runs, image_sync.chunks, text[], text[], bigint[]),
+  image_sync.account_for_names(image_sync.runs, image_sync.settings, image_sync.signing, text[], jsonb),
+  image_sync.measure_range(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
   image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid),
   image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid),

@@ -306,7 +306,8 @@ comment on function image_sync.grown_size(image_sync.runs, image_sync.settings, 
   'runs.chunk_size after a chunk of p_names names that took p_took.';
 
 -- Walks over chunks that need no signing, up to the first that does, bounded in names and in time. The caller holds the run's
--- row lock. 250 ms keep every call far from the API's limits, and others waiting for the lock no longer than that.
+-- row lock. 250 ms keep every call far from the API's limits, and others waiting for the lock no longer than that. Where much is left
+-- behind a chunk that needed nothing, it is leased as a stretch instead, which others can be at side by side.
 create or replace function image_sync.walk(
   p_run image_sync.runs,
   p_settings image_sync.settings,
@@ -322,6 +323,7 @@ declare
   v_since timestamptz := clock_timestamp();
   v_run image_sync.runs := p_run;
   v_made image_sync.chunk_to_sign;
+  v_stretch image_sync.chunks;
   v_passed integer := 0;
 begin
   if v_run.exhausted then
@@ -348,6 +350,13 @@ begin
     v_since := clock_timestamp();
     -- Where the database was too slow before, a call that it ends again is one chunk's.
     exit when v_run.exhausted or p_run.chunk_size is not null or v_passed >= 100000 or v_since >= v_until;
+    v_stretch := image_sync.lease_stretch(v_run, p_settings, p_worker, p_lease);
+    if v_stretch.run_id is not null then
+      v_made := (v_stretch, null);
+      v_run.exhausted := v_stretch.to_key is null;
+      v_run.cursor := coalesce(v_stretch.to_key, v_run.cursor);
+      exit;
+    end if;
   end loop;
 
   update image_sync.runs r
@@ -358,7 +367,7 @@ end;
 $$;
 
 comment on function image_sync.walk(image_sync.runs, image_sync.settings, uuid, uuid) is
-  'Makes chunks from the cursor on until one needs signing (leased with p_lease and returned with its names), the bucket ends, 100,000 names are passed or 250 ms are over.';
+  'Makes chunks from the cursor on until one needs signing (leased with p_lease and returned with its names), a stretch of them is leased with p_lease, the bucket ends, 100,000 names are passed or 250 ms are over.';
 
 -- The next chunk of a run that applies a plan took too long: half as many records next time, at one record it is left alone and
 -- named, once it has taken too long twice: between the call that the database ended and this one another worker may have got past it.
@@ -432,13 +441,18 @@ return (
       -- At least so many have an object: an offset beyond the last one would probe nothing.
       select c.from_key, c.to_key, c.records_signed - c.orphaned as usable, image_sync.url_base(p_settings) as url_base
       from image_sync.chunks c
-      -- Drawn more often than needed: chance meets a file twice, and each is opened once.
       cross join generate_series(1, 3 * p_settings.probe_size)
       where p_run.mode = 'sync'
         and c.run_id = p_run.id
         and c.records_signed > c.orphaned
       order by random()
-      limit 3 * p_settings.probe_size
+      -- Drawn more often than needed, the more so the fewer there are: chance meets a file twice, and each is opened once.
+      limit (
+        select least(p_settings.probe_size + 2 + p_settings.probe_size * p_settings.probe_size / sum(k.records_signed - k.orphaned), 3 * p_settings.probe_size)
+        from image_sync.chunks k
+        where k.run_id = p_run.id
+          and k.records_signed > k.orphaned
+      )
     ) as spots
     cross join lateral (
       -- The first one with an object from a random place on. There is one: behind that place are more records than lack an object.

@@ -72,6 +72,165 @@ $$;
 comment on function public.image_sync_start(uuid, text, text, jsonb) is
   'Opens a run with the id that the caller made, or returns the run that is open in this mode (created: false). Problems: unknown_bucket, conflicting_run, and the guards of cleanup and restore.';
 
+-- What a worker does next, by the rules of image_sync_advance. The caller holds the run's row lock.
+create or replace function image_sync.next_work(
+  p_run image_sync.runs,
+  p_settings image_sync.settings,
+  p_worker uuid,
+  p_lease uuid,
+  p_passed image_sync.chunks[]
+)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_leased image_sync.chunk_to_sign;
+  v_chunk image_sync.chunks;
+  v_wait_ms integer;
+begin
+  -- This very call made before, its answer lost. Where the lease is over meanwhile this is a late duplicate that nobody waits
+  -- for: a token leases once in its life, or a repeated close could meet a chunk that it does not mean.
+  select c.*
+  into v_chunk
+  from (
+    select held.*
+    from image_sync.chunks held
+    where held.run_id is not distinct from p_run.id
+      and held.lease_token = p_lease
+    union all
+    select passed.*
+    from image_sync.chunks passed
+    where passed.run_id is not distinct from p_run.id
+      and passed.past_leases <> '{}'
+      and p_lease = any (passed.past_leases)
+  ) as c
+  limit 1;
+  if found and (v_chunk.state <> 'leased' or v_chunk.lease_token <> p_lease) then
+    return jsonb_build_object('next', 'again');
+  elsif found and v_chunk.relist_size is not null then
+    -- Passed over before by this call's double, which was quicker: then it is for this one to go on.
+    if p_passed <> '{}' and (p_passed[1]).from_key = v_chunk.from_key then
+      v_leased := (image_sync.settle_stretch(p_run, p_settings, v_chunk, p_passed), null);
+    else
+      v_leased := image_sync.relist_chunk(p_run, p_settings, v_chunk, p_lease);
+    end if;
+    update image_sync.runs r
+    set moved_at = clock_timestamp()
+    where r.id = p_run.id;
+    if (v_leased.chunk).state = 'done' then
+      return jsonb_build_object('next', 'again');
+    end if;
+  elsif found then
+    v_leased := (v_chunk, image_sync.names_to_work(p_run, p_settings, v_chunk));
+  else
+    v_wait_ms := case when p_run.mode = 'verify' then image_sync.pace_left(p_run) end;
+    if v_wait_ms is not null then
+      return jsonb_build_object('next', 'wait', 'wait_ms', v_wait_ms);
+    end if;
+    v_leased := image_sync.claim_chunk(p_run, p_settings, p_worker, p_lease);
+    if (v_leased.chunk).run_id is null then
+      v_leased := image_sync.walk(p_run, p_settings, p_worker, p_lease);
+    end if;
+  end if;
+  return case
+    when (v_leased.chunk).run_id is not null then image_sync.work_document(p_run, p_settings, v_leased)
+    else image_sync.last_work(p_run, p_settings)
+  end;
+end;
+$$;
+
+comment on function image_sync.next_work(image_sync.runs, image_sync.settings, uuid, uuid, image_sync.chunks[]) is
+  'What image_sync_advance answers of the next chunk: list, sign, open, again, wait, probe or stop. p_passed: what this call passed over of the stretch that p_lease holds. The caller holds the run''s row lock.';
+
+-- A leased chunk as its worker gets it.
+create or replace function image_sync.work_document(p_run image_sync.runs, p_settings image_sync.settings, p_leased image_sync.chunk_to_sign)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_chunk constant image_sync.chunks := p_leased.chunk;
+  v_lease_ms constant numeric := floor(1000 * extract(epoch from v_chunk.lease_expires_at - clock_timestamp()));
+  v_chunks_left integer;
+begin
+  if p_run.mode = 'verify' and v_chunk.relist_size is null then
+    return jsonb_build_object('next', 'open', 'chunk', jsonb_build_object(
+      'number', v_chunk.number,
+      'targets', image_sync.lease_targets(p_run, p_settings, p_leased.names),
+      'lease_ms', v_lease_ms,
+      'rate', p_settings.verify_rate,
+      'public_url', p_settings.public_url
+    ));
+  end if;
+  select case when r.exhausted then 0 else greatest(ceil(1.0 * r.total_estimate / p_settings.chunk_size) - v_chunk.number, 1) end
+  into v_chunks_left
+  from image_sync.runs r
+  where r.id = p_run.id;
+  return case
+    when v_chunk.relist_size is not null then jsonb_build_object('next', 'list', 'chunk_number', v_chunk.number, 'chunks_left', v_chunks_left)
+    else jsonb_build_object('next', 'sign', 'chunk', jsonb_build_object(
+      'number', v_chunk.number,
+      'names', p_leased.names,
+      'expires_in', extract(epoch from p_settings.signed_url_ttl)::integer,
+      'lease_ms', v_lease_ms,
+      'public_url', p_settings.public_url,
+      'chunks_left', v_chunks_left
+    ))
+  end;
+end;
+$$;
+
+comment on function image_sync.work_document(image_sync.runs, image_sync.settings, image_sync.chunk_to_sign) is
+  'The answer list, sign or open of image_sync_advance for a leased chunk.';
+
+-- What is left where no chunk is to be had: to walk on, to wait for others, to count and to probe, or nothing.
+create or replace function image_sync.last_work(p_run image_sync.runs, p_settings image_sync.settings)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_wait_ms integer;
+  v_targets jsonb;
+begin
+  if not exists (
+    select
+    from image_sync.runs r
+    where r.id = p_run.id
+      and r.exhausted
+  ) then
+    return jsonb_build_object('next', 'again');
+  end if;
+
+  -- What is due and was not to be had is held: by its late worker, which is about to close it, or by somebody who stays.
+  select ceil(1000 * extract(epoch from min(case
+    when coalesce(c.lease_expires_at, c.not_before) > clock_timestamp() then coalesce(c.lease_expires_at, c.not_before)
+    else clock_timestamp() + interval '1 second'
+  end) - clock_timestamp()))
+  into v_wait_ms
+  from image_sync.chunks c
+  where c.run_id = p_run.id
+    and c.state in ('pending', 'leased');
+  if v_wait_ms is not null then
+    return jsonb_build_object('next', 'wait', 'wait_ms', greatest(v_wait_ms, 50));
+  end if;
+
+  if p_run.mode in ('sync', 'analyze', 'verify') and not image_sync.count_twins(p_run) then
+    return jsonb_build_object('next', 'again');
+  end if;
+  v_targets := image_sync.pick_probe_targets(p_run, p_settings);
+  if jsonb_array_length(v_targets) > 0 then
+    return jsonb_build_object('next', 'probe', 'targets', v_targets, 'public_url', p_settings.public_url);
+  end if;
+  perform image_sync.finish_run(p_run.id, null, null, null, null);
+  return jsonb_build_object('next', 'stop');
+end;
+$$;
+
+comment on function image_sync.last_work(image_sync.runs, image_sync.settings) is
+  'What image_sync_advance answers where no chunk can be leased: again, wait, probe, or stop once it has finished the run. The caller holds the run''s row lock.';
+
 -- The one call of a worker at work: closes the chunk just finished, if any, and leases the next. Two requests per chunk that
 -- needs signing (this one and the signing), none per chunk that does not: one call walks over many of those.
 --   p_lease    the token of the next chunk, made by the worker: repeating the call returns the same chunk; null: close only
@@ -79,7 +238,8 @@ comment on function public.image_sync_start(uuid, text, text, jsonb) is
 --              p_failures is [{"name", "error"}], p_error says why the whole chunk failed
 --   p_around   what all URLs share, said once: a URL is p_around[1], its path (null: the name itself), p_around[2], its token
 -- Returns {"closed": closed | already_closed | stale | held | null, "next": ..., ...} with next one of
---   list    {"chunk_number"}: p_lease holds a chunk that has still to be listed: call again with the same p_lease, which lists it
+--   list    {"chunk_number", "chunks_left" (about)}: p_lease holds a chunk that has still to be listed, or a stretch of many: call
+--           again with the same p_lease, which lists it
 --   sign    {"chunk": {"number", "names", "expires_in" (s), "lease_ms", "public_url", "chunks_left" (about)}}
 --   again   the bounds of this call were reached, nothing is left to sign up to here: call again
 --   busy    other workers are at the run's row: call again in a moment
@@ -119,14 +279,10 @@ declare
   v_since constant timestamptz := clock_timestamp();
   v_run image_sync.runs;
   v_settings image_sync.settings;
-  v_leased image_sync.chunk_to_sign;
   v_urls text[];
   v_closed text;
-  v_chunk image_sync.chunks;
-  v_names text[];
+  v_passed image_sync.chunks[];
   v_error jsonb;
-  v_wait_ms integer;
-  v_targets jsonb;
 begin
   select r.*
   into v_run
@@ -156,6 +312,9 @@ begin
     return jsonb_build_object('closed', v_closed, 'next', 'again');
   end if;
 
+  -- So does going over what needs nothing.
+  v_passed := image_sync.pass_stretch(v_run, v_settings, p_lease);
+
   v_run := image_sync.lock_run(p_run);
   if v_run.id is null then
     return jsonb_build_object('closed', v_closed, 'next', 'busy');
@@ -183,114 +342,7 @@ begin
     return jsonb_build_object('closed', v_closed, 'next', 'stop');
   end if;
 
-  -- This very call made before, its answer lost. Where the lease is over meanwhile this is a late duplicate that nobody waits
-  -- for: a token leases once in its life, or a repeated close could meet a chunk that it does not mean.
-  select c.*
-  into v_chunk
-  from (
-    select held.*
-    from image_sync.chunks held
-    where held.run_id is not distinct from p_run
-      and held.lease_token = p_lease
-    union all
-    select passed.*
-    from image_sync.chunks passed
-    where passed.run_id is not distinct from p_run
-      and passed.past_leases <> '{}'
-      and p_lease = any (passed.past_leases)
-  ) as c
-  limit 1;
-  if found and (v_chunk.state <> 'leased' or v_chunk.lease_token <> p_lease) then
-    return jsonb_build_object('closed', v_closed, 'next', 'again');
-  elsif found and v_chunk.relist_size is not null then
-    v_leased := image_sync.relist_chunk(v_run, v_settings, v_chunk, p_lease);
-    update image_sync.runs r
-    set moved_at = clock_timestamp()
-    where r.id = p_run;
-    if (v_leased.chunk).state = 'done' then
-      return jsonb_build_object('closed', v_closed, 'next', 'again');
-    end if;
-    v_chunk := v_leased.chunk;
-    v_names := v_leased.names;
-  elsif found then
-    v_names := image_sync.names_to_work(v_run, v_settings, v_chunk);
-  else
-    v_wait_ms := case when v_run.mode = 'verify' then image_sync.pace_left(v_run) end;
-    if v_wait_ms is not null then
-      return jsonb_build_object('closed', v_closed, 'next', 'wait', 'wait_ms', v_wait_ms);
-    end if;
-    v_leased := image_sync.claim_chunk(v_run, v_settings, p_worker, p_lease);
-    if (v_leased.chunk).relist_size is not null then
-      return jsonb_build_object('closed', v_closed, 'next', 'list', 'chunk_number', (v_leased.chunk).number);
-    elsif (v_leased.chunk).run_id is null then
-      v_leased := image_sync.walk(v_run, v_settings, p_worker, p_lease);
-    end if;
-    v_chunk := v_leased.chunk;
-    v_names := v_leased.names;
-  end if;
-
-  if v_chunk.run_id is not null and v_run.mode = 'verify' then
-    return jsonb_build_object(
-      'closed', v_closed,
-      'next', 'open',
-      'chunk', jsonb_build_object(
-        'number', v_chunk.number,
-        'targets', image_sync.lease_targets(v_run, v_settings, v_names),
-        'lease_ms', floor(1000 * extract(epoch from v_chunk.lease_expires_at - clock_timestamp())),
-        'rate', v_settings.verify_rate,
-        'public_url', v_settings.public_url
-      )
-    );
-  end if;
-  if v_chunk.run_id is not null then
-    return jsonb_build_object(
-      'closed', v_closed,
-      'next', 'sign',
-      'chunk', jsonb_build_object(
-        'number', v_chunk.number,
-        'names', v_names,
-        'expires_in', extract(epoch from v_settings.signed_url_ttl)::integer,
-        'lease_ms', floor(1000 * extract(epoch from v_chunk.lease_expires_at - clock_timestamp())),
-        'public_url', v_settings.public_url,
-        'chunks_left', (
-          select case when r.exhausted then 0 else greatest(ceil(1.0 * r.total_estimate / v_settings.chunk_size) - v_chunk.number, 1) end
-          from image_sync.runs r
-          where r.id = p_run
-        )
-      )
-    );
-  end if;
-  if not exists (
-    select
-    from image_sync.runs r
-    where r.id = p_run
-      and r.exhausted
-  ) then
-    return jsonb_build_object('closed', v_closed, 'next', 'again');
-  end if;
-
-  -- What is due and was not to be had is held: by its late worker, which is about to close it, or by somebody who stays.
-  select ceil(1000 * extract(epoch from min(case
-    when coalesce(c.lease_expires_at, c.not_before) > clock_timestamp() then coalesce(c.lease_expires_at, c.not_before)
-    else clock_timestamp() + interval '1 second'
-  end) - clock_timestamp()))
-  into v_wait_ms
-  from image_sync.chunks c
-  where c.run_id = p_run
-    and c.state in ('pending', 'leased');
-  if v_wait_ms is not null then
-    return jsonb_build_object('closed', v_closed, 'next', 'wait', 'wait_ms', greatest(v_wait_ms, 50));
-  end if;
-
-  if v_run.mode in ('sync', 'analyze', 'verify') and not image_sync.count_twins(v_run) then
-    return jsonb_build_object('closed', v_closed, 'next', 'again');
-  end if;
-  v_targets := image_sync.pick_probe_targets(v_run, v_settings);
-  if jsonb_array_length(v_targets) > 0 then
-    return jsonb_build_object('closed', v_closed, 'next', 'probe', 'targets', v_targets, 'public_url', v_settings.public_url);
-  end if;
-  perform image_sync.finish_run(p_run, null, null, null, null);
-  return jsonb_build_object('closed', v_closed, 'next', 'stop');
+  return jsonb_build_object('closed', v_closed) || image_sync.next_work(v_run, v_settings, p_worker, p_lease, v_passed);
 end;
 $$;
 
@@ -528,8 +580,18 @@ return coalesce(
 
 comment on function public.image_sync_run(uuid) is 'One run with its progress or final report. Problem: unknown_run (404).';
 
-revoke all on function image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval) from public;
-grant execute on function image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval) to service_role;
+revoke all on function
+  image_sync.next_work(image_sync.runs, image_sync.settings, uuid, uuid, image_sync.chunks[]),
+  image_sync.work_document(image_sync.runs, image_sync.settings, image_sync.chunk_to_sign),
+  image_sync.last_work(image_sync.runs, image_sync.settings),
+  image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval)
+from public;
+grant execute on function
+  image_sync.next_work(image_sync.runs, image_sync.settings, uuid, uuid, image_sync.chunks[]),
+  image_sync.work_document(image_sync.runs, image_sync.settings, image_sync.chunk_to_sign),
+  image_sync.last_work(image_sync.runs, image_sync.settings),
+  image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval)
+to service_role;
 revoke all on function
   public.image_sync_start(uuid, text, text, jsonb),
   public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer),

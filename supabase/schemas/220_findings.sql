@@ -1,6 +1,7 @@
 -- set
--- Everything that the report tells the operator to look at: the one place that defines it. A finding stands where its count is
--- above 0, unless another that stands is its cause: one fault, one finding. p_facts is what image_sync.report_facts() gathers.
+-- Everything that the report tells the operator to look at: the one place that defines it. A function for each thing that is looked
+-- at says what may be wrong with it; image_sync.findings() says which of that stands: what has a count above 0, unless another
+-- that stands is its cause: one fault, one finding. p_facts is what image_sync.report_facts() gathers.
 
 -- What would mend a fault, for a machine: a request to the API with the bucket in it, or SQL to run as the owner of the schema.
 create or replace function image_sync.request_of(p_bucket_id text, p_request jsonb)
@@ -74,9 +75,541 @@ $$;
 comment on function image_sync.unseen(jsonb) is
   'Of the facts of a report: how many URLs show no image, by reason, with samples, and whether none of those looked at showed one.';
 
+-- Of the bucket as a whole.
+create or replace function image_sync.bucket_findings(p_facts jsonb)
+returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_bucket_id constant text := p_facts ->> 'bucket_id';
+  v_live constant jsonb := p_facts -> 'live';
+  v_last_listing constant jsonb := p_facts -> 'last_listing';
+begin
+  return query
+  select v.*
+  from (values
+    (
+      'bucket_missing', 'error', 'The bucket does not exist',
+      (not (v_live ->> 'bucket_exists')::boolean)::integer::bigint, null::jsonb,
+      format('Create the private bucket %s under Storage and upload its files. If it is gone for good, archive its records with a cleanup that says so (bucket_is_gone) and take it out of the settings.', v_bucket_id),
+      image_sync.sql_of(format('insert into storage.buckets (id, name, public) values (%1$L, %1$L, false);', v_bucket_id))
+    ),
+    (
+      'bucket_empty', case when (v_live ->> 'has_records')::boolean then 'error' else 'warning' end, 'No files found in bucket',
+      ((v_live ->> 'bucket_exists')::boolean and not (v_live ->> 'has_objects')::boolean)::integer, null,
+      format('Check that %s is the right bucket, upload its files there, then start a sync. Nothing is removed from the table for an empty bucket.', v_bucket_id),
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'listing_incomplete', 'error', 'The last run stopped before the end of the bucket',
+      (v_last_listing ->> 'state' in ('failed', 'cancelled') and not (v_last_listing ->> 'reached_end')::boolean and coalesce(v_last_listing #>> '{error,code}', '') not in ('bucket_missing', 'function_unknown'))::integer, null,
+      'Files beyond that point were not looked at. A run lists page by page to the very end and has no limit of 100 files: see the run''s error, mend its cause and start a sync.',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    )
+  ) as v (code, level, title, count, samples, remediation, action);
+end;
+$$;
+
+comment on function image_sync.bucket_findings(jsonb) is 'What is wrong with the bucket as a whole: absent, empty, or not listed to its end.';
+
+-- Of who may do what: too much, or too little.
+create or replace function image_sync.access_findings(p_facts jsonb)
+returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_bucket_id constant text := p_facts ->> 'bucket_id';
+  v_live constant jsonb := p_facts -> 'live';
+begin
+  return query
+  select v.*
+  from (values
+    (
+      'bucket_public', 'warning', 'The bucket is public',
+      coalesce((v_live ->> 'bucket_public')::boolean, false)::integer::bigint, null::jsonb,
+      format('Anyone can fetch every file without a signed URL. Make bucket %s private under Storage, Edit bucket.', v_bucket_id),
+      image_sync.sql_of(format('update storage.buckets set public = false where id = %L;', v_bucket_id))
+    ),
+    (
+      'listing_failed', 'error', 'Error listing files',
+      coalesce((v_live ->> 'listing_refused')::boolean, false)::integer, null,
+      'storage.objects could not be read: service_role lacks the rights, or the function uses another key. Grant them, then start a sync.',
+      image_sync.sql_of('grant usage on schema storage to service_role; grant select on storage.objects, storage.buckets to service_role;')
+    ),
+    (
+      'table_refused', 'error', 'The function may not use the table',
+      coalesce((v_live ->> 'table_refused')::boolean, false)::integer, null,
+      'The table was adopted as it was, and its grants do not let service_role work. Grant them, then start a sync.',
+      image_sync.sql_of('grant select, insert, update, delete on public.part_images to service_role;')
+    ),
+    (
+      'table_public', 'warning', 'Anyone with the publishable key can read the signed URLs',
+      coalesce((v_live ->> 'table_public')::boolean, false)::integer, null,
+      'The role anon may select from public.part_images. Unless that is wanted, revoke it, or enable row level security on the table.',
+      image_sync.sql_of('revoke select on public.part_images from anon, public;')
+    )
+  ) as v (code, level, title, count, samples, remediation, action);
+end;
+$$;
+
+comment on function image_sync.access_findings(jsonb) is 'Who may read what they should not, and what the function may not do.';
+
+-- Of the files: what they are called, how large they are, which are left out.
+create or replace function image_sync.file_findings(p_facts jsonb)
+returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_bucket_id constant text := p_facts ->> 'bucket_id';
+  v_live constant jsonb := p_facts -> 'live';
+  v_measured constant jsonb := p_facts -> 'measured';
+  -- Extensions that are left out and are of pictures.
+  v_pictures constant jsonb := (
+    select coalesce(jsonb_agg(e.extension order by e.extension), '[]')
+    from jsonb_object_keys(coalesce(nullif(p_facts #> '{measured,bucket,by_extension}', 'null'), '{}')) as e (extension)
+    where e.extension in ('jpg', 'jpeg', 'png', 'gif', 'webp', 'bmp', 'svg', 'ico', 'heic', 'heif', 'tif', 'tiff', 'avif')
+      and not p_facts #> '{live,extensions}' ? e.extension
+  );
+begin
+  return query
+  select v.*
+  from (values
+    (
+      'excluded_extensions', 'info', 'Files left out because of their extension',
+      (v_measured #>> '{other_extensions,count}')::bigint, v_measured #> '{other_extensions,samples}',
+      case
+        when jsonb_array_length(v_pictures) = 0 then 'None of them is a picture by its extension: nothing to do.'
+        else 'To include the pictures among them, add their extensions; then start a sync.'
+      end
+        || case when v_pictures ?| '{heic,heif,tif,tiff,avif}' then ' Neither every spreadsheet nor every browser shows heic, heif, tif, tiff or avif.' else '' end
+        || case when v_measured #> '{bucket,by_extension}' ? '(none)' and not v_live -> 'extensions' ? '' then ' Files without an extension are included by an empty one in that list.' else '' end,
+      case when jsonb_array_length(v_pictures) > 0 then image_sync.sql_of(format(
+        'update image_sync.settings set extensions = extensions || %L::text[] where bucket_id = %L;',
+        array(select jsonb_array_elements_text(v_pictures)), v_bucket_id
+      )) end
+    ),
+    (
+      'excluded_names', 'info', 'Hidden and system files left out by name',
+      (v_measured #>> '{excluded,count}')::bigint, v_measured #> '{excluded,samples}',
+      'Their names match a pattern of the setting exclude, so they have no record.',
+      null::jsonb
+    ),
+    (
+      'empty_files', 'warning', 'Files that are empty',
+      (v_measured #>> '{empty_files,count}')::bigint, v_measured #> '{empty_files,samples}',
+      'They have a size of 0 and show nothing, so they count as no images. Upload them again, then start a sync.',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'several_files', 'warning', 'Several files for one part number',
+      (v_measured #>> '{several_files,count}')::bigint, v_measured #> '{several_files,samples}',
+      'Each file has its own record; a look-up by part number finds one of them. Keep one file for each part number and delete or rename the others, then start a sync; nothing is overwritten.',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'unsignable_names', 'warning', 'Files whose name Storage opens no URL of',
+      (v_measured #>> '{unsignable,count}')::bigint, v_measured #> '{unsignable,samples}',
+      'A name that Storage does not open (non-ASCII characters, # % ~ ^ | [ ] { } < > quotes, tabs, a path segment . or ..) has to be changed: rename the file, then start a sync.',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    )
+  ) as v (code, level, title, count, samples, remediation, action);
+end;
+$$;
+
+comment on function image_sync.file_findings(jsonb) is 'Which files have no record, no URL or no picture because of their name or size.';
+
+-- Of how files and records differ.
+create or replace function image_sync.difference_findings(p_facts jsonb)
+returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_bucket_id constant text := p_facts ->> 'bucket_id';
+  v_live constant jsonb := p_facts -> 'live';
+  v_measured constant jsonb := p_facts -> 'measured';
+  v_last_sync constant jsonb := p_facts -> 'last_sync';
+begin
+  return query
+  select v.*
+  from (values
+    (
+      'missing', 'warning', 'Images without a record',
+      (v_measured #>> '{difference,missing,count}')::bigint, v_measured #> '{difference,missing,samples}',
+      'Start a sync; the nightly run does it too.',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'orphaned', 'warning', 'Records without a file',
+      (v_measured #>> '{difference,orphaned,count}')::bigint, v_measured #> '{difference,orphaned,samples}',
+      'If the files are gone for good, start a cleanup: it lists the records first and removes them only when that list is confirmed. If they should be there, restore the files.'
+        || case
+          when (v_last_sync #>> '{totals,inserted}')::bigint = (v_measured #>> '{difference,orphaned,count}')::bigint
+            then ' Just as many files came as went: if they were copied and deleted instead of moved, their records could not follow. Move files with Storage''s own move, which keeps their records.'
+          else ''
+        end,
+      image_sync.request_of(v_bucket_id, '{"mode": "cleanup"}')
+    ),
+    (
+      'collided', 'warning', 'Images whose record the table refuses',
+      (v_measured #>> '{difference,collided,count}')::bigint, v_measured #> '{difference,collided,samples}',
+      'Another record has the same part number, or a constraint or trigger of the table says no. Rename the file, or change the other record, then start a sync.',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'moved', 'warning', 'Files that were renamed or moved',
+      (v_measured #>> '{difference,moved,count}')::bigint, v_measured #> '{difference,moved,samples}',
+      'Their URLs open nothing any more. Start a sync: it takes each record along to the new name and signs it; the nightly run does it too.',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'moved_away', 'warning', 'Files that were moved to another bucket',
+      (v_measured #>> '{moved_away,count}')::bigint,
+      (
+        select jsonb_agg(format('%s → bucket %s', a.file ->> 'name', a.file ->> 'bucket'))
+        from jsonb_array_elements(coalesce(nullif(v_measured -> 'moved_away', 'null') -> 'files', '[]')) as a (file)
+      ),
+      'Their records are here still, with URLs that open nothing: a sync of the bucket that they went to takes them along. Start a sync of that bucket.',
+      image_sync.request_of(v_measured #>> '{moved_away,files,0,bucket}', '{"mode": "sync"}')
+    ),
+    (
+      'not_moved', 'warning', 'Records that could not follow their files',
+      (v_measured #>> '{unmoved,count}')::bigint, v_measured #> '{unmoved,samples}',
+      'The problems of the last sync say why of each: somebody held the record (the next sync settles it), or a constraint or trigger of the table refused its new name or part number. Mend that, then start a sync.',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'unnamed_records', 'warning', 'Records without a file name',
+      (v_measured ->> 'unnamed')::bigint, null,
+      'They cannot be matched with any file. Give them their file names, or move them to the archive; then start an analyze.',
+      image_sync.sql_of(format(
+        'with taken as (delete from public.part_images p where p.bucket_id = %1$L and coalesce(p.file_name, '''') = '''' returning to_jsonb(p.*) as record) insert into image_sync.archive (bucket_id, file_name, record, reason) select %1$L, '''', taken.record, ''unnamed'' from taken;',
+        v_bucket_id
+      ))
+    ),
+    (
+      'stray_records', 'warning', 'Records of buckets that no run looks at',
+      (
+        select sum((s.stray ->> 'records')::bigint)
+        from jsonb_array_elements(v_live -> 'strays') as s (stray)
+      )::bigint,
+      (
+        select jsonb_agg(format(
+          '%s: %s%s %s, %s', s.stray ->> 'bucket_id',
+          s.stray ->> 'records', case when (s.stray ->> 'records')::integer >= 10000 then ' or more' end,
+          case when (s.stray ->> 'records')::integer = 1 then 'record' else 'records' end,
+          case when (s.stray ->> 'bucket_exists')::boolean then 'a bucket without settings' else 'the bucket does not exist' end
+        ))
+        from jsonb_array_elements(v_live -> 'strays') as s (stray)
+      ),
+      'Nothing renews their URLs. A bucket that exists is kept in step once it has settings; the records of one that is gone are archived by a cleanup that says so: bucket by bucket, beginning with the first.',
+      case
+        when (v_live #>> '{strays,0,bucket_exists}')::boolean then image_sync.sql_of(format('insert into image_sync.settings (bucket_id) values (%L);', v_live #>> '{strays,0,bucket_id}'))
+        else image_sync.request_of(v_live #>> '{strays,0,bucket_id}', '{"mode": "cleanup", "bucket_is_gone": true}')
+      end
+    )
+  ) as v (code, level, title, count, samples, remediation, action);
+end;
+$$;
+
+comment on function image_sync.difference_findings(jsonb) is 'Which images have no record, which records no file, and why they stay so.';
+
+-- Of the URLs that records have: none, one that has died, one that will die too soon.
+create or replace function image_sync.url_findings(p_facts jsonb)
+returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_bucket_id constant text := p_facts ->> 'bucket_id';
+  v_live constant jsonb := p_facts -> 'live';
+  v_schedule constant jsonb := p_facts -> 'schedule';
+  v_measured constant jsonb := p_facts -> 'measured';
+  v_last_sync constant jsonb := p_facts -> 'last_sync';
+begin
+  return query
+  select v.*
+  from (values
+    (
+      'signing_failed', 'error', 'Error signing URLs',
+      (v_last_sync ->> 'stop_reason' in ('signing_failed', 'signing_impossible', 'dead_chunks'))::integer, null,
+      'The Storage API refused to sign. See the run''s error and problems; check that the bucket is the one in the settings, that the function has a secret key, and the status of Storage. Then start a sync.',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'unsigned', 'warning', 'Records without a URL',
+      -- Those that the last run could not sign or write stand under findings of their own.
+      (v_measured ->> 'unsigned_with_object')::bigint - (v_measured #>> '{failed,count}')::bigint
+        - (v_measured #>> '{held,count}')::bigint - (v_measured #>> '{too_slow,count}')::bigint - (v_measured #>> '{url_refused,count}')::bigint, null,
+      'Start a sync. If they stay, see the problems of that run.',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'row_locked', 'warning', 'Records that somebody else held',
+      (v_measured #>> '{held,count}')::bigint, v_measured #> '{held,samples}',
+      'Other sessions had them locked, so they were left as they were; the next sync settles them. If it does not, look for who stays: select pid, usename, application_name, xact_start from pg_stat_activity where state like ''idle in transaction%'' order by xact_start;',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'database_timeout', 'warning', 'Records that the database could not write in time',
+      (v_measured #>> '{too_slow,count}')::bigint, v_measured #> '{too_slow,samples}',
+      'Each of them alone took longer than the statement timeout of the Data API. Look at the triggers of the table: select tgname, tgfoid::regproc from pg_trigger where tgrelid = ''public.part_images''::regclass and not tgisinternal; Then start a sync.',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'url_refused', 'warning', 'Records that the table does not let be changed',
+      (v_measured #>> '{url_refused,count}')::bigint, v_measured #> '{url_refused,samples}',
+      'A constraint or trigger of the table refused their new URL. See the problems of the last sync for its words, mend that, then start a sync.',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'expired', 'error', 'Records whose URL has expired',
+      case
+        -- Nothing was measured since the first of them died: at least one has.
+        when (v_measured #>> '{records,soonest_expiry}')::timestamptz <= now() then greatest((v_measured ->> 'expired_with_object')::bigint, 1)
+        else (v_measured ->> 'expired_with_object')::bigint
+      end, null,
+      'Start a sync: it signs them again. Then see why the nights before did not.',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'renewed_too_late', 'warning', 'URLs will die before the schedule renews them',
+      (
+        (v_live ->> 'nightly')::boolean
+        and (
+          select min(image_sync.next_time(
+            s.schedule, greatest(now(), (v_measured #>> '{records,soonest_expiry}')::timestamptz - (v_live ->> 'renew_before')::interval)
+          ))
+          from jsonb_array_elements_text(v_schedule -> 'schedules') as s (schedule)
+        ) > (v_measured #>> '{records,soonest_expiry}')::timestamptz
+        and (v_measured #>> '{records,soonest_expiry}')::timestamptz > now()
+      )::integer, null,
+      format(
+        'The first URL dies at %s, and no scheduled sync lies in the %s before it. Let URLs live longer and be renewed earlier than the time between two nights, then start a sync.',
+        to_char((v_measured #>> '{records,soonest_expiry}')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI "GMT"'), v_live ->> 'renew_before'
+      ),
+      image_sync.sql_of(format('update image_sync.settings set signed_url_ttl = greatest(signed_url_ttl, ''7 days''), renew_before = greatest(renew_before, ''2 days'') where bucket_id = %L;', v_bucket_id))
+    ),
+    (
+      'register_opened_rarely', 'info', 'Registers that are opened less often than their URLs live',
+      jsonb_array_length(v_live -> 'rare_readers'), v_live -> 'rare_readers',
+      'What their sheets show has died meanwhile: they see no picture until they refresh. Let every URL have more life left than it takes them to look again, then start a sync: for a register that is opened once a month signed_url_ttl is 45 days and renew_before a month. A reader who has left should be revoked.',
+      image_sync.sql_of(format(
+        'update image_sync.settings set signed_url_ttl = greatest(signed_url_ttl, ''%s days''), renew_before = greatest(renew_before, ''%s days'') where bucket_id = %L;',
+        greatest(45, least(365, ceil(1.4 * (v_live ->> 'longest_absence_days')::numeric))), v_live ->> 'longest_absence_days', v_bucket_id
+      ))
+    )
+  ) as v (code, level, title, count, samples, remediation, action);
+end;
+$$;
+
+comment on function image_sync.url_findings(jsonb) is 'Which records have no URL that works, or will have none when somebody looks.';
+
+-- Of what a reader sees who opens the URLs.
+create or replace function image_sync.unseen_findings(p_facts jsonb)
+returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_bucket_id constant text := p_facts ->> 'bucket_id';
+begin
+  return query
+  select
+    u.code, case when u.none_shown then 'error' else 'warning' end, told.title, u.files, u.samples,
+    told.remediation, image_sync.request_of(v_bucket_id, told.request)
+  from image_sync.unseen(p_facts) u
+  join (values
+    (
+      'file_lost', 'Files that are lost or empty in Storage',
+      'Storage has their row and no content: no URL shows them. Upload them again, then start a verify.',
+      '{"mode": "verify"}'::jsonb
+    ),
+    (
+      'file_gone', 'Files that were deleted while they were looked at',
+      'Their records are orphaned from now on: start a sync, and then see what it says of them.',
+      '{"mode": "sync"}'
+    ),
+    (
+      'not_an_image', 'Files that are no images',
+      'What they begin with is of no kind of image, whatever their names say. Upload the right files, or leave them out by the setting exclude; then start a verify.',
+      '{"mode": "verify"}'
+    ),
+    (
+      'wrong_content_type', 'Images stored under a wrong content type',
+      'Browsers and spreadsheets may not show them. Upload them again with their content type (image/jpeg), then start a verify.',
+      '{"mode": "verify"}'
+    ),
+    (
+      'url_rejected', 'URLs that Storage rejects',
+      'The key that signs URLs was rotated, or the URL was changed by hand. They have to be signed anew: start a sync that renews all.',
+      '{"mode": "sync", "renew": "all"}'
+    ),
+    (
+      'unreachable', 'URLs that could not be opened',
+      'Storage, or the address that readers use (the setting public_url), gave no answer that says anything of the file. Check the status of Storage, then start a verify.',
+      '{"mode": "verify"}'
+    )
+  ) as told (code, title, remediation, request) on told.code = u.code;
+end;
+$$;
+
+comment on function image_sync.unseen_findings(jsonb) is 'Which URLs show no image, by reason; an error where none of those looked at showed one.';
+
+-- Of the runs: the open one, the last one, the one that should have been.
+create or replace function image_sync.run_findings(p_facts jsonb)
+returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_bucket_id constant text := p_facts ->> 'bucket_id';
+  v_live constant jsonb := p_facts -> 'live';
+  v_schedule constant jsonb := p_facts -> 'schedule';
+  v_measured constant jsonb := p_facts -> 'measured';
+  v_last_sync constant jsonb := p_facts -> 'last_sync';
+begin
+  return query
+  select v.*
+  from (values
+    (
+      'run_stands_still', 'error', 'An open run stands still',
+      (v_live -> 'standing_run' <> 'null')::integer::bigint, null,
+      format(
+        'The %s %s has not moved since %s. %s The watchdog calls the function again every minute; after 6 hours the nightly job closes the run. Starting it again wakes it at once; to end it, cancel it.',
+        v_live #>> '{standing_run,mode}', v_live #>> '{standing_run,id}', to_char((v_live #>> '{standing_run,since}')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI "GMT"'), v_live #>> '{standing_run,reason}'
+      ),
+      image_sync.request_of(v_bucket_id, jsonb_strip_nulls(jsonb_build_object(
+        'mode', v_live #> '{standing_run,mode}',
+        'confirm', case when v_live #>> '{standing_run,mode}' = 'cleanup' then v_live #> '{standing_run,plan_id}' end,
+        'restore', case when v_live #>> '{standing_run,mode}' = 'restore' then v_live #> '{standing_run,plan_id}' end,
+        'bucket_is_gone', v_live #> '{standing_run,bucket_is_gone}'
+      )))
+    ),
+    (
+      'last_run_failed', 'error', 'The last sync failed',
+      (
+        v_last_sync ->> 'state' = 'failed'
+        -- function_unknown says it already.
+        and not coalesce(v_last_sync #>> '{error,code}' = 'function_unknown' and v_schedule -> 'function_url' = 'null', false)
+      )::integer, null,
+      format('%s Then start a sync.', coalesce((v_last_sync #>> '{error,title}') || ': ' || (v_last_sync #>> '{error,detail}'), 'See the run''s problems.')),
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'last_run_partial', 'warning', 'The last sync could not do all of its work',
+      (v_last_sync ->> 'state' = 'partial')::integer, v_measured #> '{failed,samples}',
+      'See the run''s problems for what was said of each. The next sync tries again.',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'no_recent_sync', 'error', 'No successful sync since one was due',
+      (v_live -> 'last_success_at' = 'null' or coalesce((
+        -- Two hours after the first night that should have come since. Without a schedule there is no such limit.
+        select min(image_sync.next_time(s.schedule, (v_live ->> 'last_success_at')::timestamptz)) < now() - interval '2 hours'
+        from jsonb_array_elements_text(v_schedule -> 'schedules') as s (schedule)
+        where (v_live ->> 'nightly')::boolean
+      ), false))::integer, null,
+      'Start a sync by hand. If the nightly one does not come, look at the findings about its job and its calls.',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    )
+  ) as v (code, level, title, count, samples, remediation, action);
+end;
+$$;
+
+comment on function image_sync.run_findings(jsonb) is 'Which run stands still, failed, did a part of its work, or never was.';
+
+-- Of the schedule: its jobs, and the calls that it queues.
+create or replace function image_sync.schedule_findings(p_facts jsonb)
+returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_bucket_id constant text := p_facts ->> 'bucket_id';
+  v_live constant jsonb := p_facts -> 'live';
+  v_schedule constant jsonb := p_facts -> 'schedule';
+  v_call constant jsonb := p_facts -> 'schedule' -> 'calls' -> (p_facts ->> 'bucket_id');
+begin
+  return query
+  select v.*
+  from (values
+    (
+      'job_missing', 'error', 'A scheduled job is absent, switched off, or does something else',
+      jsonb_array_length(coalesce(v_schedule -> 'missing_jobs', '["image-sync-housekeeping", "image-sync-nightly", "image-sync-watchdog"]')), coalesce(v_schedule -> 'missing_jobs', '["image-sync-housekeeping", "image-sync-nightly", "image-sync-watchdog"]'),
+      'The lines of SQL below make it; the owner of the schema image_sync (postgres) has to run them.',
+      image_sync.sql_of(coalesce(v_schedule ->> 'missing_lines', 'create extension pg_cron with schema pg_catalog;'))
+    ),
+    (
+      'job_failed', 'error', 'A scheduled job failed the last time',
+      (
+        select count(*)
+        from jsonb_array_elements(v_schedule -> 'failed_jobs') as j (job)
+        -- What a later success refutes is gone.
+        where not coalesce(j.job ->> 'name' = 'image-sync-nightly' and (v_live ->> 'last_success_at')::timestamptz > (j.job ->> 'at')::timestamptz, false)
+      ),
+      (
+        select jsonb_agg(format('%s at %s: %s', j.job ->> 'name', to_char((j.job ->> 'at')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI "GMT"'), j.job ->> 'message'))
+        from jsonb_array_elements(v_schedule -> 'failed_jobs') as j (job)
+      ),
+      'Mend what its message says. The finding goes when the job has run well, or a sync has succeeded since.',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'calls_unanswered', 'error', 'Calls of the function are not answered',
+      (
+        (v_call ->> 'is_open')::boolean
+        and not (v_call ->> 'answered')::boolean
+        and (v_call ->> 'moved_at')::timestamptz < now() - interval '2 minutes'
+        and (v_call ->> 'kicked_at')::timestamptz < now() - interval '10 seconds'
+      )::integer, null,
+      format(
+        'Nothing has moved since %s GMT, and the last call is queued or lost: is pg_net at work? select count(*) from net.http_request_queue; select net.worker_restart(); A sync started by hand does the work meanwhile.',
+        to_char((v_call ->> 'moved_at')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS')
+      ),
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'function_unknown', 'error', 'The function has not said where it lives',
+      (v_schedule -> 'function_url' = 'null')::integer, null,
+      'The schedule cannot call it. It announces its address whenever it starts a run: deploy it, and start a sync by hand.',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'address_stale', 'error', 'The schedule calls a function that does not know this database',
+      ((v_call ->> 'answered')::boolean and (v_call ->> 'status')::integer = 401)::integer,
+      jsonb_build_array(v_schedule ->> 'function_url'),
+      'As after a restore or a branch into another project: the address is the old one''s until this project''s own function has been called. Start a sync by hand.',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
+      'last_call_failed', 'warning', 'The last call that the schedule queued got an error',
+      ((v_call ->> 'answered')::boolean and coalesce((v_call ->> 'status')::integer not between 200 and 299 and (v_call ->> 'status')::integer <> 401, true))::integer,
+      jsonb_build_array(coalesce('HTTP ' || (v_call ->> 'status'), v_call ->> 'error')),
+      format('404: the function is not deployed. 503: it did not start, or could not reach the database; its log says more. No answer: %s cannot be reached. A sync started by hand does the work meanwhile.', coalesce(v_schedule ->> 'function_url', 'its address')),
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    )
+  ) as v (code, level, title, count, samples, remediation, action);
+end;
+$$;
+
+comment on function image_sync.schedule_findings(jsonb) is 'What keeps the schedule from calling the function.';
+
+-- Those that stand, the gravest first.
 create or replace function image_sync.findings(p_facts jsonb)
 returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
--- Not in sql, which would plan all of them anew at each call: 15 ms to find in one.
+-- Not in sql, which would plan all of them anew at each call: 15 ms to find in one. What it calls inherits the setting.
 language plpgsql
 stable
 set search_path = ''
@@ -84,388 +617,18 @@ set plan_cache_mode = 'force_generic_plan'
 as $$
 begin
   return query
-  -- Once, not once in each of the findings that look at it.
-  with f as materialized (
-    select
-      p_facts ->> 'bucket_id' as bucket_id,
-      p_facts -> 'live' as live,
-      p_facts -> 'schedule' as schedule,
-      p_facts -> 'schedule' -> 'calls' -> (p_facts ->> 'bucket_id') as call,
-      p_facts -> 'measured' as measured,
-      p_facts -> 'last_sync' as last_sync,
-      p_facts -> 'last_listing' as last_listing,
-      (
-        select jsonb_object_agg(u.code, jsonb_build_object('files', u.files, 'samples', u.samples, 'none_shown', u.none_shown))
-        from image_sync.unseen(p_facts) u
-      ) as unseen,
-      -- Extensions that are left out and are of pictures.
-      (
-        select coalesce(jsonb_agg(e.extension order by e.extension), '[]')
-        from jsonb_object_keys(coalesce(nullif(p_facts #> '{measured,bucket,by_extension}', 'null'), '{}')) as e (extension)
-        where e.extension in ('jpg', 'jpeg', 'png', 'gif', 'webp', 'bmp', 'svg', 'ico', 'heic', 'heif', 'tif', 'tiff', 'avif')
-          and not p_facts #> '{live,extensions}' ? e.extension
-      ) as pictures
-  ), found as (
+  with found as (
     select v.code, v.level, v.title, v.count, coalesce(v.samples, '[]') as samples, v.remediation, v.action
-    from f
-    cross join lateral (values
-      (
-        'bucket_missing', 'error', 'The bucket does not exist',
-        (not (f.live ->> 'bucket_exists')::boolean)::integer::bigint, null::jsonb,
-        format('Create the private bucket %s under Storage and upload its files. If it is gone for good, archive its records with a cleanup that says so (bucket_is_gone) and take it out of the settings.', f.bucket_id),
-        image_sync.sql_of(format('insert into storage.buckets (id, name, public) values (%1$L, %1$L, false);', f.bucket_id))
-      ),
-      (
-        'bucket_empty', case when (f.live ->> 'has_records')::boolean then 'error' else 'warning' end, 'No files found in bucket',
-        ((f.live ->> 'bucket_exists')::boolean and not (f.live ->> 'has_objects')::boolean)::integer, null,
-        format('Check that %s is the right bucket, upload its files there, then start a sync. Nothing is removed from the table for an empty bucket.', f.bucket_id),
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'bucket_public', 'warning', 'The bucket is public',
-        coalesce((f.live ->> 'bucket_public')::boolean, false)::integer, null,
-        format('Anyone can fetch every file without a signed URL. Make bucket %s private under Storage, Edit bucket.', f.bucket_id),
-        image_sync.sql_of(format('update storage.buckets set public = false where id = %L;', f.bucket_id))
-      ),
-      (
-        'listing_failed', 'error', 'Error listing files',
-        coalesce((f.live ->> 'listing_refused')::boolean, false)::integer, null,
-        'storage.objects could not be read: service_role lacks the rights, or the function uses another key. Grant them, then start a sync.',
-        image_sync.sql_of('grant usage on schema storage to service_role; grant select on storage.objects, storage.buckets to service_role;')
-      ),
-      (
-        'listing_incomplete', 'error', 'The last run stopped before the end of the bucket',
-        (f.last_listing ->> 'state' in ('failed', 'cancelled') and not (f.last_listing ->> 'reached_end')::boolean and coalesce(f.last_listing #>> '{error,code}', '') not in ('bucket_missing', 'function_unknown'))::integer, null,
-        'Files beyond that point were not looked at. A run lists page by page to the very end and has no limit of 100 files: see the run''s error, mend its cause and start a sync.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'signing_failed', 'error', 'Error signing URLs',
-        (f.last_sync ->> 'stop_reason' in ('signing_failed', 'signing_impossible', 'dead_chunks'))::integer, null,
-        'The Storage API refused to sign. See the run''s error and problems; check that the bucket is the one in the settings, that the function has a secret key, and the status of Storage. Then start a sync.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'unsignable_names', 'warning', 'Files whose name Storage opens no URL of',
-        (f.measured #>> '{unsignable,count}')::bigint, f.measured #> '{unsignable,samples}',
-        'A name that Storage does not open (non-ASCII characters, # % ~ ^ | [ ] { } < > quotes, tabs, a path segment . or ..) has to be changed: rename the file, then start a sync.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'missing', 'warning', 'Images without a record',
-        (f.measured #>> '{difference,missing,count}')::bigint, f.measured #> '{difference,missing,samples}',
-        'Start a sync; the nightly run does it too.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'orphaned', 'warning', 'Records without a file',
-        (f.measured #>> '{difference,orphaned,count}')::bigint, f.measured #> '{difference,orphaned,samples}',
-        'If the files are gone for good, start a cleanup: it lists the records first and removes them only when that list is confirmed. If they should be there, restore the files.'
-          || case
-            when (f.last_sync #>> '{totals,inserted}')::bigint = (f.measured #>> '{difference,orphaned,count}')::bigint
-              then ' Just as many files came as went: if they were copied and deleted instead of moved, their records could not follow. Move files with Storage''s own move, which keeps their records.'
-            else ''
-          end,
-        image_sync.request_of(f.bucket_id, '{"mode": "cleanup"}')
-      ),
-      (
-        'collided', 'warning', 'Images whose record the table refuses',
-        (f.measured #>> '{difference,collided,count}')::bigint, f.measured #> '{difference,collided,samples}',
-        'Another record has the same part number, or a constraint or trigger of the table says no. Rename the file, or change the other record, then start a sync.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'moved', 'warning', 'Files that were renamed or moved',
-        (f.measured #>> '{difference,moved,count}')::bigint, f.measured #> '{difference,moved,samples}',
-        'Their URLs open nothing any more. Start a sync: it takes each record along to the new name and signs it; the nightly run does it too.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'moved_away', 'warning', 'Files that were moved to another bucket',
-        (f.measured #>> '{moved_away,count}')::bigint,
-        (
-          select jsonb_agg(format('%s → bucket %s', a.file ->> 'name', a.file ->> 'bucket'))
-          from jsonb_array_elements(coalesce(nullif(f.measured -> 'moved_away', 'null') -> 'files', '[]')) as a (file)
-        ),
-        'Their records are here still, with URLs that open nothing: a sync of the bucket that they went to takes them along. Start a sync of that bucket.',
-        image_sync.request_of(f.measured #>> '{moved_away,files,0,bucket}', '{"mode": "sync"}')
-      ),
-      (
-        'not_moved', 'warning', 'Records that could not follow their files',
-        (f.measured #>> '{unmoved,count}')::bigint, f.measured #> '{unmoved,samples}',
-        'The problems of the last sync say why of each: somebody held the record (the next sync settles it), or a constraint or trigger of the table refused its new name or part number. Mend that, then start a sync.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'unsigned', 'warning', 'Records without a URL',
-        -- Those that the last run could not sign or write stand under findings of their own.
-        (f.measured ->> 'unsigned_with_object')::bigint - (f.measured #>> '{failed,count}')::bigint
-          - (f.measured #>> '{held,count}')::bigint - (f.measured #>> '{too_slow,count}')::bigint - (f.measured #>> '{url_refused,count}')::bigint, null,
-        'Start a sync. If they stay, see the problems of that run.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'row_locked', 'warning', 'Records that somebody else held',
-        (f.measured #>> '{held,count}')::bigint, f.measured #> '{held,samples}',
-        'Other sessions had them locked, so they were left as they were; the next sync settles them. If it does not, look for who stays: select pid, usename, application_name, xact_start from pg_stat_activity where state like ''idle in transaction%'' order by xact_start;',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'database_timeout', 'warning', 'Records that the database could not write in time',
-        (f.measured #>> '{too_slow,count}')::bigint, f.measured #> '{too_slow,samples}',
-        'Each of them alone took longer than the statement timeout of the Data API. Look at the triggers of the table: select tgname, tgfoid::regproc from pg_trigger where tgrelid = ''public.part_images''::regclass and not tgisinternal; Then start a sync.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'url_refused', 'warning', 'Records that the table does not let be changed',
-        (f.measured #>> '{url_refused,count}')::bigint, f.measured #> '{url_refused,samples}',
-        'A constraint or trigger of the table refused their new URL. See the problems of the last sync for its words, mend that, then start a sync.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'run_stands_still', 'error', 'An open run stands still',
-        (f.live -> 'standing_run' <> 'null')::integer, null,
-        format(
-          'The %s %s has not moved since %s. %s The watchdog calls the function again every minute; after 6 hours the nightly job closes the run. Starting it again wakes it at once; to end it, cancel it.',
-          f.live #>> '{standing_run,mode}', f.live #>> '{standing_run,id}', to_char((f.live #>> '{standing_run,since}')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI "GMT"'), f.live #>> '{standing_run,reason}'
-        ),
-        image_sync.request_of(f.bucket_id, jsonb_strip_nulls(jsonb_build_object(
-          'mode', f.live #> '{standing_run,mode}',
-          'confirm', case when f.live #>> '{standing_run,mode}' = 'cleanup' then f.live #> '{standing_run,plan_id}' end,
-          'restore', case when f.live #>> '{standing_run,mode}' = 'restore' then f.live #> '{standing_run,plan_id}' end,
-          'bucket_is_gone', f.live #> '{standing_run,bucket_is_gone}'
-        )))
-      ),
-      (
-        'table_refused', 'error', 'The function may not use the table',
-        coalesce((f.live ->> 'table_refused')::boolean, false)::integer, null,
-        'The table was adopted as it was, and its grants do not let service_role work. Grant them, then start a sync.',
-        image_sync.sql_of('grant select, insert, update, delete on public.part_images to service_role;')
-      ),
-      (
-        'renewed_too_late', 'warning', 'URLs will die before the schedule renews them',
-        (
-          (f.live ->> 'nightly')::boolean
-          and (
-            select min(image_sync.next_time(
-              s.schedule, greatest(now(), (f.measured #>> '{records,soonest_expiry}')::timestamptz - (f.live ->> 'renew_before')::interval)
-            ))
-            from jsonb_array_elements_text(f.schedule -> 'schedules') as s (schedule)
-          ) > (f.measured #>> '{records,soonest_expiry}')::timestamptz
-          and (f.measured #>> '{records,soonest_expiry}')::timestamptz > now()
-        )::integer, null,
-        format(
-          'The first URL dies at %s, and no scheduled sync lies in the %s before it. Let URLs live longer and be renewed earlier than the time between two nights, then start a sync.',
-          to_char((f.measured #>> '{records,soonest_expiry}')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI "GMT"'), f.live ->> 'renew_before'
-        ),
-        image_sync.sql_of(format('update image_sync.settings set signed_url_ttl = greatest(signed_url_ttl, ''7 days''), renew_before = greatest(renew_before, ''2 days'') where bucket_id = %L;', f.bucket_id))
-      ),
-      (
-        'expired', 'error', 'Records whose URL has expired',
-        case
-          -- Nothing was measured since the first of them died: at least one has.
-          when (f.measured #>> '{records,soonest_expiry}')::timestamptz <= now() then greatest((f.measured ->> 'expired_with_object')::bigint, 1)
-          else (f.measured ->> 'expired_with_object')::bigint
-        end, null,
-        'Start a sync: it signs them again. Then see why the nights before did not.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'register_opened_rarely', 'info', 'Registers that are opened less often than their URLs live',
-        jsonb_array_length(f.live -> 'rare_readers'), f.live -> 'rare_readers',
-        'What their sheets show has died meanwhile: they see no picture until they refresh. Let every URL have more life left than it takes them to look again, then start a sync: for a register that is opened once a month signed_url_ttl is 45 days and renew_before a month. A reader who has left should be revoked.',
-        image_sync.sql_of(format(
-          'update image_sync.settings set signed_url_ttl = greatest(signed_url_ttl, ''%s days''), renew_before = greatest(renew_before, ''%s days'') where bucket_id = %L;',
-          greatest(45, least(365, ceil(1.4 * (f.live ->> 'longest_absence_days')::numeric))), f.live ->> 'longest_absence_days', f.bucket_id
-        ))
-      ),
-      (
-        'excluded_extensions', 'info', 'Files left out because of their extension',
-        (f.measured #>> '{other_extensions,count}')::bigint, f.measured #> '{other_extensions,samples}',
-        case
-          when jsonb_array_length(f.pictures) = 0 then 'None of them is a picture by its extension: nothing to do.'
-          else 'To include the pictures among them, add their extensions; then start a sync.'
-        end
-          || case when f.pictures ?| '{heic,heif,tif,tiff,avif}' then ' Neither every spreadsheet nor every browser shows heic, heif, tif, tiff or avif.' else '' end
-          || case when f.measured #> '{bucket,by_extension}' ? '(none)' and not f.live -> 'extensions' ? '' then ' Files without an extension are included by an empty one in that list.' else '' end,
-        case when jsonb_array_length(f.pictures) > 0 then image_sync.sql_of(format(
-          'update image_sync.settings set extensions = extensions || %L::text[] where bucket_id = %L;',
-          array(select jsonb_array_elements_text(f.pictures)), f.bucket_id
-        )) end
-      ),
-      (
-        'excluded_names', 'info', 'Hidden and system files left out by name',
-        (f.measured #>> '{excluded,count}')::bigint, f.measured #> '{excluded,samples}',
-        'Their names match a pattern of the setting exclude, so they have no record.',
-        null::jsonb
-      ),
-      (
-        'empty_files', 'warning', 'Files that are empty',
-        (f.measured #>> '{empty_files,count}')::bigint, f.measured #> '{empty_files,samples}',
-        'They have a size of 0 and show nothing, so they count as no images. Upload them again, then start a sync.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'several_files', 'warning', 'Several files for one part number',
-        (f.measured #>> '{several_files,count}')::bigint, f.measured #> '{several_files,samples}',
-        'Each file has its own record; a look-up by part number finds one of them. Keep one file for each part number and delete or rename the others, then start a sync; nothing is overwritten.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'unnamed_records', 'warning', 'Records without a file name',
-        (f.measured ->> 'unnamed')::bigint, null,
-        'They cannot be matched with any file. Give them their file names, or move them to the archive; then start an analyze.',
-        image_sync.sql_of(format(
-          'with taken as (delete from public.part_images p where p.bucket_id = %1$L and coalesce(p.file_name, '''') = '''' returning to_jsonb(p.*) as record) insert into image_sync.archive (bucket_id, file_name, record, reason) select %1$L, '''', taken.record, ''unnamed'' from taken;',
-          f.bucket_id
-        ))
-      ),
-      (
-        'stray_records', 'warning', 'Records of buckets that no run looks at',
-        (
-          select sum((s.stray ->> 'records')::bigint)
-          from jsonb_array_elements(f.live -> 'strays') as s (stray)
-        )::bigint,
-        (
-          select jsonb_agg(format(
-            '%s: %s%s %s, %s', s.stray ->> 'bucket_id',
-            s.stray ->> 'records', case when (s.stray ->> 'records')::integer >= 10000 then ' or more' end,
-            case when (s.stray ->> 'records')::integer = 1 then 'record' else 'records' end,
-            case when (s.stray ->> 'bucket_exists')::boolean then 'a bucket without settings' else 'the bucket does not exist' end
-          ))
-          from jsonb_array_elements(f.live -> 'strays') as s (stray)
-        ),
-        'Nothing renews their URLs. A bucket that exists is kept in step once it has settings; the records of one that is gone are archived by a cleanup that says so: bucket by bucket, beginning with the first.',
-        case
-          when (f.live #>> '{strays,0,bucket_exists}')::boolean then image_sync.sql_of(format('insert into image_sync.settings (bucket_id) values (%L);', f.live #>> '{strays,0,bucket_id}'))
-          else image_sync.request_of(f.live #>> '{strays,0,bucket_id}', '{"mode": "cleanup", "bucket_is_gone": true}')
-        end
-      ),
-      (
-        'file_lost', case when (f.unseen #>> '{file_lost,none_shown}')::boolean then 'error' else 'warning' end, 'Files that are lost or empty in Storage',
-        (f.unseen #>> '{file_lost,files}')::bigint, f.unseen #> '{file_lost,samples}',
-        'Storage has their row and no content: no URL shows them. Upload them again, then start a verify.',
-        image_sync.request_of(f.bucket_id, '{"mode": "verify"}')
-      ),
-      (
-        'file_gone', case when (f.unseen #>> '{file_gone,none_shown}')::boolean then 'error' else 'warning' end, 'Files that were deleted while they were looked at',
-        (f.unseen #>> '{file_gone,files}')::bigint, f.unseen #> '{file_gone,samples}',
-        'Their records are orphaned from now on: start a sync, and then see what it says of them.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'not_an_image', case when (f.unseen #>> '{not_an_image,none_shown}')::boolean then 'error' else 'warning' end, 'Files that are no images',
-        (f.unseen #>> '{not_an_image,files}')::bigint, f.unseen #> '{not_an_image,samples}',
-        'What they begin with is of no kind of image, whatever their names say. Upload the right files, or leave them out by the setting exclude; then start a verify.',
-        image_sync.request_of(f.bucket_id, '{"mode": "verify"}')
-      ),
-      (
-        'wrong_content_type', case when (f.unseen #>> '{wrong_content_type,none_shown}')::boolean then 'error' else 'warning' end, 'Images stored under a wrong content type',
-        (f.unseen #>> '{wrong_content_type,files}')::bigint, f.unseen #> '{wrong_content_type,samples}',
-        'Browsers and spreadsheets may not show them. Upload them again with their content type (image/jpeg), then start a verify.',
-        image_sync.request_of(f.bucket_id, '{"mode": "verify"}')
-      ),
-      (
-        'url_rejected', case when (f.unseen #>> '{url_rejected,none_shown}')::boolean then 'error' else 'warning' end, 'URLs that Storage rejects',
-        (f.unseen #>> '{url_rejected,files}')::bigint, f.unseen #> '{url_rejected,samples}',
-        'The key that signs URLs was rotated, or the URL was changed by hand. They have to be signed anew: start a sync that renews all.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync", "renew": "all"}')
-      ),
-      (
-        'unreachable', case when (f.unseen #>> '{unreachable,none_shown}')::boolean then 'error' else 'warning' end, 'URLs that could not be opened',
-        (f.unseen #>> '{unreachable,files}')::bigint, f.unseen #> '{unreachable,samples}',
-        'Storage, or the address that readers use (the setting public_url), gave no answer that says anything of the file. Check the status of Storage, then start a verify.',
-        image_sync.request_of(f.bucket_id, '{"mode": "verify"}')
-      ),
-      (
-        'last_run_failed', 'error', 'The last sync failed',
-        (
-          f.last_sync ->> 'state' = 'failed'
-          -- function_unknown says it already.
-          and not coalesce(f.last_sync #>> '{error,code}' = 'function_unknown' and f.schedule -> 'function_url' = 'null', false)
-        )::integer, null,
-        format('%s Then start a sync.', coalesce((f.last_sync #>> '{error,title}') || ': ' || (f.last_sync #>> '{error,detail}'), 'See the run''s problems.')),
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'last_run_partial', 'warning', 'The last sync could not do all of its work',
-        (f.last_sync ->> 'state' = 'partial')::integer, f.measured #> '{failed,samples}',
-        'See the run''s problems for what was said of each. The next sync tries again.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'no_recent_sync', 'error', 'No successful sync since one was due',
-        (f.live -> 'last_success_at' = 'null' or coalesce((
-          -- Two hours after the first night that should have come since. Without a schedule there is no such limit.
-          select min(image_sync.next_time(s.schedule, (f.live ->> 'last_success_at')::timestamptz)) < now() - interval '2 hours'
-          from jsonb_array_elements_text(f.schedule -> 'schedules') as s (schedule)
-          where (f.live ->> 'nightly')::boolean
-        ), false))::integer, null,
-        'Start a sync by hand. If the nightly one does not come, look at the findings about its job and its calls.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'job_missing', 'error', 'A scheduled job is absent, switched off, or does something else',
-        jsonb_array_length(coalesce(f.schedule -> 'missing_jobs', '["image-sync-housekeeping", "image-sync-nightly", "image-sync-watchdog"]')), coalesce(f.schedule -> 'missing_jobs', '["image-sync-housekeeping", "image-sync-nightly", "image-sync-watchdog"]'),
-        'The lines of SQL below make it; the owner of the schema image_sync (postgres) has to run them.',
-        image_sync.sql_of(coalesce(f.schedule ->> 'missing_lines', 'create extension pg_cron with schema pg_catalog;'))
-      ),
-      (
-        'job_failed', 'error', 'A scheduled job failed the last time',
-        (
-          select count(*)
-          from jsonb_array_elements(f.schedule -> 'failed_jobs') as j (job)
-          -- What a later success refutes is gone.
-          where not coalesce(j.job ->> 'name' = 'image-sync-nightly' and (f.live ->> 'last_success_at')::timestamptz > (j.job ->> 'at')::timestamptz, false)
-        ),
-        (
-          select jsonb_agg(format('%s at %s: %s', j.job ->> 'name', to_char((j.job ->> 'at')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI "GMT"'), j.job ->> 'message'))
-          from jsonb_array_elements(f.schedule -> 'failed_jobs') as j (job)
-        ),
-        'Mend what its message says. The finding goes when the job has run well, or a sync has succeeded since.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'calls_unanswered', 'error', 'Calls of the function are not answered',
-        (
-          (f.call ->> 'is_open')::boolean
-          and not (f.call ->> 'answered')::boolean
-          and (f.call ->> 'moved_at')::timestamptz < now() - interval '2 minutes'
-          and (f.call ->> 'kicked_at')::timestamptz < now() - interval '10 seconds'
-        )::integer, null,
-        format(
-          'Nothing has moved since %s GMT, and the last call is queued or lost: is pg_net at work? select count(*) from net.http_request_queue; select net.worker_restart(); A sync started by hand does the work meanwhile.',
-          to_char((f.call ->> 'moved_at')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS')
-        ),
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'function_unknown', 'error', 'The function has not said where it lives',
-        (f.schedule -> 'function_url' = 'null')::integer, null,
-        'The schedule cannot call it. It announces its address whenever it starts a run: deploy it, and start a sync by hand.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'address_stale', 'error', 'The schedule calls a function that does not know this database',
-        ((f.call ->> 'answered')::boolean and (f.call ->> 'status')::integer = 401)::integer,
-        jsonb_build_array(f.schedule ->> 'function_url'),
-        'As after a restore or a branch into another project: the address is the old one''s until this project''s own function has been called. Start a sync by hand.',
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'last_call_failed', 'warning', 'The last call that the schedule queued got an error',
-        ((f.call ->> 'answered')::boolean and coalesce((f.call ->> 'status')::integer not between 200 and 299 and (f.call ->> 'status')::integer <> 401, true))::integer,
-        jsonb_build_array(coalesce('HTTP ' || (f.call ->> 'status'), f.call ->> 'error')),
-        format('404: the function is not deployed. 503: it did not start, or could not reach the database; its log says more. No answer: %s cannot be reached. A sync started by hand does the work meanwhile.', coalesce(f.schedule ->> 'function_url', 'its address')),
-        image_sync.request_of(f.bucket_id, '{"mode": "sync"}')
-      ),
-      (
-        'table_public', 'warning', 'Anyone with the publishable key can read the signed URLs',
-        coalesce((f.live ->> 'table_public')::boolean, false)::integer, null,
-        'The role anon may select from public.part_images. Unless that is wanted, revoke it, or enable row level security on the table.',
-        image_sync.sql_of('revoke select on public.part_images from anon, public;')
-      )
-    ) as v (code, level, title, count, samples, remediation, action)
+    from (
+      select * from image_sync.bucket_findings(p_facts)
+      union all select * from image_sync.access_findings(p_facts)
+      union all select * from image_sync.file_findings(p_facts)
+      union all select * from image_sync.difference_findings(p_facts)
+      union all select * from image_sync.url_findings(p_facts)
+      union all select * from image_sync.unseen_findings(p_facts)
+      union all select * from image_sync.run_findings(p_facts)
+      union all select * from image_sync.schedule_findings(p_facts)
+    ) as v
     where v.count > 0
   )
   select found.code, found.level, found.title, found.count, found.samples, found.remediation, found.action
@@ -508,11 +671,27 @@ revoke all on function
   image_sync.request_of(text, jsonb),
   image_sync.sql_of(text),
   image_sync.unseen(jsonb),
+  image_sync.bucket_findings(jsonb),
+  image_sync.access_findings(jsonb),
+  image_sync.file_findings(jsonb),
+  image_sync.difference_findings(jsonb),
+  image_sync.url_findings(jsonb),
+  image_sync.unseen_findings(jsonb),
+  image_sync.run_findings(jsonb),
+  image_sync.schedule_findings(jsonb),
   image_sync.findings(jsonb)
 from public;
 grant execute on function
   image_sync.request_of(text, jsonb),
   image_sync.sql_of(text),
   image_sync.unseen(jsonb),
+  image_sync.bucket_findings(jsonb),
+  image_sync.access_findings(jsonb),
+  image_sync.file_findings(jsonb),
+  image_sync.difference_findings(jsonb),
+  image_sync.url_findings(jsonb),
+  image_sync.unseen_findings(jsonb),
+  image_sync.run_findings(jsonb),
+  image_sync.schedule_findings(jsonb),
   image_sync.findings(jsonb)
 to service_role;

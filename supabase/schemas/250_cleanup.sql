@@ -4,6 +4,226 @@
 
 -- The guards: what has to hold before the first record is removed or put back. Each refusal has its code, its numbers and the
 -- way out; only too_many_records, too_large_fraction and bucket_empty can be overridden, by name.
+
+-- Whether it excludes, or is excluded by, what is there already.
+create or replace function image_sync.guard_start(p_bucket_id text, p_mode text, p_options jsonb)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_open record;
+begin
+  select r.id, r.mode
+  into v_open
+  from image_sync.runs r
+  where r.bucket_id = p_bucket_id
+    and r.mode in ('cleanup', 'restore')
+    and r.finished_at is null
+  limit 1;
+  if found then
+    return image_sync.problem(
+      409, 'conflicting_run', 'Another run excludes this one',
+      format('Cannot start a %s of bucket %s: the %s %s is open. Wait for its end, or cancel it with DELETE ?run=%s.', p_mode, p_bucket_id, v_open.mode, v_open.id, v_open.id),
+      jsonb_build_object('open_run', v_open.id)
+    );
+  end if;
+  if p_mode = 'cleanup' and coalesce((p_options ->> 'bucket_is_gone')::boolean, false) and exists (
+    select
+    from storage.buckets b
+    where b.id = p_bucket_id
+  ) then
+    return image_sync.problem(
+      409, 'bucket_exists', 'The bucket is there',
+      format('Cannot clean up bucket %s as one that is gone: storage.buckets has it. Start a cleanup that looks at its files: {"mode": "cleanup"}.', p_bucket_id)
+    );
+  end if;
+  return null;
+end;
+$$;
+
+comment on function image_sync.guard_start(text, text, jsonb) is 'Why a cleanup or restore may not start beside what is there already, as a problem, or null.';
+
+create or replace function image_sync.plan_of_another_bucket(p_bucket_id text, p_plan uuid, p_plan_bucket text)
+returns jsonb
+language plpgsql
+immutable
+set search_path = ''
+as $$
+begin
+  return image_sync.problem(
+    409, 'plan_of_another_bucket', 'The list is of another bucket',
+    format('Cannot apply run %s to bucket %s: it is a run of bucket %s. Name that bucket.', p_plan, p_bucket_id, p_plan_bucket),
+    jsonb_build_object('plan_bucket', p_plan_bucket)
+  );
+end;
+$$;
+
+comment on function image_sync.plan_of_another_bucket(text, uuid, text) is 'The problem that a list is of another bucket than the one it should be applied to.';
+
+-- Whether there is something to put back: what the archive holds, whatever became of the cleanup's own row.
+create or replace function image_sync.guard_restore(p_bucket_id text, p_cleanup uuid, out problem jsonb, out total bigint)
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_cleanup image_sync.runs;
+  v_cleanup_bucket text;
+  v_archived bigint;
+begin
+  select r.*
+  into v_cleanup
+  from image_sync.runs r
+  where r.id = p_cleanup;
+  select count(*) filter (where a.restored_at is null), coalesce(v_cleanup.bucket_id, min(a.bucket_id)), count(*)
+  into total, v_cleanup_bucket, v_archived
+  from image_sync.archive a
+  where a.run_id = p_cleanup;
+  if (v_cleanup.id is null and v_archived = 0) or v_cleanup.mode <> 'cleanup' or (v_cleanup.id is not null and v_cleanup.plan_id is null) then
+    problem := image_sync.problem(
+      404, 'unknown_plan', 'There is no such list',
+      format('Cannot restore %s: it is not a cleanup that removed records. The archive says which are: select distinct run_id from image_sync.archive;', p_cleanup)
+    );
+  elsif v_cleanup_bucket <> p_bucket_id then
+    problem := image_sync.plan_of_another_bucket(p_bucket_id, p_cleanup, v_cleanup_bucket);
+  elsif (v_cleanup.id is not null and v_cleanup.finished_at is null) or total = 0 then
+    problem := image_sync.problem(
+      409, 'nothing_to_restore', 'There is nothing to restore',
+      format('Cannot restore cleanup %s: it is open, or the archive holds no record of it that is not back already. The archive says which are: select distinct run_id from image_sync.archive where restored_at is null;', p_cleanup)
+    );
+  end if;
+end;
+$$;
+
+comment on function image_sync.guard_restore(text, uuid) is 'Why a cleanup cannot be restored, as a problem, or null; and how many of its records are in the archive still.';
+
+-- Whether the list is a whole one of this bucket that nobody has applied. p_run is the run of that id, or null where there is none.
+create or replace function image_sync.guard_plan(p_bucket_id text, p_plan uuid, p_run image_sync.runs)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_applied uuid;
+begin
+  if p_run.id is null or p_run.mode <> 'cleanup' or p_run.plan_id is not null then
+    return image_sync.problem(
+      404, 'unknown_plan', 'There is no such list',
+      format('Cannot confirm %s: it is not a dry run of a cleanup. Start one with {"mode": "cleanup"} and confirm its id.', p_plan)
+    );
+  elsif p_run.bucket_id <> p_bucket_id then
+    return image_sync.plan_of_another_bucket(p_bucket_id, p_plan, p_run.bucket_id);
+  elsif p_run.outcome is distinct from 'succeeded' then
+    return image_sync.problem(
+      409, 'plan_not_finished', 'The list is not complete',
+      format('Cannot confirm dry run %s: it is %s, not succeeded. Start a new one with {"mode": "cleanup"}.', p_plan, coalesce(p_run.outcome, 'open'))
+    );
+  end if;
+  select r.id
+  into v_applied
+  from image_sync.runs r
+  where r.plan_id = p_plan
+    and r.mode = 'cleanup';
+  if found then
+    return image_sync.problem(
+      409, 'plan_already_applied', 'The list was applied already',
+      format('Cannot confirm dry run %s: run %s applied it. Start a new one with {"mode": "cleanup"} to see what is left.', p_plan, v_applied),
+      jsonb_build_object('applied_by', v_applied)
+    );
+  end if;
+  return null;
+end;
+$$;
+
+comment on function image_sync.guard_plan(text, uuid, image_sync.runs) is 'Why a run is no list that can be confirmed for a bucket, as a problem, or null.';
+
+-- Whether the bucket is still the one that the list was made of. The list says whether that was one that is gone; whoever confirms
+-- it need not say it again.
+create or replace function image_sync.guard_bucket(p_plan image_sync.runs, p_options jsonb)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_is_gone constant boolean := coalesce((p_plan.options ->> 'bucket_is_gone')::boolean, false);
+  v_bucket record;
+begin
+  select b.id, b.created_at
+  into v_bucket
+  from storage.buckets b
+  where b.id = p_plan.bucket_id;
+  if v_bucket.id is null and not v_is_gone then
+    return image_sync.problem(
+      409, 'bucket_missing', 'The bucket does not exist',
+      format('Cannot clean up bucket %s: storage.buckets has no such id. Without a bucket every record looks orphaned. If it is gone for good: {"mode": "cleanup", "bucket_is_gone": true}.', p_plan.bucket_id)
+    );
+  elsif v_bucket.created_at is distinct from p_plan.bucket_created_at then
+    return image_sync.problem(
+      409, 'bucket_recreated', 'The bucket was deleted and made again',
+      format('Cannot confirm dry run %s: bucket %s was made at %s, after that list. Start a new one with {"mode": "cleanup"}, look at it, and confirm that.', p_plan.id, p_plan.bucket_id, v_bucket.created_at),
+      jsonb_build_object('bucket_created_at', v_bucket.created_at, 'plan_bucket_created_at', p_plan.bucket_created_at)
+    );
+  elsif p_plan.finished_at < now() - interval '1 day' then
+    return image_sync.problem(
+      409, 'plan_expired', 'The list is older than a day',
+      format('Cannot confirm dry run %s: it ended at %s. Start a new one with {"mode": "cleanup"} and confirm that.', p_plan.id, p_plan.finished_at),
+      jsonb_build_object('finished_at', p_plan.finished_at, 'max_age_hours', 24)
+    );
+  elsif not v_is_gone and not coalesce((p_options ->> 'allow_empty_bucket')::boolean, false) and not exists (
+    select
+    from image_sync.objects o
+    where o.bucket_id = p_plan.bucket_id
+  ) then
+    return image_sync.problem(
+      409, 'bucket_empty', 'The bucket is empty',
+      format('Cannot clean up bucket %s: it holds no file, so every record looks orphaned. If that is meant: {"mode": "cleanup", "confirm": "%s", "allow_empty_bucket": true, "max_delete_fraction": 1}.', p_plan.bucket_id, p_plan.id)
+    );
+  end if;
+  return null;
+end;
+$$;
+
+comment on function image_sync.guard_bucket(image_sync.runs, jsonb) is 'Why the bucket is no longer what a list of it says, as a problem, or null.';
+
+-- Whether the list is no longer, and no larger a part of the table, than the settings or the request allow.
+create or replace function image_sync.guard_amount(p_plan image_sync.runs, p_options jsonb)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_settings image_sync.settings;
+  v_total constant bigint := (p_plan.summary #>> '{totals,orphaned}')::bigint;
+  v_records constant bigint := (p_plan.summary #>> '{totals,records}')::bigint;
+  v_max_count bigint;
+  v_max_fraction numeric;
+begin
+  select s.*
+  into v_settings
+  from image_sync.settings s
+  where s.bucket_id = p_plan.bucket_id;
+  v_max_count := coalesce((p_options ->> 'max_delete_count')::bigint, v_settings.max_delete_count);
+  v_max_fraction := coalesce((p_options ->> 'max_delete_fraction')::numeric, v_settings.max_delete_fraction);
+  if v_total > v_max_count then
+    return image_sync.problem(
+      409, 'too_many_records', 'The list is longer than allowed',
+      format('Cannot remove %s of %s records: at most %s are allowed (max_delete_count). If all of them should go: {"mode": "cleanup", "confirm": "%s", "max_delete_count": %s}.', v_total, v_records, v_max_count, p_plan.id, v_total),
+      jsonb_build_object('planned', v_total, 'records', v_records, 'max_delete_count', v_max_count)
+    );
+  -- Of a bucket that is gone every record is meant.
+  elsif not coalesce((p_plan.options ->> 'bucket_is_gone')::boolean, false) and v_total > v_records * v_max_fraction then
+    return image_sync.problem(
+      409, 'too_large_fraction', 'The list is too large a part of the table',
+      format('Cannot remove %s of %s records (%s %%): at most %s %% are allowed (max_delete_fraction). If all of them should go: {"mode": "cleanup", "confirm": "%s", "max_delete_fraction": %s}.', v_total, v_records, round(100.0 * v_total / v_records, 1), round(100 * v_max_fraction, 1), p_plan.id, round(least(ceil(10000.0 * v_total / v_records) / 10000, 1), 4)),
+      jsonb_build_object('planned', v_total, 'records', v_records, 'fraction', round(1.0 * v_total / v_records, 4), 'max_delete_fraction', v_max_fraction)
+    );
+  end if;
+  return null;
+end;
+$$;
+
+comment on function image_sync.guard_amount(image_sync.runs, jsonb) is 'Why a list names more records than may be removed, as a problem with the numbers, or null.';
+
 create or replace function image_sync.check_guards(
   p_bucket_id text,
   p_mode text,
@@ -16,172 +236,30 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  v_settings image_sync.settings;
   v_plan image_sync.runs;
-  v_plan_bucket text;
-  v_archived bigint;
-  v_bucket record;
-  v_is_gone boolean;
-  v_records bigint;
-  v_applied uuid;
-  v_max_count bigint;
-  v_max_fraction numeric;
 begin
   plan := coalesce(p_options ->> 'confirm', p_options ->> 'restore')::uuid;
-  v_is_gone := p_mode = 'cleanup' and coalesce((p_options ->> 'bucket_is_gone')::boolean, false);
-
-  select jsonb_build_object('id', r.id, 'mode', r.mode)
-  into problem
-  from image_sync.runs r
-  where r.bucket_id = p_bucket_id
-    and r.mode in ('cleanup', 'restore')
-    and r.finished_at is null
-  limit 1;
-  if problem is not null then
-    problem := image_sync.problem(
-      409, 'conflicting_run', 'Another run excludes this one',
-      format('Cannot start a %s of bucket %s: the %s %s is open. Wait for its end, or cancel it with DELETE ?run=%s.', p_mode, p_bucket_id, problem ->> 'mode', problem ->> 'id', problem ->> 'id'),
-      jsonb_build_object('open_run', problem ->> 'id')
-    );
+  problem := image_sync.guard_start(p_bucket_id, p_mode, p_options);
+  if problem is not null or plan is null then
     return;
   end if;
-  select b.id, b.created_at
-  into v_bucket
-  from storage.buckets b
-  where b.id = p_bucket_id;
-  if v_is_gone and v_bucket.id is not null then
-    problem := image_sync.problem(
-      409, 'bucket_exists', 'The bucket is there',
-      format('Cannot clean up bucket %s as one that is gone: storage.buckets has it. Start a cleanup that looks at its files: {"mode": "cleanup"}.', p_bucket_id)
-    );
+  if p_mode = 'restore' then
+    select g.problem, g.total
+    into problem, total
+    from image_sync.guard_restore(p_bucket_id, plan) as g;
     return;
   end if;
-  if plan is null then
-    return;
-  end if;
-
   select r.*
   into v_plan
   from image_sync.runs r
   where r.id = plan;
-  if p_mode = 'restore' then
-    -- What can be restored is what the archive holds, whatever became of the cleanup's own row.
-    select count(*) filter (where a.restored_at is null), coalesce(v_plan.bucket_id, min(a.bucket_id)), count(*)
-    into total, v_plan_bucket, v_archived
-    from image_sync.archive a
-    where a.run_id = plan;
-  else
-    v_plan_bucket := v_plan.bucket_id;
-  end if;
-  if (v_plan.id is null and coalesce(v_archived, 0) = 0) or v_plan.mode <> 'cleanup' or (v_plan.plan_id is null) <> (p_mode = 'cleanup') and v_plan.id is not null then
-    problem := image_sync.problem(
-      404, 'unknown_plan', 'There is no such list',
-      case
-        when p_mode = 'cleanup' then format('Cannot confirm %s: it is not a dry run of a cleanup. Start one with {"mode": "cleanup"} and confirm its id.', plan)
-        else format('Cannot restore %s: it is not a cleanup that removed records. The archive says which are: select distinct run_id from image_sync.archive;', plan)
-      end
-    );
-    return;
-  end if;
-  if v_plan_bucket <> p_bucket_id then
-    problem := image_sync.problem(
-      409, 'plan_of_another_bucket', 'The list is of another bucket',
-      format('Cannot apply run %s to bucket %s: it is a run of bucket %s. Name that bucket.', plan, p_bucket_id, v_plan_bucket),
-      jsonb_build_object('plan_bucket', v_plan_bucket)
-    );
-    return;
-  end if;
-
-  if p_mode = 'restore' then
-    if (v_plan.id is not null and v_plan.finished_at is null) or total = 0 then
-      problem := image_sync.problem(
-        409, 'nothing_to_restore', 'There is nothing to restore',
-        format('Cannot restore cleanup %s: it is open, or the archive holds no record of it that is not back already. The archive says which are: select distinct run_id from image_sync.archive where restored_at is null;', plan)
-      );
-    end if;
-    return;
-  end if;
-
-  if v_plan.outcome is distinct from 'succeeded' then
-    problem := image_sync.problem(
-      409, 'plan_not_finished', 'The list is not complete',
-      format('Cannot confirm dry run %s: it is %s, not succeeded. Start a new one with {"mode": "cleanup"}.', plan, coalesce(v_plan.outcome, 'open'))
-    );
-    return;
-  end if;
-  select r.id
-  into v_applied
-  from image_sync.runs r
-  where r.plan_id = v_plan.id
-    and r.mode = 'cleanup';
-  if found then
-    problem := image_sync.problem(
-      409, 'plan_already_applied', 'The list was applied already',
-      format('Cannot confirm dry run %s: run %s applied it. Start a new one with {"mode": "cleanup"} to see what is left.', plan, v_applied),
-      jsonb_build_object('applied_by', v_applied)
-    );
-    return;
-  end if;
-
-  -- The list says what it is a list of; whoever confirms it need not say it again.
-  v_is_gone := coalesce((v_plan.options ->> 'bucket_is_gone')::boolean, false);
-  if v_bucket.id is null and not v_is_gone then
-    problem := image_sync.problem(
-      409, 'bucket_missing', 'The bucket does not exist',
-      format('Cannot clean up bucket %s: storage.buckets has no such id. Without a bucket every record looks orphaned. If it is gone for good: {"mode": "cleanup", "bucket_is_gone": true}.', p_bucket_id)
-    );
-    return;
-  end if;
-  if v_bucket.created_at is distinct from v_plan.bucket_created_at then
-    problem := image_sync.problem(
-      409, 'bucket_recreated', 'The bucket was deleted and made again',
-      format('Cannot confirm dry run %s: bucket %s was made at %s, after that list. Start a new one with {"mode": "cleanup"}, look at it, and confirm that.', plan, p_bucket_id, v_bucket.created_at),
-      jsonb_build_object('bucket_created_at', v_bucket.created_at, 'plan_bucket_created_at', v_plan.bucket_created_at)
-    );
-    return;
-  end if;
-  if v_plan.finished_at < now() - interval '1 day' then
-    problem := image_sync.problem(
-      409, 'plan_expired', 'The list is older than a day',
-      format('Cannot confirm dry run %s: it ended at %s. Start a new one with {"mode": "cleanup"} and confirm that.', plan, v_plan.finished_at),
-      jsonb_build_object('finished_at', v_plan.finished_at, 'max_age_hours', 24)
-    );
-    return;
-  end if;
-  if not v_is_gone and not coalesce((p_options ->> 'allow_empty_bucket')::boolean, false) and not exists (
-    select
-    from image_sync.objects o
-    where o.bucket_id = p_bucket_id
-  ) then
-    problem := image_sync.problem(
-      409, 'bucket_empty', 'The bucket is empty',
-      format('Cannot clean up bucket %s: it holds no file, so every record looks orphaned. If that is meant: {"mode": "cleanup", "confirm": "%s", "allow_empty_bucket": true, "max_delete_fraction": 1}.', p_bucket_id, plan)
-    );
-    return;
-  end if;
-
-  select s.*
-  into v_settings
-  from image_sync.settings s
-  where s.bucket_id = p_bucket_id;
+  -- The first that does not hold is told: the rest is not looked at.
+  problem := coalesce(
+    image_sync.guard_plan(p_bucket_id, plan, v_plan),
+    image_sync.guard_bucket(v_plan, p_options),
+    image_sync.guard_amount(v_plan, p_options)
+  );
   total := (v_plan.summary #>> '{totals,orphaned}')::bigint;
-  v_records := (v_plan.summary #>> '{totals,records}')::bigint;
-  v_max_count := coalesce((p_options ->> 'max_delete_count')::bigint, v_settings.max_delete_count);
-  v_max_fraction := coalesce((p_options ->> 'max_delete_fraction')::numeric, v_settings.max_delete_fraction);
-  if total > v_max_count then
-    problem := image_sync.problem(
-      409, 'too_many_records', 'The list is longer than allowed',
-      format('Cannot remove %s of %s records: at most %s are allowed (max_delete_count). If all of them should go: {"mode": "cleanup", "confirm": "%s", "max_delete_count": %s}.', total, v_records, v_max_count, plan, total),
-      jsonb_build_object('planned', total, 'records', v_records, 'max_delete_count', v_max_count)
-    );
-  -- Of a bucket that is gone every record is meant.
-  elsif not v_is_gone and total > v_records * v_max_fraction then
-    problem := image_sync.problem(
-      409, 'too_large_fraction', 'The list is too large a part of the table',
-      format('Cannot remove %s of %s records (%s %%): at most %s %% are allowed (max_delete_fraction). If all of them should go: {"mode": "cleanup", "confirm": "%s", "max_delete_fraction": %s}.', total, v_records, round(100.0 * total / v_records, 1), round(100 * v_max_fraction, 1), plan, round(least(ceil(10000.0 * total / v_records) / 10000, 1), 4)),
-      jsonb_build_object('planned', total, 'records', v_records, 'fraction', round(1.0 * total / v_records, 4), 'max_delete_fraction', v_max_fraction)
-    );
-  end if;
 end;
 $$;
 
@@ -678,6 +756,12 @@ comment on function image_sync.skip_next(image_sync.runs, uuid, jsonb) is
   'Makes and closes a chunk of just the next record of a cleanup''s list or a restore, which is skipped and named with the database''s error.';
 
 revoke all on function
+  image_sync.guard_start(text, text, jsonb),
+  image_sync.plan_of_another_bucket(text, uuid, text),
+  image_sync.guard_restore(text, uuid),
+  image_sync.guard_plan(text, uuid, image_sync.runs),
+  image_sync.guard_bucket(image_sync.runs, jsonb),
+  image_sync.guard_amount(image_sync.runs, jsonb),
   image_sync.check_guards(text, text, jsonb),
   image_sync.referenced_names(text, text[]),
   image_sync.archive_orphans(image_sync.runs, text[]),
@@ -694,6 +778,12 @@ revoke all on function
   image_sync.skip_next(image_sync.runs, uuid, jsonb)
 from public;
 grant execute on function
+  image_sync.guard_start(text, text, jsonb),
+  image_sync.plan_of_another_bucket(text, uuid, text),
+  image_sync.guard_restore(text, uuid),
+  image_sync.guard_plan(text, uuid, image_sync.runs),
+  image_sync.guard_bucket(image_sync.runs, jsonb),
+  image_sync.guard_amount(image_sync.runs, jsonb),
   image_sync.check_guards(text, text, jsonb),
   image_sync.referenced_names(text, text[]),
   image_sync.archive_orphans(image_sync.runs, text[]),

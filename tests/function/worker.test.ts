@@ -325,11 +325,73 @@ describe("a worker", () => {
       ...database,
       advance: (request) => {
         leases.push(request.lease);
-        return leases.length === 1 ? Promise.resolve({ closed: null, next: "list" }) : advance(request);
+        return leases.length === 1
+          ? Promise.resolve({ closed: null, next: "list", chunksLeft: 0 })
+          : advance(request);
       },
     };
     expect(await work(listing, slowSigner().sign).done).toBe("finished");
     expect(leases[1]).toBe(leases[0]);
     expect(seen.closed).toEqual(["1.jpg"]);
+  });
+
+  test("keeps the lease of what it could not list yet, because others were at the run", async () => {
+    const { database, seen } = databaseOf(1);
+    const leases: (string | null)[] = [];
+    const listing: Database = {
+      ...database,
+      advance: (request) => {
+        leases.push(request.lease);
+        if (leases.length === 1) return Promise.resolve({ closed: null, next: "list", chunksLeft: 0 });
+        if (leases.length <= 3) return Promise.resolve({ closed: null, next: "busy" });
+        return database.advance(request);
+      },
+    };
+    expect(await work(listing, slowSigner().sign).done).toBe("finished");
+    expect(new Set(leases.slice(0, 4)).size).toBe(1);
+    expect(seen.closed).toEqual(["1.jpg"]);
+  });
+
+  test("gives back what it has still to list when its time is over", async () => {
+    const { database } = databaseOf(1);
+    const released: string[] = [];
+    const leases: (string | null)[] = [];
+    const listing: Database = {
+      ...database,
+      advance: async (request) => {
+        leases.push(request.lease);
+        await new Promise((resolve) => setTimeout(resolve, 150));
+        return { closed: null, next: "list", chunksLeft: 0 };
+      },
+      handOff: (request) => {
+        released.push(...request.leases);
+        return Promise.resolve(true);
+      },
+    };
+    expect(await work(listing, slowSigner().sign, { wallMs: 400 }).done).toBe("handed_off");
+    expect(released).toEqual([leases[0]]);
+  });
+
+  test("starts its other lanes where much of the bucket has to be gone over, and one of them probes", async () => {
+    const { database } = databaseOf(0);
+    let calls = 0;
+    let probes = 0;
+    const listing: Database = {
+      ...database,
+      advance: async () => {
+        calls++;
+        await new Promise((resolve) => setTimeout(resolve, 20));
+        return calls === 1
+          ? { closed: null, next: "list", chunksLeft: 50 }
+          : { closed: null, next: "probe", targets: [], publicUrl: null };
+      },
+      finish: (request) => {
+        probes++;
+        return database.finish(request);
+      },
+    };
+    expect(await work(listing, slowSigner().sign, { concurrency: 4 }).done).toBe("finished");
+    expect(probes).toBe(1);
+    expect(calls).toBe(5);
   });
 });

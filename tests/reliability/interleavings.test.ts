@@ -18,7 +18,7 @@ const patienceMs = 2_500;
 
 let db: BareStack;
 beforeAll(async () => {
-  db = await openBareStack();
+  db = await openBareStack({ shortestStretch: 1 });
   for (let lane = 0; lane < lanes; lane++) {
     for (const action of actions) {
       await db.admin.unsafe(

@@ -53,8 +53,8 @@ async function endsWell({ bucket, run }: Setting): Promise<void> {
 const closeChunk =
   "image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer)";
 const claimChunk = "image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid)";
-const rpcAdvance =
-  "public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer)";
+const nextWork =
+  "image_sync.next_work(image_sync.runs, image_sync.settings, uuid, uuid, image_sync.chunks[])";
 
 async function lateWriterIsFenced(): Promise<void> {
   const setting = await newRun(2, 2);
@@ -201,7 +201,7 @@ const cases: readonly {
   {
     mechanism: "the recognition of a repeated call",
     holds: repeatedCallLeasesOnce,
-    mutation: { signature: rpcAdvance, from: "held.lease_token = p_lease", to: "false" },
+    mutation: { signature: nextWork, from: "held.lease_token = p_lease", to: "false" },
   },
   {
     mechanism: "the recognition of a repeated close",
@@ -215,7 +215,7 @@ const cases: readonly {
   {
     mechanism: "the memory of a chunk's past leases",
     holds: lateDuplicateClosesNothingElse,
-    mutation: { signature: rpcAdvance, from: "p_lease = any (passed.past_leases)", to: "false" },
+    mutation: { signature: nextWork, from: "p_lease = any (passed.past_leases)", to: "false" },
   },
   {
     mechanism: "the key of a record",
@@ -250,14 +250,19 @@ const cases: readonly {
   {
     mechanism: "the count of what is owed still",
     holds: lostNameIsNoticed,
-    mutation: { signature: closeChunk, from: "if v_to_sign <> v_chunk.to_sign then", to: "if false then" },
+    mutation: {
+      signature:
+        "image_sync.account_for_names(image_sync.runs, image_sync.settings, image_sync.signing, text[], jsonb)",
+      from: "if v_to_sign <> v_chunk.to_sign then",
+      to: "if false then",
+    },
   },
   {
     mechanism: "the guard of the fraction",
     holds: guardHolds,
     mutation: {
-      signature: "image_sync.check_guards(text, text, jsonb)",
-      from: "total > v_records * v_max_fraction",
+      signature: "image_sync.guard_amount(image_sync.runs, jsonb)",
+      from: "v_total > v_records * v_max_fraction",
       to: "false",
     },
   },

@@ -128,13 +128,13 @@ test("a bucket whose files are named as another one's reads nothing of that", ot
 test("and is missed by that test when a chunk's records are looked for in all buckets", async () => {
   const mutation = {
     signature:
-      "image_sync.compare(image_sync.runs, image_sync.settings, text, text, integer, image_sync.chunks)",
+      "image_sync.list_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, text, integer)",
     from: `where r.bucket_id = p_run.bucket_id
-      and r.file_name collate "C" > p_from_key
+      and r.file_name collate "C" > p_chunk.from_key
       and r.file_name collate "C" <= v_last_key`,
     // Neither is what an index begins with.
     to: `where r.bucket_id || '' = p_run.bucket_id
-      and r.file_name > p_from_key`,
+      and r.file_name > p_chunk.from_key`,
   };
   expect(await withMutation(db.admin, mutation, otherBucketsAreNotRead)).toMatch(/rows read|less than/);
 });

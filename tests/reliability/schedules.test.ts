@@ -15,7 +15,7 @@ const kept = await readKept(directory, scheduleSchema);
 
 let db: BareStack;
 beforeAll(async () => {
-  db = await openBareStack();
+  db = await openBareStack({ shortestStretch: 1 });
 });
 afterAll(() => db?.close());
 

@@ -48,6 +48,8 @@ type State = WorkerOptions & {
   readonly leases: Set<string>;
   readonly lanes: Map<number, Promise<void>>;
   finished: boolean;
+  /** A lane opens the last URLs and finishes the run. */
+  isProbing: boolean;
   /** The next invocation was called: lanes that are at a chunk still close it beside that one's. */
   called: Promise<boolean> | null;
   /** Why a lane gave up: the others close what they have in hand and lease nothing more. */
@@ -65,6 +67,7 @@ export function startWorker(options: WorkerOptions): Worker {
     leases: new Set(),
     lanes: new Map(),
     finished: false,
+    isProbing: false,
     called: null,
     failure: null,
   };
@@ -114,7 +117,13 @@ async function runLane(state: State, lane: number): Promise<void> {
     if (lease === null && state.failure === null) state.called ??= handOff(state, []);
     if (lease === null && closing === null) return;
     const answer = await advance(state, lease, closing);
-    closing = listing = null;
+    closing = null;
+    // What nobody lists in time is given back; what could not be listed yet is listed by the next call.
+    if (answer.next === "list" && lease !== null) state.leases.add(listing = lease);
+    else if (answer.next !== "busy" && listing !== null) {
+      state.leases.delete(listing);
+      listing = null;
+    }
     if (answer.next === "interrupted") {
       await pause(state, answer, interruptions++);
       continue;
@@ -138,8 +147,12 @@ async function runLane(state: State, lane: number): Promise<void> {
       state.budget.countOpenedUrls(answer.chunk.targets.length);
       closing = await openChunk(state.pipeline, lease, answer.chunk);
     } else if (answer.next === "list") {
-      listing = lease;
+      // Much of the bucket may need nothing: it is gone over side by side as well.
+      if (state.failure === null) startLanes(state, answer.chunksLeft);
     } else if (answer.next === "probe") {
+      // Another lane of this worker came first: what is left is its.
+      if (state.isProbing) return;
+      state.isProbing = true;
       await finish(state, await state.probe(answer.targets, answer.publicUrl));
     } else if (answer.next === "stop") {
       state.finished = true;

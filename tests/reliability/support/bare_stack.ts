@@ -13,9 +13,16 @@ export type BareStack = {
   close(): Promise<void>;
 };
 
-/** Opens one. Nothing calls the function here, so runs move only when a test moves them. */
-export async function openBareStack(): Promise<BareStack> {
+/**
+ * Opens one. Nothing calls the function here, so runs move only when a test moves them.
+ *
+ * @param options `shortestStretch`: how many chunks a stretch has at least, where a handful of files shall come to have one
+ */
+export async function openBareStack(
+  { shortestStretch }: { shortestStretch?: number } = {},
+): Promise<BareStack> {
   const stack = await startLocalStack(["--no-function"]);
+  if (shortestStretch !== undefined) await shortenStretches(stack.adminDbUrl, shortestStretch);
   const admin = postgres(stack.adminDbUrl, { max: 6, onnotice: () => {} });
   const worker = openAsWorker(stack.adminDbUrl);
   // The first connection of a pool learns the array types for the others.
@@ -29,4 +36,10 @@ export async function openBareStack(): Promise<BareStack> {
       await stack.stop();
     },
   };
+}
+
+async function shortenStretches(adminDbUrl: string, chunks: number): Promise<void> {
+  const admin = postgres(adminDbUrl, { max: 1 });
+  await admin.unsafe(`alter database postgres set image_sync.shortest_stretch = '${chunks}'`);
+  await admin.end();
 }

@@ -50,8 +50,9 @@ const closedSchema = z.enum(["closed", "already_closed", "stale", "held"]).nulla
 
 /** What `image_sync_advance` says to do next. */
 export const advanceAnswerSchema = z.discriminatedUnion("next", [
-  // The lease of this call holds a chunk that has still to be listed: the next call with the same lease lists it.
-  z.object({ closed: closedSchema, next: z.literal("list") }),
+  // The lease of this call holds a chunk that has still to be listed, or a stretch of many: the next call with the same lease lists it.
+  z.object({ closed: closedSchema, next: z.literal("list"), chunks_left: z.number() })
+    .transform(({ closed, next, chunks_left }) => ({ closed, next, chunksLeft: chunks_left })),
   z.object({ closed: closedSchema, next: z.literal("sign"), chunk: chunkSchema }),
   z.object({ closed: closedSchema, next: z.literal("open"), chunk: openChunkSchema }),
   z.object({ closed: closedSchema, next: z.literal("again") }),
