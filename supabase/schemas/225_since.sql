@@ -54,7 +54,7 @@ set search_path = ''
 as $$
 begin
   if coalesce(p_last_sync ->> 'state', 'succeeded') = 'succeeded' then
-    return '{}';
+    return '{}'::jsonb;
   end if;
   return (
     select coalesce(jsonb_object_agg(t.code, t.since) filter (where t.since is not null), '{}')
