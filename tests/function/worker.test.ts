@@ -393,6 +393,22 @@ describe("a worker", () => {
     expect(seen.most).toBe(2);
   });
 
+  test("waits for what the lanes of the worker before it are about to close", async () => {
+    const { database } = databaseOf(0);
+    let calls = 0;
+    const waiting: Database = {
+      ...database,
+      // A lease has a minute left, but its worker closes the chunk in a moment.
+      advance: () =>
+        Promise.resolve(
+          ++calls < 4 ? { closed: null, next: "wait", waitMs: 60_000 } : { closed: null, next: "stop" },
+        ),
+    };
+    const started = Date.now();
+    expect(await work(waiting, slowSigner().sign).done).toBe("finished");
+    expect(Date.now() - started).toBeLessThan(2_000);
+  });
+
   test("starts its other lanes where much of the bucket has to be gone over, and one of them probes", async () => {
     const { database } = databaseOf(0);
     let calls = 0;

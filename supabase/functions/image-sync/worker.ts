@@ -12,7 +12,8 @@ import { faultOf, isPassing } from "./faults.ts";
 import { log, messageOf } from "./log.ts";
 import { openChunk, type Pipeline, workChunk } from "./pipeline.ts";
 
-/** The longest that an idle lane waits for chunks that others hold or that wait for their next attempt, in ms. */
+/** The longest that an idle lane waits for chunks that others hold or that wait for their next attempt, in ms: at first, and in all. */
+const FIRST_IDLE_MS = 100;
 const MAX_IDLE_MS = 20_000;
 /** How long a lane leaves the run's lock to others before it asks again, in ms. */
 const BUSY_MS = 50;
@@ -114,6 +115,7 @@ async function runLane(state: State, lane: number): Promise<void> {
   let closing: Closing | null = null;
   let listing: string | null = null;
   let interruptions = 0;
+  let idledMs = 0;
   while (!state.finished) {
     const lease = nextLease(state, listing);
     // What is in hand is signed already: the next worker starts while it is closed.
@@ -132,6 +134,7 @@ async function runLane(state: State, lane: number): Promise<void> {
       continue;
     }
     interruptions = 0;
+    if (answer.next !== "wait") idledMs = 0;
     if (answer.next === "sign" && lease !== null) {
       state.leases.add(lease);
       state.budget.countSignedChunk();
@@ -163,8 +166,10 @@ async function runLane(state: State, lane: number): Promise<void> {
       state.finished = true;
     } else if (answer.next === "busy") {
       await sleep(BUSY_MS);
-    } else if (answer.next === "wait" && !await idle(state, lane, answer.waitMs)) {
-      return;
+    } else if (answer.next === "wait") {
+      const waitMs = Math.min(answer.waitMs, Math.max(FIRST_IDLE_MS, idledMs / 2));
+      idledMs += waitMs;
+      if (!await idle(state, lane, waitMs, idledMs)) return;
     }
   }
 }
@@ -186,11 +191,12 @@ async function pause(
 }
 
 /**
- * Waits for a chunk to come free. False where this lane is not needed: another one of this worker is at it, or it would wait
- * too long.
+ * Waits for a chunk to come free. What others hold is mostly closed long before their lease runs out, so it is asked for again and
+ * again: a worker that left because of the lanes that the one before it is about to end would leave the run to the watchdog.
+ * False where this lane is not needed: another one of this worker is at it, or it has waited long enough.
  */
-async function idle(state: State, lane: number, waitMs: number): Promise<boolean> {
-  const isNeeded = state.lanes.size === 1 && waitMs <= Math.min(MAX_IDLE_MS, state.budget.remainingMs());
+async function idle(state: State, lane: number, waitMs: number, idledMs: number): Promise<boolean> {
+  const isNeeded = state.lanes.size === 1 && idledMs <= Math.min(MAX_IDLE_MS, state.budget.remainingMs());
   // Out of the count at once, so that of two lanes that ask at the same time one stays.
   if (!isNeeded) state.lanes.delete(lane);
   else await sleep(waitMs);
