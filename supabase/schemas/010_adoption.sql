@@ -975,7 +975,7 @@ begin
   set constraints all immediate;
   perform image_sync.index_records();
   return query execute
-    'select d.image_sync_bucket_id, d.file_name, to_jsonb(d) - ''{image_sync_bucket_id,image_sync_place}''::text[] from pg_temp.removed_duplicates d';
+    'select d.image_sync_bucket_id, d.file_name, to_jsonb(d.*) - ''{image_sync_bucket_id,image_sync_place}''::text[] from pg_temp.removed_duplicates d';
   drop table pg_temp.removed_duplicates;
 end;
 $$;

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { openUrls, probe } from "../../supabase/functions/image-sync/reader.ts";
+import { limitOpen, openUrls, probe } from "../../supabase/functions/image-sync/reader.ts";
 
 const base = "https://ref.example/storage/v1/object/sign/part-images/";
 const jpeg = new Uint8Array([0xff, 0xd8, 0xff, 0xe0, 0, 16, 0x4a, 0x46, 0x49, 0x46, 0, 1, 1, 0]);
@@ -129,4 +129,19 @@ test("what cannot be opened before the deadline is said to be so", async () => {
   expect(shown.length + failures.length).toBe(30);
   expect(failures.length).toBeGreaterThan(10);
   expect(failures.at(-1)).toMatchObject({ code: "unreachable", error: "not opened in time" });
+});
+
+test("requests that share a limit open no more at once than one does", async () => {
+  const targets = Array.from({ length: 40 }, (_, index) => ({ name: `${index}`, url: `${base}${index}` }));
+  const seen = { now: 0, most: 0 };
+  const slow: typeof fetch = async () => {
+    seen.most = Math.max(seen.most, ++seen.now);
+    await new Promise((resolve) => setTimeout(resolve, 2));
+    seen.now--;
+    return await image();
+  };
+  const limit = limitOpen();
+  const sights = await Promise.all([1, 2].map(() => openUrls({ targets, base, limit }, slow)));
+  expect(seen.most).toBe(10);
+  expect(sights.map(({ shown }) => shown.length)).toEqual([40, 40]);
 });

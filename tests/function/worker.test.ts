@@ -113,7 +113,7 @@ function work(
     pipeline: {
       bucket: "part-images",
       sign,
-      open: () => Promise.resolve({ shown: [], failures: [] }),
+      open: () => new Promise((resolve) => setTimeout(() => resolve({ shown: [], failures: [] }), 5)),
       takeCounts: () => ({ storageCalls: 1, retries: 0 }),
     },
     probe: () => Promise.resolve({ checked: 0, ok: 0, failures: [] }),
@@ -370,6 +370,27 @@ describe("a worker", () => {
     };
     expect(await work(listing, slowSigner().sign, { wallMs: 400 }).done).toBe("handed_off");
     expect(released).toEqual([leases[0]]);
+  });
+
+  test("has the next chunk at hand while URLs are opened, and no more than that", async () => {
+    const { database } = databaseOf(0);
+    const seen = { now: 0, most: 0, given: 0 };
+    const opening: Database = {
+      ...database,
+      advance: async (request) => {
+        if (request.closing !== null) seen.now--;
+        await new Promise((resolve) => setTimeout(resolve, 2));
+        if (request.lease === null) return { closed: null, next: "again" };
+        if (++seen.given > 12) {
+          return seen.now > 0 ? { closed: null, next: "wait", waitMs: 1 } : { closed: null, next: "stop" };
+        }
+        seen.most = Math.max(seen.most, ++seen.now);
+        const chunk = { number: seen.given, targets: [], leaseMs: 1000, rate: 100, publicUrl: null };
+        return { closed: null, next: "open", chunk };
+      },
+    };
+    expect(await work(opening, slowSigner().sign).done).toBe("finished");
+    expect(seen.most).toBe(2);
   });
 
   test("starts its other lanes where much of the bucket has to be gone over, and one of them probes", async () => {

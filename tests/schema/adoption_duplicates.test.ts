@@ -27,6 +27,39 @@ const migrated = (before: string, act: (tx: TransactionSql) => Promise<void>) =>
     await act(tx);
   });
 
+describe("a row that goes", () => {
+  const letters = [..."abcdefghijklmnopqrstuvwxyz"].filter((letter) => letter !== "k");
+
+  test("is archived as it was, whatever its owner's columns are called", () =>
+    migrated(
+      `${
+        tableOf(
+          `file_name text, created_at timestamptz, k text, ${
+            letters.map((letter) => `${letter} jsonb`).join(", ")
+          }`,
+        )
+      }
+        insert into public.part_images (id, file_name, created_at, k, ${letters.join(", ")})
+        select n, 'a.jpg', now() + n * interval '1 day', 'k' || n, ${
+        letters.map((letter) => `jsonb_build_object('${letter}', n)`).join(", ")
+      }
+        from generate_series(1, 2) as n;`,
+      async (tx) => {
+        const [archived] = await tx`select record from image_sync.archive`;
+        expect(archived?.["record"]).toMatchObject({
+          id: 2,
+          file_name: "a.jpg",
+          k: "k2",
+          d: { d: 2 },
+          x: { x: 2 },
+          p: { p: 2 },
+        });
+        const [kept] = await tx`select * from public.part_images`;
+        expect(kept).toMatchObject({ id: 1, k: "k1", d: { d: 1 }, x: { x: 1 }, p: { p: 1 } });
+      },
+    ));
+});
+
 describe("the row that stays", () => {
   test("is the oldest; it takes what it lacks from the next that has it, and nothing is overwritten", () =>
     migrated(

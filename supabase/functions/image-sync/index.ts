@@ -13,7 +13,7 @@ import { createDatabase, type Database } from "./database.ts";
 import { log, messageOf } from "./log.ts";
 import { createOutbound } from "./outbound.ts";
 import { problemResponse, refuse } from "./problem.ts";
-import { openUrls, probe } from "./reader.ts";
+import { limitOpen, openUrls, probe } from "./reader.ts";
 import { hashReaderKey, readReaderKey } from "./reader_key.ts";
 import { readToken } from "./request.ts";
 import { createSigner, signedUrlBase, unopened } from "./signer.ts";
@@ -37,13 +37,14 @@ function createServices(
 
   function work(run: Run): void {
     const baseOf = (publicUrl: string | null) => signedUrlBase(publicUrl ?? projectUrl, run.bucket_id);
+    const limit = limitOpen();
     const worker = startWorker({
       run: run.id,
       database,
       pipeline: {
         bucket: run.bucket_id,
         sign: createSigner(client, projectUrl),
-        open: (request, publicUrl) => openUrls({ ...request, base: baseOf(publicUrl) }),
+        open: (request, publicUrl) => openUrls({ ...request, base: baseOf(publicUrl), limit }),
         takeCounts: outbound.takeCounts,
       },
       probe: (targets, publicUrl) => probe({ targets, base: baseOf(publicUrl) }),

@@ -1,6 +1,6 @@
 /** Opens signed URLs as a reader does, the first bytes of each, and says what was to be seen. */
 import { fileTypeFromBuffer } from "file-type";
-import pLimit from "p-limit";
+import pLimit, { type LimitFunction } from "p-limit";
 import { z } from "zod";
 import type { Probe, Target, Unseen } from "./contract.ts";
 
@@ -23,6 +23,8 @@ export type OpenRequest = {
   readonly rate?: number;
   /** What is not opened by then, in ms from now, is called unreachable. Default: no limit. */
   readonly deadlineMs?: number;
+  /** Shared by requests that together open no more at once than one does. Default: a limit of its own. */
+  readonly limit?: LimitFunction;
 };
 
 /** A URL that showed no image, and why; as it may be kept and shown, without the URL. */
@@ -31,10 +33,12 @@ export type Failure = Probe["failures"][number] & { readonly code: Unseen };
 /** What opening gave: every target once, in one of the two. */
 export type Sight = { readonly shown: readonly string[]; readonly failures: readonly Failure[] };
 
+/** The limit of URLs that are open at once. */
+export const limitOpen = (): LimitFunction => pLimit(CONCURRENCY);
+
 /** Opens every target once. Never throws. */
 export async function openUrls(request: OpenRequest, send: typeof fetch = fetch): Promise<Sight> {
-  const { targets, rate = Infinity, deadlineMs = Infinity } = request;
-  const limit = pLimit(CONCURRENCY);
+  const { targets, rate = Infinity, deadlineMs = Infinity, limit = limitOpen() } = request;
   const started = Date.now();
   const seen = await Promise.all(targets.map((target, place) =>
     limit(async () => {

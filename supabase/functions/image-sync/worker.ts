@@ -20,6 +20,9 @@ const BUSY_MS = 50;
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 5_000;
 
+/** Lanes that open URLs. */
+const OPENING_LANES = 2;
+
 let nextLane = 0;
 
 /** What a worker works with. */
@@ -142,9 +145,11 @@ async function runLane(state: State, lane: number): Promise<void> {
         return await fail(state, closing.error);
       }
     } else if (answer.next === "open" && lease !== null) {
-      // One lane: the rate is the run's, and a chunk's URLs are opened side by side.
       state.leases.add(lease);
       state.budget.countOpenedUrls(answer.chunk.targets.length);
+      // The rate and the URLs open at once are the run's and the worker's: a second lane only has the next chunk at hand when the last
+      // URLs of this one are on their way.
+      if (state.failure === null && state.lanes.size < OPENING_LANES) startLanes(state, 1);
       closing = await openChunk(state.pipeline, lease, answer.chunk);
     } else if (answer.next === "list") {
       // Much of the bucket may need nothing: it is gone over side by side as well.
