@@ -10,6 +10,7 @@ import { measureObvious, measureSeedCase, type SeedRound } from "./seed_case.ts"
 import type { BenchStack } from "./stack.ts";
 import { hold, type Target } from "./targets.ts";
 import { measureVerify } from "./verify.ts";
+import { measureWindow, slowest } from "./window.ts";
 
 /** How much is measured. */
 export type Sizes = {
@@ -69,6 +70,7 @@ export const PARTS: readonly Part[] = [
     minutes: 8,
     measure: million,
   },
+  { name: "window", what: "the window's pages on 1,000,000 objects", minutes: 3, measure: window },
   { name: "workers", what: "two and four workers on 1,000,000 objects", minutes: 3, measure: workers },
   {
     name: "buckets",
@@ -188,6 +190,18 @@ async function million(stack: BenchStack, sizes: Sizes, before: Before): Promise
 function handOffs({ firsts }: Scale): Target[] {
   const measured = firsts.map((c) => c.hand_off_ms).filter((ms) => ms !== null);
   return measured.length === 0 ? [] : [hold("hand_off_ms_1m", measured)];
+}
+
+async function window(stack: BenchStack, { large }: Sizes): Promise<Figures> {
+  const times = await measureWindow(stack, large);
+  return {
+    targets: [
+      hold("window_rpc_ms_1m", slowest(times.rpcs).ms),
+      hold("window_first_view_ms_1m", slowest(times.views).ms),
+    ],
+    runs: [{ ...times, slowest_rpc: slowest(times.rpcs).name, slowest_view: slowest(times.views).name }],
+    costs: [],
+  };
 }
 
 async function workers(stack: BenchStack, { large }: Sizes): Promise<Figures> {

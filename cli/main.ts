@@ -44,6 +44,7 @@ type Flags = CommonFlags & RunsOptions & Pick<InitOptions, "yes" | "force"> & {
   readonly sql?: string;
   readonly port: number;
   readonly browser: boolean;
+  readonly smallPictures: boolean;
   readonly thumbnails: boolean;
   readonly size?: number;
   readonly odbc: boolean;
@@ -258,6 +259,11 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
   )
     .option("--port <number>", "of loopback; 0: any free one", toPort, 0)
     .option("--no-browser", "print the address and open nothing")
+    .option(
+      "--small-pictures",
+      "let Storage scale the pictures of the gallery down: paid plans alone, which bill each picture shown so in a month",
+      false,
+    )
     .action(perform((context, flags) => open(context, flags)));
   common(add("cancel", "cancel an open run"), "Exit status: 0 it is cancelled, 2 it is not.")
     .argument("<run>", "the run", toRunId)

@@ -35,6 +35,8 @@ export type StackOptions = {
   readonly functionEnv?: Readonly<Record<string, string>>;
   /** More flags for the function's Deno. */
   readonly functionFlags?: readonly string[];
+  /** Scale pictures, as a project on a paid plan does that has image transformation switched on. Default false. */
+  readonly imageTransformation?: boolean;
   /** Call the function once, as an operator does after deploying it, so that it announces where it lives. Default true. */
   readonly callOnce?: boolean;
   /** Leave out what protects data from a crash of the machine. Default false. */
@@ -122,7 +124,16 @@ async function start(options: StackOptions, onStop: OnStop, stop: () => Promise<
 
   const counter = createRequestCounter();
   const signer = createUrlSigner();
-  const context = { keys, counter, signer, server, functionProcess, scheduler, onStop };
+  const context = {
+    keys,
+    counter,
+    signer,
+    server,
+    functionProcess,
+    scheduler,
+    imageTransformation: options.imageTransformation === true,
+    onStop,
+  };
   await openGateway(ports.gateway, context);
 
   const stack: Stack = {
@@ -215,6 +226,7 @@ type GatewayContext = {
   readonly server: PostgresServer;
   readonly functionProcess: FunctionProcess | undefined;
   readonly scheduler: Scheduler | undefined;
+  readonly imageTransformation: boolean;
   readonly onStop: OnStop;
 };
 
@@ -238,6 +250,7 @@ async function openGateway(port: number, context: GatewayContext): Promise<void>
     files,
     signer,
     counter,
+    imageTransformation: context.imageTransformation,
   });
   let latency = 0;
   const control = createControl({

@@ -33,6 +33,7 @@ import { Findings } from "./parts/findings.tsx";
 import { Layout } from "./parts/layout.tsx";
 import { LiveRun } from "./parts/live_run.tsx";
 import { Coverage, Verdict } from "./parts/verdict.tsx";
+import type { SmallPictures } from "./small_pictures.ts";
 import { link, type Rendered, type View } from "./view.ts";
 
 /** What the window is made of. */
@@ -43,6 +44,8 @@ export type AppOptions = {
   readonly bucket: string;
   readonly guard: Guard;
   readonly looks: Looks;
+  /** Absent: pictures are shown as they are. */
+  readonly small?: SmallPictures | undefined;
 };
 
 /** Pictures on a page of the gallery, and names on a page of a list. */
@@ -69,7 +72,7 @@ type Query = Context<Env>;
 
 /** Makes the window's app; its server is another's. */
 export function createWindow(options: AppOptions): Hono<Env> {
-  const { client, guard, looks, key, projectUrl } = options;
+  const { client, guard, looks, key, projectUrl, small } = options;
   const app = new Hono<Env>();
   const kept = createKeeper();
 
@@ -87,7 +90,8 @@ export function createWindow(options: AppOptions): Hono<Env> {
     title: string;
     page: string;
     content: Rendered;
-    live?: Readonly<Record<string, string>>;
+    /** What of it is live; null: nothing. */
+    live?: Readonly<Record<string, string>> | null;
     report?: Report | undefined;
     status?: 200 | 400 | 404 | 409 | 502;
   };
@@ -99,7 +103,7 @@ export function createWindow(options: AppOptions): Hono<Env> {
         title={title}
         page={page}
         projectUrl={projectUrl}
-        live={link("/live", { bucket: view.bucket, view: "plain", ...live })}
+        live={live === null ? undefined : link("/live", { bucket: view.bucket, view: "plain", ...live })}
         report={report}
         said={SAID[context.req.query("said") ?? ""]}
       >
@@ -131,7 +135,9 @@ export function createWindow(options: AppOptions): Hono<Env> {
       readRecords(client, view.bucket, choice),
     ]);
     context.set("pictureOrigins", originsOf(list));
-    const content = <Pictures view={view} choice={choice} list={withOwnUrls(list)} report={report} />;
+    const own = withOwnUrls(list);
+    const smaller = await small?.of(view.bucket, own.records);
+    const content = <Pictures view={view} choice={choice} list={own} small={smaller} report={report} />;
     return show(context, { title: "Pictures", page: "/pictures", content, report });
   });
 
@@ -306,7 +312,7 @@ export function createWindow(options: AppOptions): Hono<Env> {
         message="Nothing is at this address."
       />
     );
-    return show(context, { title: "Not found", page: "", content, status: 404 });
+    return show(context, { title: "Not found", page: "", content, live: null, status: 404 });
   });
 
   app.onError((error, context) => {
@@ -329,9 +335,7 @@ export function createWindow(options: AppOptions): Hono<Env> {
       />
     );
     const status = isAddress ? 400 : known === undefined || known.transient ? 502 : 409;
-    const live: Readonly<Record<string, string>> = known?.transient === true && context.req.method === "GET"
-      ? { view: "failure" }
-      : {};
+    const live = known?.transient === true && context.req.method === "GET" ? { view: "failure" } : null;
     return show(context, { title: "Problem", page: "", content, live, status });
   });
   return app;

@@ -5,6 +5,7 @@ import type { Client } from "../cli/client.ts";
 import { createGuard } from "./guard.ts";
 import { createLooks, type Rhythm } from "./looks.ts";
 import { createWindow } from "./app.tsx";
+import { createSmallPictures } from "./small_pictures.ts";
 
 /** Options of {@linkcode openWindow}. */
 export type WindowOptions = {
@@ -17,6 +18,8 @@ export type WindowOptions = {
   readonly bucket: string;
   /** Default: any free one. */
   readonly port?: number;
+  /** Lets Storage scale the gallery's pictures down, which it bills for. Default false. */
+  readonly smallPictures?: boolean;
   /** How often to look at the project. */
   readonly rhythm?: Rhythm;
 };
@@ -45,7 +48,8 @@ export async function openWindow(options: WindowOptions): Promise<OpenWindow> {
   const origin = `http://127.0.0.1:${port}`;
   const guard = createGuard(origin);
   const looks = createLooks(options.client, options.rhythm);
-  const app = createWindow({ ...options, guard, looks });
+  const small = options.smallPictures === true ? createSmallPictures(options) : undefined;
+  const app = createWindow({ ...options, guard, looks, small });
   answer = (request) => app.fetch(request);
   return {
     origin,

@@ -10,21 +10,32 @@ export type OpenOptions = {
   readonly port: number;
   /** Whether to open a browser, where there is somebody to look at it. */
   readonly browser: boolean;
+  /** Whether Storage is to scale the gallery's pictures, which it bills for. */
+  readonly smallPictures: boolean;
 };
 
 /** Serves the window until Ctrl-C, and opens it in a browser. */
-export async function open(context: Context, { port, browser }: OpenOptions): Promise<number> {
+export async function open(
+  context: Context,
+  { port, browser, smallPictures }: OpenOptions,
+): Promise<number> {
   const { client, connection, output, host, bucket } = context;
   // Other commands need none of it.
   const { openWindow } = await import("../../window/server.ts");
-  const window = await openWindow({ client, projectUrl: connection.url, key: connection.key, bucket, port })
-    .catch((error: unknown) => {
-      throw new CommandError(
-        "port_in_use",
-        `Cannot serve the window on port ${port}: something else does; choose another one with --port, or none for any free one`,
-        { cause: error },
-      );
-    });
+  const window = await openWindow({
+    client,
+    projectUrl: connection.url,
+    key: connection.key,
+    bucket,
+    port,
+    smallPictures,
+  }).catch((error: unknown) => {
+    throw new CommandError(
+      "port_in_use",
+      `Cannot serve the window on port ${port}: something else does; choose another one with --port, or none for any free one`,
+      { cause: error },
+    );
+  });
   try {
     output.show(
       { address: window.address },

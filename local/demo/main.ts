@@ -94,7 +94,13 @@ async function startUnless(signal: AbortSignal, options: StackOptions): Promise<
 
 function stackOptions({ port, dbPort, postgres }: Flags): StackOptions {
   // What the parts log matters when one of them fails to start, and the error has it then.
-  return { port, dbPort, fast: true, ...(postgres === undefined ? {} : { postgresBin: postgres }) };
+  return {
+    port,
+    dbPort,
+    fast: true,
+    imageTransformation: true,
+    ...(postgres === undefined ? {} : { postgresBin: postgres }),
+  };
 }
 
 async function demonstrate(
@@ -147,6 +153,8 @@ async function stayUp(stack: Stack, say: (text: string) => void, signal: AbortSi
     projectUrl: stack.url,
     key: stack.secretKey,
     bucket: "part-images",
+    // Nobody bills for them here.
+    smallPictures: true,
   });
   const api = `${stack.url}/functions/v1/image-sync`;
   const key = `-H 'apikey: ${stack.secretKey}'`;

@@ -42,6 +42,8 @@ export const storageFailures = {
   accessDenied: () => failure(400, "403", "Unauthorized", "new row violates row-level security policy"),
   invalidToken: (message: string) => failure(400, "400", "InvalidJWT", message),
   tokenForAnotherPath: () => failure(400, "400", "InvalidSignature", "The url do not match the signature"),
+  featureNotEnabled: () => failure(403, "403", "FeatureNotEnabled", "feature not enabled for this tenant"),
+  unrenderable: (message: string) => failure(400, "422", "ImageProcessingError", message),
   databaseTimeout: () => failure(544, "544", "DatabaseTimeout", "The connection to the database timed out"),
   internal: (message: string) => failure(500, "500", "Internal", message),
 };

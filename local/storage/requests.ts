@@ -4,12 +4,19 @@ import { storageFailures } from "./errors.ts";
 /** The service's limit on a JSON body, in bytes. */
 const maxBodyBytes = 1_048_576;
 
+const transform = z.object({
+  height: z.int().min(0).optional(),
+  width: z.int().min(0).optional(),
+  resize: z.enum(["cover", "contain", "fill"]).optional(),
+  format: z.enum(["origin", "avif", "webp"]).optional(),
+  quality: z.int().min(20).max(100).optional(),
+});
 const paths = z.array(z.string()).min(1).max(1000);
 
 /** The bodies of the service's JSON requests. */
 export const requestSchemas = {
   signMany: z.object({ expiresIn: z.int().min(1), paths }),
-  signOne: z.object({ expiresIn: z.int().min(1) }),
+  signOne: z.object({ expiresIn: z.int().min(1), transform: transform.optional() }),
   remove: z.object({ prefixes: paths }),
   list: z.object({
     prefix: z.string(),
@@ -71,6 +78,8 @@ function describeIssue(issue: z.core.$ZodIssue): string {
   if (issue.code === "too_small" && issue.origin === "array") {
     return `${place} must NOT have fewer than ${issue.minimum} items`;
   }
+  if (issue.code === "too_big") return `${place} must be <= ${issue.maximum}`;
+  if (issue.code === "invalid_value") return `${place} must be equal to one of the allowed values`;
   if (issue.code === "too_small") return `${place} must be >= ${issue.minimum}`;
   if (issue.code === "invalid_type" && issue.input === undefined) {
     const parent = ["body", ...issue.path.slice(0, -1)].join("/");

@@ -4,24 +4,35 @@ import { z } from "zod";
 
 /** Makes and checks the tokens of signed URLs. */
 export type UrlSigner = {
-  /** A token for `BUCKET/PATH` that dies `expiresIn` seconds from now. */
-  sign(url: string, expiresIn: number): string;
-  /** What the token says is wrong with it, or the path that it opens. */
-  verify(token: string): { readonly url: string } | { readonly problem: string };
+  /** A token for `BUCKET/PATH` that dies `expiresIn` seconds from now; `transformations` scale what it opens. */
+  sign(url: string, expiresIn: number, transformations?: string): string;
+  /** What the token says is wrong with it, or the path that it opens and how that is scaled. */
+  verify(token: string): Opened | { readonly problem: string };
   /** Replaces the key: every token made before is dead. */
   rotate(): void;
 };
 
-const claimsSchema = z.object({ url: z.string(), exp: z.number() });
+type Opened = { readonly url: string; readonly transformations: string };
+const claimsSchema = z.object({
+  url: z.string(),
+  exp: z.number(),
+  transformations: z.string().default(""),
+});
 
 /** Makes a signer with a fresh key of its own, independent of the API keys as on the platform. */
 export function createUrlSigner(now: () => number = Date.now): UrlSigner {
   let key = createKey();
   const digest = (content: string) => createHmac("sha256", key.secret).update(content).digest("base64url");
   return {
-    sign: (url, expiresIn) => {
+    sign: (url, expiresIn, transformations = "") => {
       const iat = Math.floor(now() / 1000);
-      const claims = JSON.stringify({ url, scope: "download", iat, exp: iat + expiresIn });
+      const claims = JSON.stringify({
+        url,
+        ...(transformations === "" ? {} : { transformations }),
+        scope: "download",
+        iat,
+        exp: iat + expiresIn,
+      });
       const content = `${key.header}.${Buffer.from(claims).toString("base64url")}`;
       return `${content}.${digest(content)}`;
     },
@@ -33,9 +44,11 @@ export function createUrlSigner(now: () => number = Date.now): UrlSigner {
       if (!equal(signature, digest(`${header}.${claims}`))) {
         return { problem: "signature verification failed" };
       }
-      const { url, exp } = claimsSchema.parse(JSON.parse(Buffer.from(claims, "base64url").toString()));
+      const { url, exp, transformations } = claimsSchema.parse(
+        JSON.parse(Buffer.from(claims, "base64url").toString()),
+      );
       if (exp <= now() / 1000) return { problem: '"exp" claim timestamp check failed' };
-      return { url };
+      return { url, transformations };
     },
     rotate: () => {
       key = createKey();

@@ -8,6 +8,7 @@ import { StorageFailure, storageFailures } from "./errors.ts";
 import type { StorageFiles } from "./files.ts";
 import { listFolder, listKeys } from "./listing.ts";
 import { contentOf, createStorageObjects, type ObjectRow, type Upload } from "./objects.ts";
+import { render, toClaim } from "./rendering.ts";
 import { readJson, requestSchemas } from "./requests.ts";
 import type { UrlSigner } from "./signing.ts";
 
@@ -19,6 +20,8 @@ export type StorageOptions = {
   readonly files: StorageFiles;
   readonly signer: UrlSigner;
   readonly counter: RequestCounter;
+  /** Whether pictures are scaled: the paid plans' image transformation, switched on. */
+  readonly imageTransformation: boolean;
 };
 
 type ObjectPath = { readonly bucket: string; readonly name: string };
@@ -30,6 +33,7 @@ export function createStorage(options: StorageOptions): Hono {
   const app = new Hono();
   app.onError((error) => answerError(error));
   addSigning(app, options);
+  addOpening(app, options);
   addListing(app, options);
   addRelocating(app, options);
   addBuckets(app, options);
@@ -38,7 +42,7 @@ export function createStorage(options: StorageOptions): Hono {
 }
 
 function addSigning(app: Hono, options: StorageOptions): void {
-  const { files, signer } = options;
+  const { signer } = options;
   app.post("/object/sign/:bucket", async (context) => {
     const { objects } = enter(context, options, "sign_many");
     const { bucket } = context.req.param();
@@ -55,13 +59,19 @@ function addSigning(app: Hono, options: StorageOptions): void {
   app.post("/object/sign/:bucket/:name{.+}", async (context) => {
     const { objects } = enter(context, options, "sign_one");
     const { bucket, name } = context.req.param();
-    const { expiresIn } = await readJson(context.req.raw, requestSchemas.signOne);
+    const { expiresIn, transform = {} } = await readJson(context.req.raw, requestSchemas.signOne);
     if (await objects.find(bucket, name) === undefined) throw storageFailures.noSuchObject();
-    return context.json({ signedURL: signedUrl(signer, `${bucket}/${name}`, expiresIn) });
+    // The service signs the path of the request, in which escaped characters that mean something in a URL stay escaped.
+    const path = decodeURI(new URL(context.req.url).pathname.split("/object/sign/")[1] ?? "");
+    // Where pictures are not scaled it answers, without a word, with a URL of the whole one.
+    const transformations = options.imageTransformation ? toClaim(transform) : "";
+    return context.json({ signedURL: signedUrl(signer, path, expiresIn, transformations) });
   });
-  app.get("/object/sign/:bucket/:name{.+}", async (context) => {
-    options.counter.countStorage("download_signed");
-    const { bucket, name } = context.req.param();
+}
+
+function addOpening(app: Hono, options: StorageOptions): void {
+  const { files, signer } = options;
+  const open = async (context: Context, { bucket, name }: ObjectPath) => {
     const token = context.req.query("token");
     if (token === undefined) {
       throw storageFailures.invalidRequest("querystring must have required property 'token'");
@@ -73,7 +83,28 @@ function addSigning(app: Hono, options: StorageOptions): void {
     if (!isObjectName(name)) throw storageFailures.invalidName(name);
     // The token is the permission: the row is looked up with full rights.
     const row = await createStorageObjects(options.sql.service_role, files).find(bucket, name);
+    return { row, claim: verified.transformations };
+  };
+  app.get("/object/sign/:bucket/:name{.+}", async (context) => {
+    options.counter.countStorage("download_signed");
+    const { row } = await open(context, context.req.param());
     return await serveFile(files, row, context.req.header("range"));
+  });
+  app.get("/render/image/sign/:bucket/:name{.+}", async (context) => {
+    options.counter.countStorage("render_signed");
+    if (!options.imageTransformation) throw storageFailures.featureNotEnabled();
+    const { row, claim } = await open(context, context.req.param());
+    if (row === undefined) throw storageFailures.noSuchObject();
+    const accept = context.req.header("accept") ?? "";
+    const { content, contentType } = await render(await contentOf(files, row), { claim, accept });
+    return new Response(content, {
+      headers: {
+        "content-type": contentType,
+        "content-length": String(content.byteLength),
+        "cache-control": row.metadata?.cacheControl ?? "no-cache",
+        "x-transformations": claim,
+      },
+    });
   });
 }
 
@@ -204,8 +235,9 @@ function enter(context: Context, { sql, keys, files, counter }: StorageOptions, 
 }
 
 // The service puts the path into the URL as it is: escaping it is the client's business.
-function signedUrl(signer: UrlSigner, path: string, expiresIn: number): string {
-  return `/object/sign/${path}?token=${signer.sign(path, expiresIn)}`;
+function signedUrl(signer: UrlSigner, path: string, expiresIn: number, transformations = ""): string {
+  const kind = transformations === "" ? "object" : "render/image";
+  return `/${kind}/sign/${path}?token=${signer.sign(path, expiresIn, transformations)}`;
 }
 
 async function serveFile(

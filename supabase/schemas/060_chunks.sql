@@ -161,3 +161,6 @@ create index chunks_past_leases_idx on image_sync.chunks (number) where past_lea
 create index chunks_closed_idx on image_sync.chunks (run_id, closed_at desc nulls first) where to_sign > 0;
 
 comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, samples, and for a dry run the orphaned records'' names.';
+
+alter table image_sync.chunks add column is_stretch boolean not null default false;
+comment on column image_sync.chunks.is_stretch is 'Many chunks in one that has still to be listed: its worker goes over them without the run''s lock.';

@@ -82,6 +82,10 @@ language plpgsql
 stable
 set search_path = ''
 as $$
+declare
+  -- A caller with a key in byte order hands on that order to all texts of the call, and no index has the bucket in it: at a million
+  -- objects that was 80 ms a file instead of 0.02.
+  v_bucket_id constant text collate "default" := p_bucket_id;
 begin
   return query
   select r.file_name, r.part_number
@@ -95,13 +99,13 @@ begin
   cross join lateral (
     select o.name
     from image_sync.objects o
-    where o.bucket_id = p_bucket_id
+    where o.bucket_id = v_bucket_id
       and o.name collate "C" >= r.file_name
       and o.name collate "C" <= r.file_name
     order by o.name collate "C"
     limit 1
   ) as file
-  where r.bucket_id = p_bucket_id
+  where r.bucket_id = v_bucket_id
   limit 20;
 end;
 $$;

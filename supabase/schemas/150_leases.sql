@@ -579,14 +579,37 @@ comment on function image_sync.relist_chunk(image_sync.runs, image_sync.settings
   'Lists a leased chunk with relist_size: leased still where files of it need a URL (their names are returned), else done. What does not fit becomes a chunk that waits. The caller holds the run''s row lock.';
 
 -- A range of keys that has still to be listed, for whoever comes.
+create or replace function image_sync.unlisted_chunk(p_run uuid, p_from_key text, p_to_key text, p_size integer)
+returns image_sync.chunks
+language plpgsql
+immutable
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks := image_sync.new_chunk(p_run, p_from_key);
+begin
+  v_chunk.to_key := p_to_key;
+  v_chunk.state := 'pending';
+  v_chunk.relist_size := p_size;
+  return v_chunk;
+end;
+$$;
+
+comment on function image_sync.unlisted_chunk(uuid, text, text, integer) is 'A chunk, not stored, of a range of keys that has still to be listed, p_size names at once.';
+
 create or replace function image_sync.add_unlisted_chunk(p_run uuid, p_from_key text, p_to_key text, p_size integer, p_inserted_names text[], p_moved_names text[])
 returns void
 language plpgsql
 set search_path = ''
 as $$
+declare
+  v_chunk image_sync.chunks := image_sync.unlisted_chunk(p_run, p_from_key, p_to_key, p_size);
 begin
-  insert into image_sync.chunks (run_id, number, from_key, to_key, state, relist_size, inserted_names, moved_names)
-  values (p_run, image_sync.next_number(p_run), p_from_key, p_to_key, 'pending', p_size, p_inserted_names, p_moved_names);
+  v_chunk.number := image_sync.next_number(p_run);
+  v_chunk.inserted_names := p_inserted_names;
+  v_chunk.moved_names := p_moved_names;
+  insert into image_sync.chunks
+  select v_chunk.*;
 end;
 $$;
 
@@ -843,6 +866,7 @@ revoke all on function
   image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
   image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid),
   image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid),
+  image_sync.unlisted_chunk(uuid, text, text, integer),
   image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]),
   image_sync.halve_chunk(image_sync.chunks, integer, jsonb),
   image_sync.give_up_name(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
@@ -860,6 +884,7 @@ grant execute on function
   image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
   image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid),
   image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid),
+  image_sync.unlisted_chunk(uuid, text, text, integer),
   image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]),
   image_sync.halve_chunk(image_sync.chunks, integer, jsonb),
   image_sync.give_up_name(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),

@@ -1,8 +1,8 @@
 -- set
--- A stretch: the next many chunks of a bucket in which nothing is to be done, leased as one. Most nights most of a bucket is as it was.
--- To read it takes longer than all else, and reading needs no lock: so whoever walks leases a stretch ahead of the cursor, goes
--- over it without the run's row lock beside other workers, and holds the lock only to store what was counted. A stretch is a chunk
--- that has still to be listed (relist_size), and is treated as one wherever something in it is to be done.
+-- A stretch: the next many chunks of a bucket in which little or nothing is to be done, leased as one. Most nights most of a bucket is
+-- as it was. To read it takes longer than all else, and reading needs no lock: so whoever walks leases a stretch ahead of the cursor,
+-- goes over it without the run's row lock beside other workers, and holds the lock only to store what was found: chunks that are done,
+-- and chunks that have still to be listed, under the lock as any other.
 
 -- A stretch costs two calls more: with fewer chunks to go it is quicker to walk over them in the call that is there.
 create or replace function image_sync.shortest_stretch()
@@ -47,13 +47,14 @@ begin
   limit 1;
   -- Numbers follow the keys: those of its other chunks are left free before its own.
   v_chunk.number := v_chunk.number + v_chunks - 1;
+  v_chunk.is_stretch := true;
   v_chunk.state := 'leased';
   v_chunk.relist_size := v_size;
   v_chunk.lease_token := p_lease;
   v_chunk.lease_expires_at := clock_timestamp() + p_settings.lease_duration;
   v_chunk.worker_id := p_worker;
-  insert into image_sync.chunks (run_id, number, from_key, to_key, state, relist_size, lease_token, lease_expires_at, worker_id)
-  values (v_chunk.run_id, v_chunk.number, v_chunk.from_key, v_chunk.to_key, v_chunk.state, v_chunk.relist_size, v_chunk.lease_token, v_chunk.lease_expires_at, v_chunk.worker_id);
+  insert into image_sync.chunks (run_id, number, from_key, to_key, is_stretch, state, relist_size, lease_token, lease_expires_at, worker_id)
+  values (v_chunk.run_id, v_chunk.number, v_chunk.from_key, v_chunk.to_key, v_chunk.is_stretch, v_chunk.state, v_chunk.relist_size, v_chunk.lease_token, v_chunk.lease_expires_at, v_chunk.worker_id);
   return v_chunk;
 end;
 $$;
@@ -61,9 +62,9 @@ $$;
 comment on function image_sync.lease_stretch(image_sync.runs, image_sync.settings, uuid, uuid) is
   'Leases the next chunks of a run, shortest_stretch to 25, as one chunk that has still to be listed; null columns where fewer are left, or the run does more than to go over them. The caller holds the run''s row lock.';
 
--- Goes over the stretch that a token holds, chunk by chunk, as far as nothing is to be done and for 250 ms at most. Reads only, and
--- under no lock: what is to be written or signed is found again under the run's lock, by relist_chunk. A stretch that the database
--- ended before, or a worker left, is left to that altogether, so that what ended it has a call of its own.
+-- Goes over the stretch that a token holds, for 250 ms at most. Reads only, and under no lock: a chunk in which something is to be
+-- written, signed or moved is left to be listed again. A stretch that the database ended before, or a worker left, is left to that
+-- altogether, so that what ended it has a call of its own.
 create or replace function image_sync.pass_stretch(p_run image_sync.runs, p_settings image_sync.settings, p_lease uuid)
 returns image_sync.chunks[]
 language plpgsql
@@ -83,32 +84,37 @@ begin
   from image_sync.chunks c
   where c.run_id is not distinct from p_run.id
     and c.lease_token = p_lease
+    and c.is_stretch
+    and c.relist_size is not null
     and c.state = 'leased'
-    and c.relist_size is not null;
-  if not found or v_stretch.attempts > 0 or v_stretch.inserted_names <> '{}' or v_stretch.moved_names <> '{}' or p_run.mode = 'verify' then
+    and c.attempts = 0;
+  if not found then
     return v_passed;
   end if;
   v_from_key := v_stretch.from_key;
   loop
     v_since := clock_timestamp();
     v_compared := image_sync.compare(p_run, p_settings, image_sync.new_chunk(p_run.id, v_from_key), v_stretch.to_key, v_stretch.relist_size);
-    exit when not image_sync.is_settled(p_run, v_compared);
     v_chunk := v_compared.chunk;
-    v_chunk.state := 'done';
-    v_chunk.to_sign := 0;
-    v_chunk.worker_id := v_stretch.worker_id;
-    v_chunk.closed_at := clock_timestamp();
-    v_chunk.listing_took := v_chunk.closed_at - v_since;
+    if image_sync.is_settled(p_run, v_compared) then
+      v_chunk.state := 'done';
+      v_chunk.to_sign := 0;
+      v_chunk.worker_id := v_stretch.worker_id;
+      v_chunk.closed_at := clock_timestamp();
+      v_chunk.listing_took := v_chunk.closed_at - v_since;
+    else
+      v_chunk := image_sync.unlisted_chunk(p_run.id, v_from_key, (v_compared.chunk).to_key, v_stretch.relist_size);
+    end if;
     v_passed := v_passed || v_chunk;
     v_from_key := v_chunk.to_key;
-    exit when v_from_key is not distinct from v_stretch.to_key or v_chunk.closed_at >= v_until;
+    exit when v_from_key is not distinct from v_stretch.to_key or clock_timestamp() >= v_until;
   end loop;
   return v_passed;
 end;
 $$;
 
 comment on function image_sync.pass_stretch(image_sync.runs, image_sync.settings, uuid) is
-  'The chunks at the beginning of a leased stretch in which nothing is to be done, as they would be stored: done. Empty where the token holds no stretch, or something is to be done in its first chunk. Writes nothing.';
+  'The chunks at the beginning of a leased stretch as they would be stored: done where nothing is to be done, else still to be listed. Empty where the token holds no stretch. Writes nothing.';
 
 create or replace function image_sync.is_settled(p_run image_sync.runs, p_compared image_sync.comparison)
 returns boolean
@@ -130,8 +136,8 @@ $$;
 comment on function image_sync.is_settled(image_sync.runs, image_sync.comparison) is
   'Whether a run has nothing to write, to sign or to move in a range that was compared.';
 
--- Stores the chunks that were passed over in place of the part of the stretch that they were; the last of a stretch that was passed
--- as a whole takes its place. Returns the stretch as it is then. The caller holds the run's row lock.
+-- Stores the chunks that a stretch was found to have in place of the part of it that they were. The last of a stretch that was gone
+-- over as a whole takes its place, and its lease where it has still to be listed. The caller holds the run's row lock.
 create or replace function image_sync.settle_stretch(
   p_run image_sync.runs,
   p_settings image_sync.settings,
@@ -163,10 +169,16 @@ begin
   end loop;
 
   if v_passed[v_last].to_key is not distinct from p_stretch.to_key then
-    v_passed[v_last].number := p_stretch.number;
-    v_passed[v_last].lease_token := p_stretch.lease_token;
-    v_passed[v_last].past_leases := p_stretch.past_leases;
     v_stretch := v_passed[v_last];
+    v_stretch.number := p_stretch.number;
+    v_stretch.lease_token := p_stretch.lease_token;
+    v_stretch.past_leases := p_stretch.past_leases;
+    if v_stretch.state = 'pending' then
+      v_stretch.state := 'leased';
+      v_stretch.lease_expires_at := clock_timestamp() + p_settings.lease_duration;
+      v_stretch.worker_id := p_stretch.worker_id;
+    end if;
+    v_passed[v_last] := v_stretch;
     delete from image_sync.chunks c
     where c.run_id = p_run.id
       and c.number = p_stretch.number;
@@ -186,7 +198,7 @@ end;
 $$;
 
 comment on function image_sync.settle_stretch(image_sync.runs, image_sync.settings, image_sync.chunks, image_sync.chunks[]) is
-  'Stores chunks that were passed over and shortens their stretch by them; one that was passed as a whole is done. Returns the stretch. The caller holds the run''s row lock.';
+  'Stores the chunks that a stretch was found to have and shortens it by them. Returns what its lease holds then: the rest of it, or its last chunk. The caller holds the run''s row lock.';
 
 revoke all on function
   image_sync.shortest_stretch(),

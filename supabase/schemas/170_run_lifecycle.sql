@@ -168,6 +168,7 @@ begin
     update image_sync.runs r
     set report = image_sync.measure(v_run, p_probe) || case when v_run.mode = 'verify' then jsonb_build_object('verified', image_sync.measure_verified(v_run)) else '{}' end
     where r.id = v_run.id;
+    perform image_sync.note_since(v_run);
   end if;
 end;
 $$;

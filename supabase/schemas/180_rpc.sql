@@ -109,11 +109,13 @@ begin
   if found and (v_chunk.state <> 'leased' or v_chunk.lease_token <> p_lease) then
     return jsonb_build_object('next', 'again');
   elsif found and v_chunk.relist_size is not null then
-    -- Passed over before by this call's double, which was quicker: then it is for this one to go on.
-    if p_passed <> '{}' and (p_passed[1]).from_key = v_chunk.from_key then
+    if p_passed = '{}' then
+      v_leased := image_sync.relist_chunk(p_run, p_settings, v_chunk, p_lease);
+    elsif v_chunk.is_stretch and v_chunk.from_key = (p_passed[1]).from_key then
       v_leased := (image_sync.settle_stretch(p_run, p_settings, v_chunk, p_passed), null);
     else
-      v_leased := image_sync.relist_chunk(p_run, p_settings, v_chunk, p_lease);
+      -- This call's double was quicker: there is less to list than this one saw.
+      v_leased := (v_chunk, null);
     end if;
     update image_sync.runs r
     set moved_at = clock_timestamp()

@@ -23,8 +23,8 @@ $$;
 
 comment on function image_sync.last_run(text, text[]) is 'The last finished run of a bucket in one of the modes; null where there is none.';
 
--- What is true right now and cheap to ask.
-create or replace function image_sync.report_facts(p_settings image_sync.settings)
+-- What runs found out: nothing here asks how the bucket is at this moment.
+create or replace function image_sync.measured_facts(p_bucket_id text)
 returns jsonb
 language plpgsql
 stable
@@ -34,7 +34,66 @@ as $$
 begin
   return (
     select jsonb_build_object(
-      'bucket_id', p_settings.bucket_id,
+      'bucket_id', p_bucket_id,
+      -- The newest measurement, with the probe of the newest sync: an analyze fetches nothing.
+      'measured', (
+        select r.report || jsonb_build_object(
+          'probe', (
+            select s.report -> 'probe'
+            from image_sync.runs s
+            where s.bucket_id = p_bucket_id
+              and s.mode = 'sync'
+              and s.report is not null
+            order by s.finished_at desc
+            limit 1
+          ),
+          'moved_away', case
+            when (r.report #> '{moved_away,count}')::bigint > 0 then image_sync.still_away(p_bucket_id, r.report -> 'moved_away')
+          end
+        )
+        from image_sync.runs r
+        where r.bucket_id = p_bucket_id
+          and r.report is not null
+        order by r.finished_at desc
+        limit 1
+      ),
+      -- The newest look at every URL, and whether a sync came after it.
+      'verified', (
+        select r.report -> 'verified' || jsonb_build_object('is_older', exists (
+          select
+          from image_sync.runs s
+          where s.bucket_id = p_bucket_id
+            and s.mode = 'sync'
+            and s.report is not null
+            and s.finished_at > r.finished_at
+        ))
+        from image_sync.runs r
+        where r.bucket_id = p_bucket_id
+          and r.mode = 'verify'
+          and r.report is not null
+        order by r.finished_at desc
+        limit 1
+      ),
+      'last_sync', image_sync.last_run(p_bucket_id, array['sync']),
+      'last_listing', image_sync.last_run(p_bucket_id, array['sync', 'analyze', 'verify'])
+    )
+  );
+end;
+$$;
+
+comment on function image_sync.measured_facts(text) is 'The part of a report''s facts that runs found out: the newest measurement, the newest verify, the last runs.';
+
+-- Those, and what is true right now and cheap to ask.
+create or replace function image_sync.report_facts(p_settings image_sync.settings)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set plan_cache_mode = 'force_generic_plan'
+as $$
+begin
+  return image_sync.measured_facts(p_settings.bucket_id) || (
+    select jsonb_build_object(
       'live', jsonb_build_object(
         'extensions', to_jsonb(p_settings.extensions),
         'nightly', p_settings.nightly,
@@ -49,48 +108,7 @@ begin
             and (r.outcome = 'succeeded' or r.stop_reason in ('items_failed', 'row_locked', 'database_timeout', 'records_refused'))
         )
       ) || image_sync.bucket_facts(p_settings.bucket_id) || image_sync.table_facts(p_settings.bucket_id) || image_sync.stray_facts(p_settings.bucket_id) || image_sync.reader_facts(p_settings),
-      'schedule', image_sync.schedule_facts(),
-      -- The newest measurement, with the probe of the newest sync: an analyze fetches nothing.
-      'measured', (
-        select r.report || jsonb_build_object(
-          'probe', (
-            select s.report -> 'probe'
-            from image_sync.runs s
-            where s.bucket_id = p_settings.bucket_id
-              and s.mode = 'sync'
-              and s.report is not null
-            order by s.finished_at desc
-            limit 1
-          ),
-          'moved_away', case
-            when (r.report #> '{moved_away,count}')::bigint > 0 then image_sync.still_away(p_settings.bucket_id, r.report -> 'moved_away')
-          end
-        )
-        from image_sync.runs r
-        where r.bucket_id = p_settings.bucket_id
-          and r.report is not null
-        order by r.finished_at desc
-        limit 1
-      ),
-      -- The newest look at every URL, and whether a sync came after it.
-      'verified', (
-        select r.report -> 'verified' || jsonb_build_object('is_older', exists (
-          select
-          from image_sync.runs s
-          where s.bucket_id = p_settings.bucket_id
-            and s.mode = 'sync'
-            and s.report is not null
-            and s.finished_at > r.finished_at
-        ))
-        from image_sync.runs r
-        where r.bucket_id = p_settings.bucket_id
-          and r.mode = 'verify'
-          and r.report is not null
-        order by r.finished_at desc
-        limit 1
-      ),
-      'last_sync', image_sync.last_run(p_settings.bucket_id, array['sync']),
-      'last_listing', image_sync.last_run(p_settings.bucket_id, array['sync', 'analyze', 'verify'])
+      'schedule', image_sync.schedule_facts()
     )
   );
 end;
@@ -141,6 +159,7 @@ declare
   v_settings image_sync.settings;
   v_facts jsonb;
   v_measured jsonb;
+  v_since jsonb;
   v_findings jsonb;
 begin
   select s.*
@@ -156,7 +175,8 @@ begin
 
   v_facts := image_sync.report_facts(v_settings);
   v_measured := coalesce(v_facts -> 'measured', '{}');
-  select coalesce(jsonb_agg(to_jsonb(f)), '[]')
+  v_since := image_sync.since_of(v_facts);
+  select coalesce(jsonb_agg(to_jsonb(f) || jsonb_strip_nulls(jsonb_build_object('since', v_since -> f.code))), '[]')
   into v_findings
   from image_sync.findings(v_facts) as f;
 
@@ -215,6 +235,7 @@ comment on function public.image_sync_report(text) is
 
 revoke all on function
   image_sync.report_of(text),
+  image_sync.measured_facts(text),
   image_sync.report_facts(image_sync.settings),
   image_sync.shows_enough(jsonb),
   image_sync.shows_what_it_says(jsonb),
@@ -223,6 +244,7 @@ from public;
 revoke all on function public.image_sync_report(text) from public, anon, authenticated;
 grant execute on function
   image_sync.report_of(text),
+  image_sync.measured_facts(text),
   image_sync.report_facts(image_sync.settings),
   image_sync.last_run(text, text[]),
   image_sync.shows_enough(jsonb),

@@ -203,6 +203,7 @@ begin
       when 'excluded' then c.excluded > 0
       when 'empty' then c.empty_files > 0
       when 'other' then c.not_images > c.excluded + c.empty_files
+      when 'several' then c.several_files > 0
       else true
     end
   order by c.from_key collate "C"
@@ -266,10 +267,39 @@ $$;
 comment on function image_sync.list_state(image_sync.settings, text, text, text, integer, boolean) is
   'A page of image_sync_records: the items, where the next page begins (null: nowhere), and when the run that said where to look was finished.';
 
+-- Files of a look-up key, with the pictures beside them that are left out by their extension; null where that is one file. A bounded
+-- number of each.
+create or replace function image_sync.files_of_twins(p_bucket_id text, p_key text)
+returns text[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    with files as (
+      select u.name
+      from image_sync.files_of_key(p_bucket_id, p_key) u
+    )
+    select case when count(*) > 1 then (array_agg(f.name order by f.name collate "C"))[1:20] end
+    from (
+      select files.name
+      from files
+      union
+      select b.name
+      from files
+      cross join lateral image_sync.files_beside(p_bucket_id, image_sync.stem_of(files.name)) as b
+    ) as f
+  );
+end;
+$$;
+
+comment on function image_sync.files_of_twins(text, text) is 'Up to 20 files that whoever looks up this key may mean: those of its records and the pictures beside them; null where there is one.';
+
 -- Files whose part number others have as well, by part number: p_after is a look-up key.
-create or replace function image_sync.list_several(
-  p_settings image_sync.settings, p_after text, p_limit integer, p_urls boolean,
-  out items jsonb, out next text, out as_of timestamptz
+create or replace function image_sync.list_twins(
+  p_settings image_sync.settings, p_guide image_sync.runs, p_until timestamptz, p_after text, p_limit integer, p_urls boolean,
+  out items jsonb, out next text
 )
 language plpgsql
 stable
@@ -277,21 +307,18 @@ set search_path = ''
 as $$
 declare
   v_page constant integer := 2000;
-  v_until constant timestamptz := clock_timestamp() + interval '25 milliseconds';
-  v_guide constant image_sync.runs := image_sync.guide_of(p_settings.bucket_id);
   v_cursor text := p_after;
   v_keys text[];
   v_found record;
   v_key text;
 begin
   items := '[]';
-  as_of := v_guide.finished_at;
-  if v_guide.twins = 0 then
+  if p_guide.twins = 0 then
     return;
   end if;
   if v_cursor = '' then
     -- Just before the first that the run found.
-    v_cursor := coalesce(left(v_guide.twin_keys[1], -1), p_settings.bucket_id || '/');
+    v_cursor := coalesce(left(p_guide.twin_keys[1], -1), p_settings.bucket_id || '/');
   end if;
   loop
     select
@@ -318,21 +345,15 @@ begin
     );
     foreach v_key in array v_keys loop
       v_cursor := v_key;
-      items := items || (
-        select case when cardinality(f.names) > 1 then image_sync.list_names(p_settings, 'all', f.names, p_urls) else '[]' end
-        from (
-          select array_agg(q.name order by q.name collate "C") as names
-          from image_sync.files_of_key(p_settings.bucket_id, v_key) q
-        ) as f
-      );
-      if jsonb_array_length(items) >= p_limit or clock_timestamp() > v_until then
+      items := items || image_sync.list_names(p_settings, 'all', image_sync.files_of_twins(p_settings.bucket_id, v_key), p_urls);
+      if jsonb_array_length(items) >= p_limit or clock_timestamp() > p_until then
         next := v_cursor;
         return;
       end if;
     end loop;
     exit when not v_found.is_full;
     v_cursor := case when v_found.last_key <> all (v_keys) then v_found.key_before else v_found.last_key end;
-    if clock_timestamp() > v_until then
+    if clock_timestamp() > p_until then
       next := v_cursor;
       return;
     end if;
@@ -340,8 +361,155 @@ begin
 end;
 $$;
 
+comment on function image_sync.list_twins(image_sync.settings, image_sync.runs, timestamptz, text, integer, boolean) is
+  'A page of the files whose part number other records have as well, as a look-up in a spreadsheet compares it, and of the pictures beside them; next is a look-up key.';
+
+-- The image of which a picture that is left out by its extension is another file, with all such pictures beside it; null where there
+-- is none, where list_twins has them, and for all of the pictures but the first, which stands for them.
+create or replace function image_sync.files_with(p_settings image_sync.settings, p_picture text)
+returns text[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_beside record;
+begin
+  select
+    array_agg(b.name order by b.name collate "C") as names,
+    min(b.name collate "C") filter (where b.extension <> all (p_settings.extensions)) as picture,
+    min(b.name collate "C") filter (where b.extension = any (p_settings.extensions)) as image
+  into v_beside
+  from image_sync.files_beside(p_settings.bucket_id, image_sync.stem_of(p_picture)) b;
+  if v_beside.image is null or v_beside.picture <> p_picture or exists (
+    select
+    from image_sync.records r
+    where r.bucket_id = p_settings.bucket_id
+      and r.file_name collate "C" = v_beside.image
+      and (
+        select count(*)
+        from image_sync.files_of_key(p_settings.bucket_id, r.look_up_key)
+      ) > 1
+  ) then
+    return null;
+  end if;
+  return v_beside.names[1:20];
+end;
+$$;
+
+comment on function image_sync.files_with(image_sync.settings, text) is
+  'An image and the pictures of its name that are left out by their extension, by the first of those; null where there is no such image, or records tell of it.';
+
+-- Images beside which there is a picture that is left out by its extension: no record knows it. By name; p_after is the name of a
+-- file. Of a large bucket the chunks say where there are such.
+create or replace function image_sync.list_beside(
+  p_settings image_sync.settings, p_guide image_sync.runs, p_until timestamptz, p_after text, p_limit integer, p_urls boolean,
+  out items jsonb, out next text
+)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_page constant integer := 1000;
+  v_ranges constant integer := 20;
+  v_seen integer := 0;
+  v_cursor text := p_after;
+  v_range record;
+  v_read record;
+  v_picture text;
+begin
+  items := '[]';
+  for v_range in
+    select r.from_key, r.to_key
+    from image_sync.ranges_of(p_guide, p_settings, 'several', p_after, v_ranges) r
+    where p_guide.id is not null
+    union all
+    select p_after, null
+    where p_guide.id is null
+  loop
+    v_seen := v_seen + 1;
+    v_cursor := greatest(v_cursor collate "C", v_range.from_key);
+    loop
+      select
+        count(*) = v_page as is_full,
+        max(n.name collate "C") as last_key,
+        array_agg(n.name order by n.name collate "C") filter (
+          where n.extension = any ('{jpg,jpeg,png,gif,webp,avif,bmp,tif,tiff,heic}')
+            and n.extension <> all (p_settings.extensions)
+            and not n.name like any (p_settings.exclude)
+        ) as pictures
+      into v_read
+      from (
+        select o.name, o.extension
+        from image_sync.objects o
+        where o.bucket_id = p_settings.bucket_id
+          and o.name collate "C" > v_cursor
+          and o.name collate "C" <= coalesce(v_range.to_key, image_sync.last_key())
+        order by o.name collate "C"
+        limit v_page
+      ) as n;
+      foreach v_picture in array coalesce(v_read.pictures, '{}') loop
+        v_cursor := v_picture;
+        items := items || image_sync.list_names(p_settings, 'all', image_sync.files_with(p_settings, v_picture), p_urls);
+        if jsonb_array_length(items) >= p_limit or clock_timestamp() > p_until then
+          next := v_cursor;
+          return;
+        end if;
+      end loop;
+      exit when not v_read.is_full;
+      v_cursor := v_read.last_key;
+      if clock_timestamp() > p_until then
+        next := v_cursor;
+        return;
+      end if;
+    end loop;
+    v_cursor := coalesce(v_range.to_key, v_cursor);
+  end loop;
+  -- There may be more behind the last of twenty.
+  next := case when v_seen = v_ranges then v_cursor end;
+end;
+$$;
+
+comment on function image_sync.list_beside(image_sync.settings, image_sync.runs, timestamptz, text, integer, boolean) is
+  'A page of the images beside which a picture of the same name is left out by its extension, each with those; next is the name of a file.';
+
+-- Files of which a look-up finds one of several: first those that records tell of, then those that only names do. For 25 ms at most.
+-- p_after is a look-up key, or, where it begins with a slash, behind that the name of a file: no look-up key begins so.
+create or replace function image_sync.list_several(
+  p_settings image_sync.settings, p_after text, p_limit integer, p_urls boolean,
+  out items jsonb, out next text, out as_of timestamptz
+)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_until constant timestamptz := clock_timestamp() + interval '25 milliseconds';
+  v_guide constant image_sync.runs := image_sync.guide_of(p_settings.bucket_id);
+  v_page record;
+begin
+  items := '[]';
+  as_of := v_guide.finished_at;
+  if not starts_with(p_after, '/') then
+    v_page := image_sync.list_twins(p_settings, v_guide, v_until, p_after, p_limit, p_urls);
+    items := v_page.items;
+    next := v_page.next;
+    if next is not null then
+      return;
+    end if;
+  end if;
+  v_page := image_sync.list_beside(
+    p_settings, v_guide, v_until, case when starts_with(p_after, '/') then substr(p_after, 2) else '' end,
+    greatest(p_limit - jsonb_array_length(items), 1), p_urls
+  );
+  items := items || v_page.items;
+  next := '/' || v_page.next;
+end;
+$$;
+
 comment on function image_sync.list_several(image_sync.settings, text, integer, boolean) is
-  'A page of the files whose part number other files have as well, as a look-up in a spreadsheet compares it; next is a look-up key.';
+  'A page of the files whose part number other files have as well: by their records, as a look-up in a spreadsheet compares it, and then by their names beside pictures that are left out.';
 
 -- Files that the newest verify saw no image of: those that it named.
 create or replace function image_sync.list_broken(
@@ -475,6 +643,10 @@ revoke all on function
   image_sync.guide_of(text),
   image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer),
   image_sync.list_state(image_sync.settings, text, text, text, integer, boolean),
+  image_sync.files_of_twins(text, text),
+  image_sync.list_twins(image_sync.settings, image_sync.runs, timestamptz, text, integer, boolean),
+  image_sync.files_with(image_sync.settings, text),
+  image_sync.list_beside(image_sync.settings, image_sync.runs, timestamptz, text, integer, boolean),
   image_sync.list_several(image_sync.settings, text, integer, boolean),
   image_sync.list_broken(image_sync.settings, text, integer, boolean),
   public.image_sync_records(text, text, text, text, integer, boolean)
@@ -485,6 +657,10 @@ grant execute on function
   image_sync.guide_of(text),
   image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer),
   image_sync.list_state(image_sync.settings, text, text, text, integer, boolean),
+  image_sync.files_of_twins(text, text),
+  image_sync.list_twins(image_sync.settings, image_sync.runs, timestamptz, text, integer, boolean),
+  image_sync.files_with(image_sync.settings, text),
+  image_sync.list_beside(image_sync.settings, image_sync.runs, timestamptz, text, integer, boolean),
   image_sync.list_several(image_sync.settings, text, integer, boolean),
   image_sync.list_broken(image_sync.settings, text, integer, boolean),
   public.image_sync_records(text, text, text, text, integer, boolean)

@@ -217,7 +217,7 @@ begin
     ('moved', format('The file has another name now, and its record went along: %s', v_went_to), v_went_to is not null),
     ('moved', format('The file is %s now: the next sync takes the record along', v_moves_to), v_moves_to is not null),
     ('moved', format('The file was %s: the next sync brings its record along', v_comes_from), v_comes_from is not null and v_is_wanted),
-    ('orphaned', 'There is a record, but no file of this name in the bucket' || coalesce(format(': its file is %s now, which is left out or has a record of its own', v_lies_at), ''), v_object.name is null and v_record.file_name is not null and v_moves_to is null),
+    ('orphaned', 'There is a record, but no file of this name in the bucket' || coalesce(': its file is ' || v_lies_at || ' now, which is left out or has a record of its own', ''), v_object.name is null and v_record.file_name is not null and v_moves_to is null),
     ('excluded_extension', format('Its extension is not among those that make an image (%s)', array_to_string(v_settings.extensions, ', ')), v_object.name is not null and v_record.file_name is null and v_object.extension <> all (v_settings.extensions) and not v_is_excluded),
     ('excluded', 'Its name matches a pattern of the setting exclude: hidden and system files are left out', v_is_excluded),
     ('empty', 'The file is empty (0 bytes) and shows nothing: upload it again', v_object.bytes = 0 and v_object.extension = any (v_settings.extensions) and not v_is_excluded),

@@ -8,6 +8,7 @@ import {
   historySchema,
   type RecordItem,
   recordListSchema,
+  reportSchema,
   settingsSchema,
 } from "../../supabase/functions/image-sync/contract.ts";
 import { addObjects, createBucket, numberedNames, removeObjects, runToEnd } from "../sync/support/lab.ts";
@@ -113,6 +114,59 @@ describe("records", () => {
     ]);
     const file = fileSchema.parse((await ask("", { bucket, file: "A.jpg" })).body);
     expect(file).toMatchObject({ twins: ["a.JPG"], verified: null });
+  });
+
+  test("of one part number are told with the pictures beside them that are left out, which no record knows", async () => {
+    const bucket = await createBucket(lab, {
+      objects: [
+        ...["1.jpg", "1 (1).jpg", "1.png", "2.gif", "2.jpg", "2.png", "3.jpg", "4.png", "5.jpg", "5.txt"],
+        ...["f/6.jpg", "f/6.webp", "g/6.jpg", "7.jpg", "f/7.png", "._8.png", "8.jpg", "9.jpeg", "9.heic"],
+      ],
+    });
+    await runToEnd(lab, bucket);
+    const groups = [
+      ...["1 (1).jpg", "1.jpg", "1.png", "f/6.jpg", "f/6.webp", "g/6.jpg"],
+      ...["2.gif", "2.jpg", "2.png", "9.heic", "9.jpeg"],
+    ];
+    for (const limit of ["50", "1"]) {
+      const seen: string[] = [];
+      for (let after: string | null = ""; after !== null;) {
+        const page = await list(bucket, { state: "several", after, limit });
+        seen.push(...namesOf(page.records));
+        after = page.next;
+      }
+      expect(seen, limit).toEqual(groups);
+    }
+    const { findings } = reportSchema.parse((await ask("", { bucket })).body);
+    const finding = findings.find(({ code }) => code === "several_files");
+    // Whatever the finding names is listed, and nothing else.
+    const named = finding?.samples.flatMap((sample) => sample.replace(/^[^:]*: /, "").split(", "));
+    expect(new Set(named)).toEqual(new Set(groups));
+  });
+
+  test("of a large bucket too: where the run's chunks saw such pictures", async () => {
+    const pictures = numberedNames(20_000).filter((_, place) => place % 1500 === 3)
+      .map((name) => name.replace(".jpg", ".png"));
+    const bucket = await createBucket(lab, { objects: [...numberedNames(20_000), ...pictures] });
+    await runToEnd(lab, bucket);
+    const seen: string[] = [];
+    for (let after: string | null = ""; after !== null;) {
+      const page = await list(bucket, { state: "several", after, limit: "5" });
+      expect(page.as_of).not.toBeNull();
+      seen.push(...namesOf(page.records));
+      after = page.next;
+    }
+    expect(seen).toEqual(pictures.flatMap((name) => [name.replace(".png", ".jpg"), name]));
+  }, 60_000);
+
+  test("of a file that is gone say that it is, and nothing of where it went", async () => {
+    const bucket = await createBucket(lab, { objects: numberedNames(2) });
+    await runToEnd(lab, bucket);
+    await removeObjects(lab, bucket, ["000001.jpg"]);
+    const file = fileSchema.parse((await ask("", { bucket, file: "000001.jpg" })).body);
+    expect(file.reasons).toEqual([
+      { code: "orphaned", detail: "There is a record, but no file of this name in the bucket" },
+    ]);
   });
 
   test("show a URL only where it is asked for, and none that is dead", async () => {

@@ -1,4 +1,5 @@
 /** Several files for one part number, as whoever looks them up in a spreadsheet sees them: found by the first sync, wherever they lie. */
+import type { TransactionSql } from "postgres";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import {
   createBucket,
@@ -85,6 +86,28 @@ test("each group is counted once, however large and however many, and other buck
   expect(samples[0]).toBe("000: f/000.jpg, 000 (1).jpg, 000.jpg");
   expect(await twinsOf(other)).toEqual([0, []]);
 });
+
+test("the files of a part number are found by index, whatever order their key comes in", async () => {
+  const names = numberedNames(20_000);
+  const bucket = await createBucket(lab, { objects: [...names, "000007 (1).jpg"] });
+  await lab.sql`
+    insert into public.part_images (bucket_id, file_name, part_number)
+    select ${bucket}, n.name, left(n.name, -4) from unnest(${[
+    ...names,
+    "000007 (1).jpg",
+  ]}::text[]) as n (name)`;
+  await lab.sql`analyze storage.objects, public.part_images`;
+  const look = (sql: TransactionSql) =>
+    sql`
+    explain (analyze, buffers, format json)
+    select * from image_sync.files_of_key(${bucket}, (${bucket} || '/000007') collate "C")`;
+  // The first look of a session reads the catalogue as well.
+  const [row] = await lab.sql.begin(async (sql) => (await look(sql), await look(sql)));
+  const [{ Plan: plan }] = row?.["QUERY PLAN"] as [{ Plan: Record<string, number> }];
+  expect(plan["Actual Rows"]).toBe(2);
+  // The whole index of names has more than a hundred.
+  expect((plan["Shared Hit Blocks"] ?? NaN) + (plan["Shared Read Blocks"] ?? NaN)).toBeLessThan(60);
+}, 60_000);
 
 test("a part number that its owner gave counts, and twins that are gone are gone from the report", async () => {
   const bucket = await createBucket(lab, { settings: { probe_size: 0 }, objects: numberedNames(3) });

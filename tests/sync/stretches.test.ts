@@ -297,23 +297,42 @@ describe("a stretch that is not gone over to its end", () => {
     expect(await findViolations(db.admin, bucket)).toEqual([]);
   });
 
-  test("goes on with signing where it meets work, and hands the rest on", async () => {
+  test("leaves the chunks in which something is to be done to be listed under the lock", async () => {
+    const due = [name(155), name(258)];
     const { bucket, run } = await nextNight({
       change: (bucket) =>
-        db.admin`update public.part_images set signed_url = null where bucket_id = ${bucket} and file_name = ${
-          name(155)
-        }`,
+        db.admin`
+          update public.part_images set signed_url = null
+          where bucket_id = ${bucket} and file_name in ${db.admin(due)}`,
     });
     const { lease, worker } = await leaseStretch(run);
     const call = () => advance(db.worker, { run, worker, lease, closing: null });
-    // What lies before is stored; then the chunk in question, under the same lease.
+    // The last chunk of the stretch is one of them: it stays under the lease.
     expect(await call()).toMatchObject({ next: "list" });
-    expect((await readChunks(run)).filter(({ state }) => state === "done")).toHaveLength(15);
-    const answer = await call();
-    expect(answer).toMatchObject({ next: "sign", chunk: { names: [name(155)] } });
-    await advance(db.worker, { run, worker, lease: null, closing: signAll(lease, [name(155)]) });
+    const chunks = await readChunks(run);
+    expect(chunks.filter(({ state }) => state === "done")).toHaveLength(24);
+    expect(chunks.filter(({ state }) => state !== "done")).toMatchObject([
+      { number: 16, state: "pending", from_key: name(149), to_key: name(159) },
+      { number: 26, state: "leased", from_key: name(249), to_key: name(259) },
+    ]);
+    expect(await call()).toMatchObject({ next: "sign", chunk: { names: [name(258)] } });
+    await advance(db.worker, { run, worker, lease: null, closing: signAll(lease, [name(258)]) });
     await workToEnd(db.worker, run);
-    expect(await readTotals(run)).toMatchObject({ state: "succeeded", totals: { listed: FILES, signed: 1 } });
+    expect(await readTotals(run)).toMatchObject({ state: "succeeded", totals: { listed: FILES, signed: 2 } });
+    expect(await findViolations(db.admin, bucket)).toEqual([]);
+  });
+
+  test("where every other chunk needs something, costs a call for each of those and none for the rest", async () => {
+    const { bucket, run } = await nextNight({
+      change: (bucket) =>
+        db.admin`
+          update public.part_images set signed_url = null
+          where bucket_id = ${bucket} and right(file_name, 5) = '5.jpg' and substr(file_name, 3, 1)::integer % 2 = 1`,
+    });
+    const signing = 30;
+    const calls = await workToEnd(db.worker, run);
+    expect(calls).toBeLessThan(3 * signing + 20);
+    expect(await readTotals(run)).toMatchObject({ state: "succeeded", totals: { signed: signing } });
     expect(await findViolations(db.admin, bucket)).toEqual([]);
   });
 });

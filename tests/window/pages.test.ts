@@ -17,11 +17,14 @@ import {
   type TestBrowser,
   withoutBrowser,
 } from "./support/browser.ts";
-import { addFaults, addHistory, createPictures } from "./support/scene.ts";
+import { addFaults, addHistory, cleanUp, createPictures } from "./support/scene.ts";
 import { openTestWindow } from "./support/window.ts";
 
 const FULL = "part-images";
 const EMPTY = "empty";
+const BUSY = "busy";
+/** In a path: the run that is open in the busy bucket, and the one that archived in the full one. */
+const [OPEN_RUN, CLEANUP_RUN] = ["OPEN_RUN", "CLEANUP_RUN"] as const;
 const folder = process.env["IMAGE_SYNC_SCREENSHOTS"];
 
 const PAGES: Readonly<Record<string, string>> = {
@@ -32,6 +35,12 @@ const PAGES: Readonly<Record<string, string>> = {
   orphan: `/picture?bucket=${FULL}&file=000003.jpg`,
   cleanup: `/cleanup?bucket=${FULL}`,
   runs: `/runs?bucket=${FULL}`,
+  "several": `/pictures?bucket=${FULL}&state=several`,
+  "overview-busy": `/?bucket=${BUSY}`,
+  "run": `/runs/${CLEANUP_RUN}?bucket=${FULL}`,
+  "run-open": `/runs/${OPEN_RUN}?bucket=${BUSY}`,
+  "cleanup-done": `/cleanup?bucket=${BUSY}`,
+  "archive": `/archive/${CLEANUP_RUN}?bucket=${BUSY}`,
   settings: `/settings?bucket=${FULL}`,
   buckets: "/buckets",
   "overview-empty": `/?bucket=${EMPTY}`,
@@ -55,6 +64,9 @@ describe.skipIf(withoutBrowser !== undefined && !mustHaveBrowser)("every page", 
   let window: OpenWindow;
   let browser: TestBrowser;
   let page: Page;
+  const ids = { OPEN_RUN: "", CLEANUP_RUN: "" };
+  const pathOf = (name: string) =>
+    (PAGES[name] ?? "/").replace(OPEN_RUN, ids.OPEN_RUN).replace(CLEANUP_RUN, ids.CLEANUP_RUN);
   beforeAll(async () => {
     if (withoutBrowser !== undefined) throw new Error(withoutBrowser);
     lab = await openLocalLab();
@@ -64,6 +76,14 @@ describe.skipIf(withoutBrowser !== undefined && !mustHaveBrowser)("every page", 
     await runToEnd(lab, FULL, { mode: "cleanup" });
     await lab.supabase.storage.createBucket(EMPTY, { public: false });
     await lab.sql`insert into image_sync.settings (bucket_id) values (${EMPTY})`;
+    ids.CLEANUP_RUN = await cleanUp(lab, BUSY);
+    const { run } = await lab.database.start({
+      run: crypto.randomUUID(),
+      bucket: BUSY,
+      mode: "sync",
+      options: {},
+    });
+    ids.OPEN_RUN = run.id;
     window = await openTestWindow(lab.stack);
     browser = await openBrowser();
     page = await browser.context.newPage();
@@ -76,7 +96,7 @@ describe.skipIf(withoutBrowser !== undefined && !mustHaveBrowser)("every page", 
     await lab?.close();
   });
 
-  for (const [name, path] of Object.entries(PAGES)) {
+  for (const name of Object.keys(PAGES)) {
     test(
       `${name}: nothing serious for axe, nothing cut off, nothing broken, in light and dark, wide and narrow`,
       async () => {
@@ -89,7 +109,9 @@ describe.skipIf(withoutBrowser !== undefined && !mustHaveBrowser)("every page", 
         for (const { name: look, width, colorScheme } of LOOKS) {
           await page.emulateMedia({ colorScheme });
           await page.setViewportSize({ width, height: 800 });
-          await page.goto(window.origin + path);
+          await page.goto(window.origin + pathOf(name));
+          // What would mend it is read before it is done.
+          if (name === "overview") await page.locator(".mend summary").first().click();
           await page.locator("h1").first().waitFor();
           if (folder !== undefined) {
             // Lazy pictures come when they are scrolled to.
@@ -122,5 +144,18 @@ describe.skipIf(withoutBrowser !== undefined && !mustHaveBrowser)("every page", 
       "[...document.images].filter((image) => image.getBoundingClientRect().top < 640).every((image) => image.complete)",
     );
     await page.screenshot({ path: join(folder ?? "", "window-pictures.jpg"), type: "jpeg", quality: 75 });
+  });
+
+  test("a page that has lost its server says so, and keeps what was seen", async () => {
+    await page.goto(window.origin + pathOf("overview"));
+    await page.locator("#connection").waitFor({ state: "attached" });
+    await window.close();
+    await page.locator("#lost", { hasText: "does not answer" }).waitFor();
+    for (const { name: look, width, colorScheme } of LOOKS) {
+      await page.emulateMedia({ colorScheme });
+      await page.setViewportSize({ width, height: 800 });
+      if (folder !== undefined) await page.screenshot({ path: join(folder, `overview-lost-${look}.png`) });
+      expect(await seriousViolations(page), look).toEqual([]);
+    }
   });
 });

@@ -86,9 +86,16 @@ addEventListener("pageshow", () => {
   for (const form of document.forms) delete form.dataset.sent;
 });
 
-// A picture that does not load says so.
+// A small picture that does not load is shown whole; one that does not load either says so.
 document.addEventListener("error", ({ target }) => {
   if (!(target instanceof HTMLImageElement)) return;
+  const { whole } = target.dataset;
+  if (whole) {
+    delete target.dataset.whole;
+    target.src = whole;
+    document.getElementById("whole").hidden = false;
+    return;
+  }
   const words = document.createElement("span");
   words.className = "no-picture";
   words.textContent = "does not load";

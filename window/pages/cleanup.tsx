@@ -60,8 +60,9 @@ export const PlanCard: FC<Omit<CleanupProps, "archives">> = ({ view, report, set
     {listed === undefined
       ? (
         <Empty>
-          There is no list. {number(report.difference.orphaned.count)}{" "}
-          records had no file when it was last counted.
+          There is no list. {report.difference.orphaned.count === null
+            ? "Nothing was counted yet."
+            : `${quantity(report.difference.orphaned.count, "record")} had no file when it was last counted.`}
         </Empty>
       )
       : listed.page.count === 0

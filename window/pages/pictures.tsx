@@ -8,6 +8,7 @@ import type {
 } from "../../supabase/functions/image-sync/contract.ts";
 import { bytes } from "../../supabase/functions/image-sync/text/words.ts";
 import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
+import { type Smaller, TILE } from "../small_pictures.ts";
 import { link, type View } from "../view.ts";
 import { Badge, Empty, Name, number, Pages, Time } from "../parts/basics.tsx";
 
@@ -59,8 +60,10 @@ const TONES: Readonly<Record<RecordItem["state"], string>> = {
 export type Choice = { readonly state: RecordFilter; readonly search: string; readonly after: string };
 
 /** A page of the gallery. */
-export const Pictures: FC<{ view: View; choice: Choice; list: RecordList; report: Report | undefined }> = (
-  { view, choice, list, report },
+export const Pictures: FC<
+  { view: View; choice: Choice; list: RecordList; small: Smaller | undefined; report: Report | undefined }
+> = (
+  { view, choice, list, small, report },
 ) => {
   const { state, search, after } = choice;
   const to = (query: Partial<Choice>) => link("/pictures", { bucket: view.bucket, state, search, ...query });
@@ -101,9 +104,24 @@ export const Pictures: FC<{ view: View; choice: Choice; list: RecordList; report
           </>
         )}
       </p>
-      {list.records.length === 0
-        ? <Empty>{emptyWords(choice, list)}</Empty>
-        : <ul class="gallery">{list.records.map((item) => <Tile view={view} item={item} />)}</ul>}
+      {small === undefined
+        ? null
+        : (
+          <p class="banner warning" role="status" id="whole" hidden={small.problem === undefined}>
+            {small.problem ?? "Storage did not scale some of these pictures: they are shown whole."}
+          </p>
+        )}
+      {list.records.length === 0 ? <Empty>{emptyWords(choice, list)}</Empty> : (
+        <ul class="gallery">
+          {list.records.map((item) => (
+            <Tile
+              view={view}
+              item={item}
+              small={small?.urls.get(item.file_name)}
+            />
+          ))}
+        </ul>
+      )}
       <Pages
         first={after === "" ? undefined : to({ after: "" })}
         next={list.next === null ? undefined : to({ after: list.next })}
@@ -112,13 +130,13 @@ export const Pictures: FC<{ view: View; choice: Choice; list: RecordList; report
   );
 };
 
-const Tile: FC<{ view: View; item: RecordItem }> = ({ view, item }) => (
+const Tile: FC<{ view: View; item: RecordItem; small: string | undefined }> = ({ view, item, small }) => (
   <li>
     <a
       href={link("/picture", { bucket: view.bucket, file: item.file_name })}
       title={safeText(item.file_name)}
     >
-      <Picture item={item} />
+      <Picture item={item} small={small} />
       <Name of={item.file_name} />
     </a>
     <p>
@@ -134,8 +152,10 @@ const Tile: FC<{ view: View; item: RecordItem }> = ({ view, item }) => (
   </li>
 );
 
-/** The picture itself, where a URL shows it. */
-export const Picture: FC<{ item: RecordItem; large?: boolean }> = ({ item, large }) =>
+/** The picture itself, where a URL shows it; small where Storage scales it, and whole where that does not load. */
+export const Picture: FC<{ item: RecordItem; small?: string | undefined; large?: boolean }> = (
+  { item, small, large },
+) =>
   item.url === undefined || item.state === "orphaned"
     ? <span class="no-picture" aria-hidden="true">no picture</span>
     : large === true
@@ -149,12 +169,13 @@ export const Picture: FC<{ item: RecordItem; large?: boolean }> = ({ item, large
     )
     : (
       <img
-        src={item.url}
+        src={small ?? item.url}
+        data-whole={small === undefined ? undefined : item.url}
         alt=""
         loading="lazy"
         decoding="async"
-        width={160}
-        height={120}
+        width={TILE.width / 2}
+        height={TILE.height / 2}
         referrerpolicy="no-referrer"
       />
     );

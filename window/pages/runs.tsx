@@ -6,7 +6,7 @@ import {
   type RunList,
   stateSchema,
 } from "../../supabase/functions/image-sync/contract.ts";
-import { duration } from "../../supabase/functions/image-sync/text/words.ts";
+import { duration, quantity } from "../../supabase/functions/image-sync/text/words.ts";
 import { runName, startedBy } from "../../supabase/functions/image-sync/text/run.ts";
 import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
 import { LiveRun, resultOf } from "../parts/live_run.tsx";
@@ -29,6 +29,7 @@ export const Runs: FC<{ view: View; choice: RunsChoice; list: RunList }> = ({ vi
     {list.runs.length === 0 ? <Empty>No run of that kind is kept.</Empty> : (
       <Table
         caption="Runs, newest first"
+        class="rows"
         head={["Started", "Run", "State", "Took", "Did", "By"]}
         rows={list.runs.map((run) => [
           <a href={link(`/runs/${run.id}`, { bucket: view.bucket })}>
@@ -100,12 +101,12 @@ export const RunCard: FC<{ view: View; run: Run }> = ({ view, run }) => (
           value={duration(run.duration_seconds)}
           note={run.stop_reason === null ? undefined : safeText(run.stop_reason.replaceAll("_", " "))}
         />
-        <Figure label="Chunks" value={number(run.chunks)} note={`${number(run.invocations)} workers`} />
+        <Figure label="Chunks" value={number(run.chunks)} note={quantity(run.invocations, "worker")} />
         <Figure label="Rows written" value={number(run.totals["rows_written"])} />
         <Figure
           label="Storage calls"
           value={number(run.totals["storage_calls"])}
-          note={`${number(run.totals["retries"])} retries`}
+          note={quantity(run.totals["retries"] ?? 0, "retry", "retries")}
         />
         <Figure
           label="Ledger"
@@ -128,14 +129,20 @@ export const RunCard: FC<{ view: View; run: Run }> = ({ view, run }) => (
         />
       </Card>
     )}
+    <Totals totals={run.totals} />
+  </section>
+);
+
+const Totals: FC<{ totals: Run["totals"] }> = ({ totals }) => {
+  const counted = Object.entries(totals).filter(([, total]) => total > 0);
+  if (counted.length === 0) return null;
+  return (
     <Card title="Totals">
       <Table
         caption="Totals of the run"
         head={["What", "Number"]}
-        rows={Object.entries(run.totals).filter(([, total]) =>
-          total > 0
-        ).map(([what, total]) => [safeText(what.replaceAll("_", " ")), number(total)])}
+        rows={counted.map(([what, total]) => [safeText(what.replaceAll("_", " ")), number(total)])}
       />
     </Card>
-  </section>
-);
+  );
+};

@@ -62,7 +62,7 @@ const Field: FC<{ field: Setting; typed: string | undefined; wrong: string | und
           <textarea
             id={id}
             name={field.name}
-            rows={Math.min(Math.max(value.split("\n").length, 2), 8)}
+            rows={Math.min(Math.max(value.split("\n").length, 2), 16)}
             spellcheck={false}
             {...described}
           >
@@ -84,13 +84,25 @@ const Field: FC<{ field: Setting; typed: string | undefined; wrong: string | und
         {wrong === undefined ? null : <strong class="refusal">{wrong}</strong>}
         {safeText(field.meaning ?? "")} {safeText(field.bounds ?? "")}
         {field.type.endsWith("[]") ? " One a line." : ""}
-        {field.default === null
-          ? ""
-          : ` Default: ${safeText(field.default.replace(/^\{(.*)\}$/, "$1").replaceAll(",", ", "))}.`}
+        {defaultOf(field)}
       </p>
     </div>
   );
 };
+
+/** What holds where nothing else was said; of a list only whether it is that one. */
+function defaultOf(field: Setting): string {
+  if (field.default === null) return "";
+  if (!field.type.endsWith("[]")) return ` Default: ${safeText(field.default)}.`;
+  const items = itemsOf(field.default);
+  return items.join("\n") === textOf(field) ? " As by default." : ` Default: ${safeText(items.join(", "))}.`;
+}
+
+/** The items of a list as the database writes it, such as `{jpg,"a b"}`. */
+function itemsOf(literal: string): string[] {
+  return [...literal.slice(1, -1).matchAll(/"((?:\\.|[^"\\])*)"|([^,]+)/g)]
+    .map(([, quoted, plain = ""]) => quoted === undefined ? plain : quoted.replaceAll(/\\(.)/g, "$1"));
+}
 
 /** What of a form differs from what is set, as the database takes it. */
 export function changesOf(

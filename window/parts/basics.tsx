@@ -68,23 +68,24 @@ export const Change: FC<
   </form>
 );
 
-/** A table that a small screen may scroll. */
-export const Table: FC<{ caption: string; head: readonly string[]; rows: readonly (readonly Rendered[])[] }> =
-  (
-    { caption, head, rows },
-  ) => (
-    <div class="scroll" tabindex={0} role="region" aria-label={caption}>
-      <table>
-        <caption class="hidden">{caption}</caption>
-        <thead>
-          <tr>{head.map((title) => <th scope="col">{title}</th>)}</tr>
-        </thead>
-        <tbody>
-          {rows.map((cells) => <tr>{cells.map((cell) => <td>{cell}</td>)}</tr>)}
-        </tbody>
-      </table>
-    </div>
-  );
+/** A table that a small screen may scroll; `rows`: one that it reads downwards, three cells a line. */
+export const Table: FC<
+  { caption: string; head: readonly string[]; rows: readonly (readonly Rendered[])[]; class?: "rows" }
+> = (
+  { caption, head, rows, class: style },
+) => (
+  <div class={`scroll ${style ?? ""}`} tabindex={0} role="region" aria-label={caption}>
+    <table>
+      <caption class="hidden">{caption}</caption>
+      <thead>
+        <tr>{head.map((title) => <th scope="col">{title}</th>)}</tr>
+      </thead>
+      <tbody>
+        {rows.map((cells) => <tr>{cells.map((cell) => <td>{cell}</td>)}</tr>)}
+      </tbody>
+    </table>
+  </div>
+);
 
 /** The same figures for whoever cannot see the picture. */
 export const AsTable: FC<

@@ -2,10 +2,11 @@
 import type { FC } from "hono/jsx";
 import type { Finding, Report } from "../../supabase/functions/image-sync/contract.ts";
 import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
+import { capital } from "../../supabase/functions/image-sync/text/words.ts";
 import { commandOf } from "../../supabase/functions/image-sync/text/commands.ts";
 import { type StartRequest, startRequestSchema } from "../../supabase/functions/image-sync/contract.ts";
 import { link, type View } from "../view.ts";
-import { Badge, Card, Change, Empty, Name, number } from "./basics.tsx";
+import { Badge, Card, Change, Empty, Name, number, Time } from "./basics.tsx";
 
 /** Findings whose files the gallery can show, by their code. */
 const SHOWN_AS: Readonly<Record<string, string>> = {
@@ -37,7 +38,7 @@ export const Findings: FC<{ view: View; report: Report }> = ({ view, report }) =
 );
 
 const Item: FC<{ view: View; finding: Finding }> = ({ view, finding }) => {
-  const { level, title, count, samples, remediation } = finding;
+  const { level, title, count, samples, remediation, since } = finding;
   const code = safeText(finding.code);
   const isFact = count === 1 && samples.length === 0;
   const state = BROKEN.includes(code) ? "broken" : SHOWN_AS[code];
@@ -45,7 +46,11 @@ const Item: FC<{ view: View; finding: Finding }> = ({ view, finding }) => {
     <li id={`finding-${code}`} class={level}>
       <h3>
         <Badge tone={level}>{level}</Badge> {safeText(title)}
-        {isFact ? null : <span class="count">{number(count)}</span>}
+        {isFact ? null : <span class="count">{number(count)}</span>} {since === undefined ? null : (
+          <small>
+            first seen <Time at={since} now={view.now} />
+          </small>
+        )}
       </h3>
       <p>{safeText(remediation)}</p>
       {samples.length === 0 ? null : (
@@ -88,7 +93,7 @@ const Mend: FC<{ view: View; finding: Finding }> = ({ view, finding: { code: giv
         {whatItDoes(request)} The same as <code>{commandOf(request)}</code>.
       </p>
       <Change view={view} action="/start" fields={{ request: JSON.stringify(action.request) }}>
-        <button type="submit" class="primary" id={`do-${code}`}>{verbOf(request)}</button>
+        <button type="submit" class="primary" id={`do-${code}`}>{capital(verbOf(request))}</button>
       </Change>
     </details>
   );

@@ -21,7 +21,7 @@ type LayoutProps = PropsWithChildren<{
   /** The part of the navigation that this page belongs to. */
   page: string;
   /** What keeps it live: a path that sends its parts. */
-  live?: string;
+  live?: string | undefined;
   report?: Report | undefined;
   said?: string | undefined;
 }>;

@@ -72,7 +72,7 @@ function leftOf({ progress }: Run): string {
 }
 
 /** What the finished run did, in a line. */
-export function resultOf({ totals, mode, plan_id }: Run): string {
+export function resultOf({ totals, mode, plan_id, state }: Run): string {
   const of = (key: string, word: string) => (totals[key] ?? 0) > 0 ? [`${number(totals[key])} ${word}`] : [];
   const parts: Readonly<Record<Run["mode"], readonly string[]>> = {
     sync: [
@@ -88,5 +88,5 @@ export function resultOf({ totals, mode, plan_id }: Run): string {
       : [...of("removed", "archived"), ...of("skipped", "kept")],
     restore: [...of("restored", "put back"), ...of("skipped", "left")],
   };
-  return parts[mode].join(", ") || "nothing to do";
+  return parts[mode].join(", ") || (state === "open" ? "nothing yet" : "nothing to do");
 }

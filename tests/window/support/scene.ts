@@ -12,6 +12,16 @@ export async function createPictures(lab: Lab, bucket: string, count: number): P
   }
 }
 
+/** A bucket of twelve pictures from which a cleanup has archived the records of three. */
+export async function cleanUp(lab: Lab, bucket: string): Promise<string> {
+  await createPictures(lab, bucket, 12);
+  await lab.sql`update image_sync.settings set max_delete_fraction = 1 where bucket_id = ${bucket}`;
+  await runToEnd(lab, bucket);
+  await lab.supabase.storage.from(bucket).remove(["000003.jpg", "000004.jpg", "000005.jpg"]);
+  const { id: confirm } = await runToEnd(lab, bucket, { mode: "cleanup" });
+  return (await runToEnd(lab, bucket, { mode: "cleanup", confirm })).id;
+}
+
 /** Three months of nights in which the bucket grew, with two that failed, one partial and three that nobody ran. */
 export async function addHistory(lab: Lab, bucket: string): Promise<void> {
   await lab.sql`
@@ -37,7 +47,7 @@ export async function addFaults(lab: Lab, bucket: string): Promise<void> {
   await storage.from(bucket).remove(["000003.jpg", "000004.jpg", "000005.jpg"]);
   const [picture] = [...sampleImages(1)];
   if (picture === undefined) throw new Error("No sample image");
-  for (const name of ["shelf/000001.jpg", "900001.jpg", "900002.jpg"]) {
+  for (const name of ["shelf/000001.jpg", "900001.jpg", "900002.jpg", "000010.gif"]) {
     await storage.from(bucket).upload(name, picture.data, { contentType: picture.contentType });
   }
   await lab.sql`

@@ -7,7 +7,7 @@ export type Looked = { readonly url: string; readonly secretKey: string };
 /** Opens a window on a project, as `image-sync open` does. */
 export async function openTestWindow(
   { url, secretKey }: Looked,
-  options: Partial<Pick<WindowOptions, "bucket" | "port" | "rhythm">> = {},
+  options: Partial<Pick<WindowOptions, "bucket" | "port" | "rhythm" | "smallPictures">> = {},
 ): Promise<OpenWindow> {
   const client = createClient({ url, key: secretKey, source: "the test" }, { timeout: 30_000 });
   return await openWindow({

@@ -22,6 +22,11 @@ export const findingSchema = z.object({
   remediation: z.string(),
   /** What would mend it: the body of a `POST`, or SQL for the owner of the schema; null where only a person can do something. */
   action: actionSchema.nullish(),
+  /**
+   * Since when it is seen: the end of the first run of those in a row that saw it, or the moment that its fact gives. Absent where
+   * nobody knows.
+   */
+  since: timestampSchema.optional(),
 });
 export type Finding = z.infer<typeof findingSchema>;
 

@@ -32,7 +32,7 @@ export function renderReport(report: Report): string {
     [verdict(report), `  ${whenMeasured(report, now)}`],
     rows(sizes(report)),
     differences(report),
-    findings(report.findings),
+    findings(report.findings, now),
     rows(runs(report, now)),
     [verdict(report), ...nextOf(report)],
   ]);
@@ -131,15 +131,16 @@ function differences({ difference }: Report): string[] {
   });
 }
 
-function findings(all: readonly Finding[]): string[] {
+function findings(all: readonly Finding[], now: number): string[] {
   if (all.length === 0) return ["  Nothing to look at"];
-  return all.flatMap(({ code, level, title, count: number, samples, remediation, action }) => {
+  return all.flatMap(({ code, level, title, count: number, samples, remediation, action, since }) => {
     // What is or is not the case has a count of 1, which says nothing.
     const much = number === 1 && samples.length === 0 ? "" : `: ${count(number)}`;
     // The names of a difference stand above already.
     const isDifference = DIFFERENCES.some((kind) => kind === code);
     return [
       `  ${LEVEL_SIGNS[level]} ${safeText(title)}${much} [${safeText(code)}]`,
+      ...(since === undefined ? [] : [`    Seen since ${renderTime(since)}, ${age(since, now)}`]),
       ...(isDifference ? [] : sampleLines({ samples, count: number, indent: 6 })),
       `    ${safeText(remediation)}`,
       ...actionText(action ?? null).map((line) => `    ${line}`),
