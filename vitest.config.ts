@@ -54,8 +54,8 @@ export default defineConfig({
           name: "together",
           include: ["tests/**/*.test.ts"],
           exclude: [...configDefaults.exclude, ...busy, ...timed],
-          // Twice as many as the processors that there may be: these wait for about as long as they compute.
-          maxWorkers: 4,
+          // One more than the processors that there may be: these wait for a third of their time.
+          maxWorkers: 3,
           sequence: { groupOrder: 0 },
         },
       },

@@ -258,17 +258,17 @@ export async function waitForEnd(lab: Lab, run: string, deadlineMs = 60_000): Pr
   );
 }
 
-/** Asks until there is an answer. */
+/** Asks until there is an answer: soon at first, then less and less often, because asking costs the machine what is waited for. */
 export async function eventually<T>(
   ask: () => Promise<T | undefined>,
   what: string,
   deadlineMs = 60_000,
 ): Promise<T> {
   const deadline = Date.now() + deadlineMs;
-  while (Date.now() < deadline) {
+  for (let pause = 25; Date.now() < deadline; pause = Math.min(pause * 1.2, 250)) {
     const answer = await ask();
     if (answer !== undefined) return answer;
-    await new Promise((resolve) => setTimeout(resolve, 25));
+    await new Promise((resolve) => setTimeout(resolve, pause));
   }
   throw new Error(`Waited ${deadlineMs} ms for ${what} in vain`);
 }
