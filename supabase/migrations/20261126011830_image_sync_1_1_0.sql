@@ -10071,9 +10071,14 @@ return $query$
     p.signed_url_expires_at
   from public.part_images p
   cross join lateral (
-    -- The expression of part_images_look_up_key_idx, collation and all, so that a page is read from there.
+    -- The expression of part_images_twins_idx, collation and all, so that a page is read from there.
     select
-      (p.bucket_id || '/' || lower(regexp_replace(p.part_number, '( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$', '', 'i'))) collate "C" as look_up_key
+      (p.bucket_id || '/' || lower(
+        case
+          when p.part_number ~ '[_)\s]' then regexp_replace(p.part_number, '( *\(\d+\)| - (copy|kopie|copie|copia)( \(\d+\))?|_jpe?g|_png)?\s*$', '', 'i')
+          else p.part_number
+        end
+      )) collate "C" as look_up_key
   ) as k
   join (
     -- image_sync.url_base() of each bucket.
@@ -10169,7 +10174,7 @@ comment on function image_sync.make_register() is
 
 select image_sync.make_register();
 
-comment on view image_sync.register is 'What the register of each bucket shows: one row for each part, with a URL that works. Walk it by (bucket_id, look_up_key): part_images_look_up_key_idx serves that.';
+comment on view image_sync.register is 'What the register of each bucket shows: one row for each part, with a URL that works. Walk it by (bucket_id, look_up_key): part_images_twins_idx serves that.';
 comment on column image_sync.register.bucket_id is 'The bucket.';
 comment on column image_sync.register.look_up_key is 'What the rows of one part have in common, as in image_sync.records, in byte order.';
 comment on column image_sync.register.part_number is 'The part.';

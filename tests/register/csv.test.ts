@@ -64,6 +64,26 @@ describe("what it holds", () => {
     expect([...table].map((row) => Object.values(row)).toSorted()).toEqual(rows.toSorted());
   });
 
+  test("a page is read in the order of its index, not sorted out of all rows", async () => {
+    const bucket = await createRegister(lab, ["1"]);
+    const plan = await lab.sql.begin(async (sql) => {
+      // As both functions of the register set them.
+      for (const way of ["seqscan", "bitmapscan", "sort", "hashjoin", "mergejoin"]) {
+        await sql.unsafe(`set local enable_${way} = off`);
+      }
+      return await sql<{ "QUERY PLAN": string }[]>`
+        explain (costs off)
+        select r.look_up_key, r.part_number
+        from image_sync.register r
+        where r.bucket_id = ${bucket} and r.look_up_key > ${`${bucket}/`} and r.look_up_key < ${`${bucket}0`}
+        order by r.look_up_key
+        limit 5000`;
+    });
+    const text = plan.map((line) => line["QUERY PLAN"]).join("\n");
+    expect(text).toContain("Index Scan using part_images_twins_idx on part_images");
+    expect(text).not.toMatch(/-> {2}Sort$/m);
+  });
+
   test("it is RFC 4180 in UTF-8 with a byte order mark, and says how long it may be kept", async () => {
     const bucket = await createRegister(lab, ["1"]);
     const response = await withSecretKey(`?bucket=${bucket}`);
