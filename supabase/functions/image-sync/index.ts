@@ -48,7 +48,7 @@ function createServices(
         takeCounts: outbound.takeCounts,
       },
       probe: (targets, publicUrl) => probe({ targets, base: baseOf(publicUrl) }),
-      ...(ready === undefined ? {} : { ready }),
+      ...(ready === undefined ? {} : { ready: ready.then(() => mismatch() === undefined) }),
       budget: createBudget(limits),
       limits,
     });
@@ -100,9 +100,11 @@ const authenticated = withSupabase(
   async (request, context) => {
     const services = createServices(context.authKeyName);
     const starts = request.method === "POST";
+    const isKnown = schemaVersion !== undefined && mismatch() === undefined;
     const announcing = services.announce(starts);
-    // Nothing is begun beside a schema that does not fit; what only reads need not wait to learn that.
-    if (starts) {
+    // Nothing is begun beside a schema that does not fit. Where it fitted a moment ago, a run may be opened while that is asked again:
+    // its worker waits for the answer. What only reads need not wait to learn it.
+    if (starts && !isKnown) {
       await announcing;
       return mismatch() ?? await answer(request, services);
     }

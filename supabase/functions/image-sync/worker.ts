@@ -35,8 +35,8 @@ export type WorkerOptions = {
   readonly probe: (targets: readonly Target[], publicUrl: string | null) => Promise<Probe>;
   readonly budget: Budget;
   readonly limits: Limits;
-  /** Settles when the worker may begin. Never rejects. */
-  readonly ready?: Promise<void>;
+  /** Settles when it is known whether the worker may begin. Never rejects. */
+  readonly ready?: Promise<boolean>;
 };
 
 /** A worker at work. */
@@ -86,8 +86,8 @@ export function startWorker(options: WorkerOptions): Worker {
 
 async function work(state: State): Promise<"finished" | "handed_off" | "left"> {
   const started = Date.now();
-  await state.ready;
-  startLanes(state, 1);
+  const mayBegin = await state.ready ?? true;
+  if (mayBegin) startLanes(state, 1);
   // Lanes start lanes: wait until none is left. None rejects.
   while (state.lanes.size > 0) await Promise.all(state.lanes.values());
   let result: "finished" | "handed_off" | "left" = "left";
