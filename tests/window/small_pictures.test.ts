@@ -118,7 +118,10 @@ describe("with a Storage that scales", () => {
       await page.goto(window.address);
       await page.goto(`${window.origin}/pictures?bucket=${bucket}`);
       await page.locator("#whole", { hasText: "are shown whole" }).waitFor();
-      await page.waitForFunction("[...document.images].every((image) => image.naturalWidth > 0)");
+      // Asked from outside: inside the page its policy forbids what is made of text.
+      const areShown = () =>
+        page.evaluate<boolean>("[...document.images].every((image) => image.naturalWidth > 0)");
+      await expect.poll(areShown, { timeout: 10_000 }).toBe(true);
       const sources = await page.evaluate<string[]>("[...document.images].map((image) => image.src)");
       expect(sources.map((source) => /render\/image|object/.exec(source)?.[0])).toEqual([
         "render/image",
