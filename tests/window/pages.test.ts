@@ -140,9 +140,11 @@ describe.skipIf(withoutBrowser !== undefined && !mustHaveBrowser)("every page", 
     await page.screenshot({ path: join(folder ?? "", "window-overview.png") });
     await page.emulateMedia({ colorScheme: "dark" });
     await page.goto(`${window.origin}${PAGES["pictures"]}`);
-    await page.waitForFunction(
-      "[...document.images].filter((image) => image.getBoundingClientRect().top < 640).every((image) => image.complete)",
-    );
+    const areLoaded = () =>
+      page.evaluate<boolean>(
+        "[...document.images].filter((image) => image.getBoundingClientRect().top < 640).every((image) => image.complete)",
+      );
+    await expect.poll(areLoaded, { timeout: 10_000 }).toBe(true);
     await page.screenshot({ path: join(folder ?? "", "window-pictures.jpg"), type: "jpeg", quality: 75 });
   });
 
