@@ -72,13 +72,15 @@ export async function fillBucket(stack: BenchStack, filling: Filling | number): 
   const { objects, bucket = "part-images", around: [before, behind] = ["", ".jpg"] } =
     typeof filling === "number" ? { objects: filling } : filling;
   const version = await imageVersion(stack);
+  // Ten million has a digit more.
+  const digits = Math.max(7, String(objects).length);
   await makeBucket(stack, bucket);
   await stack.sql.begin(async (transaction) => {
     await transaction`set local storage.allow_delete_query = 'true'`;
     await transaction`delete from storage.objects where bucket_id = ${bucket}`;
     await transaction`
       insert into storage.objects (bucket_id, name, metadata, version)
-      select ${bucket}, ${before} || lpad(i::text, 7, '0') || ${behind}, ${
+      select ${bucket}, ${before} || lpad(i::text, ${digits}::integer, '0') || ${behind}, ${
       transaction.json(METADATA)
     }, ${version}
       from generate_series(1, ${objects}::integer) as i`;
