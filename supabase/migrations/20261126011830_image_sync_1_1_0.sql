@@ -1664,17 +1664,15 @@ begin
   end if;
   v_twins := coalesce(v_twins, 0);
   loop
-    -- A key that stands twice has itself for a neighbour.
     select
-      count(*) = v_page as is_full,
+      sum(k.files) = v_page as is_full,
       max(k.key collate "C") as last_key,
-      max(k.before collate "C") filter (where k.before <> k.key) as key_before,
-      array_agg(distinct k.key collate "C") filter (where k.before = k.key) as twins
+      array_agg(k.key) filter (where k.files > 1) as twins
     into v_found
     from (
-      select page.key, lag(page.key) over (order by page.key collate "C") as before
+      select page.key, count(*) as files
       from (
-        select r.look_up_key as key
+        select r.look_up_key collate "C" as key
         from image_sync.records r
         where r.look_up_key collate "C" > v_cursor
           -- What follows the slash is a zero.
@@ -1682,10 +1680,21 @@ begin
         order by r.look_up_key collate "C"
         limit v_page
       ) as page
+      group by page.key
     ) as k;
-    v_is_full := v_found.is_full;
-    -- The last key of a full page may stand again behind it, if it is not known for a twin already.
-    v_cursor := coalesce(case when v_is_full and v_found.last_key <> all (coalesce(v_found.twins, '{}')) then v_found.key_before else v_found.last_key end, v_cursor);
+    v_is_full := coalesce(v_found.is_full, false);
+    -- The last key of a full page may stand again behind it, if it is not known for a twin already: the next page begins with it.
+    v_cursor := coalesce(case
+      when v_is_full and v_found.last_key <> all (coalesce(v_found.twins, '{}')) then (
+        select r.look_up_key
+        from image_sync.records r
+        where r.look_up_key collate "C" > v_cursor
+          and r.look_up_key collate "C" < v_found.last_key
+        order by r.look_up_key collate "C" desc
+        limit 1
+      )
+      else v_found.last_key
+    end, v_cursor);
     if v_found.twins is not null then
       v_found.twins := array(
         select t.key
@@ -1950,7 +1959,8 @@ $$;
 comment on function image_sync.chunk_size(image_sync.runs, image_sync.settings) is
   'How many names the run''s next chunk may have: the setting, or what the database could do of it in time.';
 
--- A chunk of which nothing is known yet but where it begins.
+-- A chunk of which nothing is known yet but where it begins. A column of image_sync.chunks that must have a value has it from here too:
+-- what is stored as a whole row does not take the column's default.
 create or replace function image_sync.new_chunk(p_run uuid, p_from_key text)
 returns image_sync.chunks
 language plpgsql
@@ -3962,117 +3972,131 @@ to service_role;
 -- The first 20 names that a run's chunks kept under a key of their facts.
 create or replace function image_sync.samples(p_run uuid, p_key text)
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = ''
-return (
-  -- A name may have 1,024 characters and more: a sample is for the eye.
-  select coalesce(jsonb_agg(case when length(s.name) > 300 then left(s.name, 299) || '…' else s.name end), '[]')
-  from (
-    select name #>> '{}' as name
-    from image_sync.chunks c
-    cross join lateral jsonb_array_elements(c.facts -> p_key) as name
-    where c.run_id = p_run
-      and c.facts ? p_key
-    order by c.number
-    limit 20
-  ) as s
-);
+as $$
+begin
+  return (
+    -- A name may have 1,024 characters and more: a sample is for the eye.
+    select coalesce(jsonb_agg(case when length(s.name) > 300 then left(s.name, 299) || '…' else s.name end), '[]')
+    from (
+      select name #>> '{}' as name
+      from image_sync.chunks c
+      cross join lateral jsonb_array_elements(c.facts -> p_key) as name
+      where c.run_id = p_run
+        and c.facts ? p_key
+      order by c.number
+      limit 20
+    ) as s
+  );
+end;
+$$;
 
 comment on function image_sync.samples(uuid, text) is 'Up to 20 sample names of a kind, of 300 characters at most, from the chunks of a run in key order.';
 
 -- The same of the items that failed with a code.
 create or replace function image_sync.problem_samples(p_run uuid, p_code text)
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = ''
-return (
-  select coalesce(jsonb_agg(case when length(s.name) > 300 then left(s.name, 299) || '…' else s.name end), '[]')
-  from (
-    select problem ->> 'name' as name
-    from image_sync.chunks c
-    cross join lateral jsonb_array_elements(c.problems) as problem
-    where c.run_id = p_run
-      and c.problems <> '[]'
-      and problem ->> 'code' = p_code
-    order by c.number
-    limit 20
-  ) as s
-);
+as $$
+begin
+  return (
+    select coalesce(jsonb_agg(case when length(s.name) > 300 then left(s.name, 299) || '…' else s.name end), '[]')
+    from (
+      select problem ->> 'name' as name
+      from image_sync.chunks c
+      cross join lateral jsonb_array_elements(c.problems) as problem
+      where c.run_id = p_run
+        and c.problems <> '[]'
+        and problem ->> 'code' = p_code
+      order by c.number
+      limit 20
+    ) as s
+  );
+end;
+$$;
 
 comment on function image_sync.problem_samples(uuid, text) is 'Up to 20 names of items that failed with this code, of 300 characters at most, from the chunks of a run in key order.';
 
 -- The totals of a run, from its chunks. Kept in runs.summary when it finishes, because chunks are pruned.
 create or replace function image_sync.summarize(p_run uuid)
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = ''
-return (
-  select jsonb_build_object(
-    'chunks', count(*),
-    'dead_chunks', count(*) filter (where c.state = 'dead'),
-    'invocations', count(distinct c.worker_id),
-    'done', coalesce(sum(greatest(c.listed, c.removed + c.restored + c.skipped)) filter (where c.state in ('done', 'dead')), 0),
-    'balanced', coalesce(bool_and(
-      c.listed = c.images + c.not_images
-      and c.images = c.recorded + c.inserted + c.moved + c.unmoved + c.collided + c.vanished + c.missing
-      and (c.state not in ('done', 'dead') or c.to_sign = c.signed + c.withdrawn + c.failed + c.held and c.to_open = c.shown + c.broken)
-    ), true),
-    'totals', jsonb_build_object(
-      'listed', coalesce(sum(c.listed), 0),
-      'images', coalesce(sum(c.images), 0),
-      'not_images', coalesce(sum(c.not_images), 0),
-      'recorded', coalesce(sum(c.recorded - c.moved_ahead), 0),
-      'inserted', coalesce(sum(c.inserted), 0),
-      'moved', coalesce(sum(c.moved + c.moved_ahead), 0),
-      'unmoved', coalesce(sum(c.unmoved), 0),
-      'collided', coalesce(sum(c.collided), 0),
-      'vanished', coalesce(sum(c.vanished), 0),
-      'missing', coalesce(sum(c.missing), 0),
-      'to_sign', coalesce(sum(c.to_sign), 0),
-      'signed', coalesce(sum(c.signed), 0),
-      'withdrawn', coalesce(sum(c.withdrawn), 0),
-      'failed', coalesce(sum(c.failed), 0),
-      'held', coalesce(sum(c.held), 0),
-      'opened', coalesce(sum(c.shown + c.broken), 0),
-      'shown', coalesce(sum(c.shown), 0),
-      'orphaned', coalesce(sum(c.orphaned), 0),
-      'records', coalesce(sum(c.records), 0),
-      'removed', coalesce(sum(c.removed), 0),
-      'restored', coalesce(sum(c.restored), 0),
-      'skipped', coalesce(sum(c.skipped), 0),
-      'rows_written', coalesce(sum(c.inserted + c.updated + c.linked + c.removed + c.restored), 0) + case
-        when (
-          select r.mode = 'sync'
-          from image_sync.runs r
-          where r.id = p_run
-        ) then coalesce(sum(c.moved + c.moved_ahead), 0)
-        else 0
-      end,
-      'storage_calls', coalesce(sum(c.storage_calls), 0),
-      'retries', coalesce(sum(c.retries), 0)
-    ),
-    'orphaned_samples', image_sync.samples(p_run, 'orphaned'),
-    'problems', (
-      select coalesce(jsonb_agg(p.problem), '[]')
-      from (
-        select problem
-        from image_sync.chunks d
-        cross join lateral jsonb_array_elements(
-          d.problems || case when d.state = 'dead' then jsonb_build_object('name', format('chunk %s', d.number)) || d.error else '[]' end
-        ) as problem
-        where d.run_id = p_run
-          and (d.problems <> '[]' or d.state = 'dead')
-        order by d.number
-        limit 20
-      ) as p
+-- The chunks of one run, by their key, whatever the statistics said when this session planned it.
+set enable_seqscan = 'off'
+as $$
+begin
+  return (
+    select jsonb_build_object(
+      'chunks', count(*),
+      'dead_chunks', count(*) filter (where c.state = 'dead'),
+      'invocations', count(distinct c.worker_id),
+      'done', coalesce(sum(greatest(c.listed, c.removed + c.restored + c.skipped)) filter (where c.state in ('done', 'dead')), 0),
+      'balanced', coalesce(bool_and(
+        c.listed = c.images + c.not_images
+        and c.images = c.recorded + c.inserted + c.moved + c.unmoved + c.collided + c.vanished + c.missing
+        and (c.state not in ('done', 'dead') or c.to_sign = c.signed + c.withdrawn + c.failed + c.held and c.to_open = c.shown + c.broken)
+      ), true),
+      'totals', jsonb_build_object(
+        'listed', coalesce(sum(c.listed), 0),
+        'images', coalesce(sum(c.images), 0),
+        'not_images', coalesce(sum(c.not_images), 0),
+        'recorded', coalesce(sum(c.recorded - c.moved_ahead), 0),
+        'inserted', coalesce(sum(c.inserted), 0),
+        'moved', coalesce(sum(c.moved + c.moved_ahead), 0),
+        'unmoved', coalesce(sum(c.unmoved), 0),
+        'collided', coalesce(sum(c.collided), 0),
+        'vanished', coalesce(sum(c.vanished), 0),
+        'missing', coalesce(sum(c.missing), 0),
+        'to_sign', coalesce(sum(c.to_sign), 0),
+        'signed', coalesce(sum(c.signed), 0),
+        'withdrawn', coalesce(sum(c.withdrawn), 0),
+        'failed', coalesce(sum(c.failed), 0),
+        'held', coalesce(sum(c.held), 0),
+        'opened', coalesce(sum(c.shown + c.broken), 0),
+        'shown', coalesce(sum(c.shown), 0),
+        'orphaned', coalesce(sum(c.orphaned), 0),
+        'records', coalesce(sum(c.records), 0),
+        'removed', coalesce(sum(c.removed), 0),
+        'restored', coalesce(sum(c.restored), 0),
+        'skipped', coalesce(sum(c.skipped), 0),
+        'rows_written', coalesce(sum(c.inserted + c.updated + c.linked + c.removed + c.restored), 0) + case
+          when (
+            select r.mode = 'sync'
+            from image_sync.runs r
+            where r.id = p_run
+          ) then coalesce(sum(c.moved + c.moved_ahead), 0)
+          else 0
+        end,
+        'storage_calls', coalesce(sum(c.storage_calls), 0),
+        'retries', coalesce(sum(c.retries), 0)
+      ),
+      'orphaned_samples', image_sync.samples(p_run, 'orphaned'),
+      'problems', (
+        select coalesce(jsonb_agg(p.problem), '[]')
+        from (
+          select problem
+          from image_sync.chunks d
+          cross join lateral jsonb_array_elements(
+            d.problems || case when d.state = 'dead' then jsonb_build_object('name', format('chunk %s', d.number)) || d.error else '[]' end
+          ) as problem
+          where d.run_id = p_run
+            and (d.problems <> '[]' or d.state = 'dead')
+          order by d.number
+          limit 20
+        ) as p
+      )
     )
-  )
-  from image_sync.chunks c
-  where c.run_id = p_run
-);
+    from image_sync.chunks c
+    where c.run_id = p_run
+  );
+end;
+$$;
 
 comment on function image_sync.summarize(uuid) is
   'What a run''s chunks add up to: chunks, invocations, whether the ledger balances in every chunk, totals, and up to 20 named problems.';
@@ -4647,55 +4671,60 @@ comment on function image_sync.too_many_failures(image_sync.runs, image_sync.set
 -- Random URLs for the live probe: a random record in each of a few random chunks, so that the cost does not grow with the table.
 create or replace function image_sync.pick_probe_targets(p_run image_sync.runs, p_settings image_sync.settings)
 returns jsonb
-language sql
+language plpgsql
 set search_path = ''
-return (
-  select coalesce(jsonb_agg(jsonb_build_object('name', chosen.file_name, 'url', chosen.signed_url)), '[]')
-  from (
-    select distinct picked.file_name, picked.signed_url
+as $$
+begin
+  return (
+    select coalesce(jsonb_agg(jsonb_build_object('name', chosen.file_name, 'url', chosen.signed_url)), '[]')
     from (
-      -- At least so many have an object: an offset beyond the last one would probe nothing.
-      select c.from_key, c.to_key, c.records_signed - c.orphaned as usable, image_sync.url_base(p_settings) as url_base
-      from image_sync.chunks c
-      cross join generate_series(1, 3 * p_settings.probe_size)
-      where p_run.mode = 'sync'
-        and c.run_id = p_run.id
-        and c.records_signed > c.orphaned
-      order by random()
-      -- Drawn more often than needed, the more so the fewer there are: chance meets a file twice, and each is opened once.
-      limit (
-        select least(p_settings.probe_size + 2 + p_settings.probe_size * p_settings.probe_size / sum(k.records_signed - k.orphaned), 3 * p_settings.probe_size)
-        from image_sync.chunks k
-        where k.run_id = p_run.id
-          and k.records_signed > k.orphaned
-      )
-    ) as spots
-    cross join lateral (
-      -- The first one with an object from a random place on. There is one: behind that place are more records than lack an object.
-      select p.file_name, p.signed_url
+      select distinct picked.file_name, picked.signed_url
       from (
-        select r.file_name, r.signed_url
-        from public.part_images r
-        where r.bucket_id = p_run.bucket_id
-          and r.file_name collate "C" > spots.from_key
-          and r.file_name collate "C" <= coalesce(spots.to_key, image_sync.last_key())
-          and r.signed_url_expires_at > now()
-          and starts_with(r.signed_url, spots.url_base)
-        order by r.file_name collate "C"
-        -- Not computed beside "order by random()" above: the planner would take the sort's value for it, always next to 0.
-        offset floor(random() * spots.usable)
-      ) as p
-      where exists (
-        select
-        from image_sync.objects o
-        where o.bucket_id = p_run.bucket_id
-          and o.name collate "C" = p.file_name
-      )
-      limit 1
-    ) as picked
-    limit p_settings.probe_size
-  ) as chosen
-);
+        -- At least so many have an object: an offset beyond the last one would probe nothing.
+        select c.from_key, c.to_key, c.records_signed - c.orphaned as usable, image_sync.url_base(p_settings) as url_base
+        from image_sync.chunks c
+        cross join generate_series(1, 3 * p_settings.probe_size)
+        where p_run.mode = 'sync'
+          and c.run_id = p_run.id
+          and c.records_signed > c.orphaned
+        order by random()
+        -- Drawn more often than needed, the more so the fewer there are: chance meets a file twice, and each is opened once.
+        limit (
+          select least(p_settings.probe_size + 2 + p_settings.probe_size * p_settings.probe_size / sum(k.records_signed - k.orphaned), 3 * p_settings.probe_size)
+          from image_sync.chunks k
+          where k.run_id = p_run.id
+            and k.records_signed > k.orphaned
+        )
+      ) as spots
+      cross join lateral (
+        -- The first one with an object from a random place on. There is one: behind that place are more records than lack one, or a URL of ours.
+        select p.file_name, p.signed_url
+        from (
+          select r.file_name, r.signed_url
+          from public.part_images r
+          where r.bucket_id = p_run.bucket_id
+            and r.file_name collate "C" > spots.from_key
+            and r.file_name collate "C" <= coalesce(spots.to_key, image_sync.last_key())
+            and r.signed_url_expires_at > now()
+          order by r.file_name collate "C"
+          -- Not computed beside "order by random()" above: the planner would take the sort's value for it, always next to 0.
+          offset floor(random() * spots.usable)
+        ) as p
+        -- Asked of the one that is taken: of all that are passed over it would cost more than passing them over.
+        where starts_with(p.signed_url, spots.url_base)
+          and exists (
+            select
+            from image_sync.objects o
+            where o.bucket_id = p_run.bucket_id
+              and o.name collate "C" = p.file_name
+          )
+        limit 1
+      ) as picked
+      limit p_settings.probe_size
+    ) as chosen
+  );
+end;
+$$;
 
 comment on function image_sync.pick_probe_targets(image_sync.runs, image_sync.settings) is 'Up to probe_size records of a sync that have an object, chosen at random, as [{"name", "url"}]: for the worker''s eyes alone.';
 
@@ -4884,6 +4913,40 @@ $$;
 comment on function image_sync.next_work(image_sync.runs, image_sync.settings, uuid, uuid, image_sync.chunks[]) is
   'What image_sync_advance answers of the next chunk: list, sign, open, again, wait, probe or stop. p_passed: what this call passed over of the stretch that p_lease holds. The caller holds the run''s row lock.';
 
+-- How many lanes more are of use behind a chunk. All lanes of all runs are ten, and one for each worker: the Data API has ten sessions
+-- (PostgREST's db-pool, by default), which the project's own requests want too, and beyond that lanes only wait for each other.
+-- Buckets that begin together are counted by their runs: what they have leased nobody sees yet.
+create or replace function image_sync.more_lanes(p_run uuid, p_settings image_sync.settings, p_number integer)
+returns integer
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select case when r.exhausted then 0 else greatest(least(
+      greatest(ceil(1.0 * r.total_estimate / p_settings.chunk_size) - p_number, 1),
+      10 - (
+        select count(*)
+        from image_sync.chunks c
+        where c.state in ('pending', 'leased')
+          and c.lease_expires_at > clock_timestamp()
+      ),
+      10 - (
+        select count(*)
+        from image_sync.runs o
+        where o.finished_at is null
+      )
+    ), 0) end
+    from image_sync.runs r
+    where r.id = p_run
+  );
+end;
+$$;
+
+comment on function image_sync.more_lanes(uuid, image_sync.settings, integer) is
+  'How many lanes more a worker may start behind its chunk of this number: about as many as chunks are left, and no more than ten of all runs together.';
+
 -- A leased chunk as its worker gets it.
 create or replace function image_sync.work_document(p_run image_sync.runs, p_settings image_sync.settings, p_leased image_sync.chunk_to_sign)
 returns jsonb
@@ -4893,7 +4956,6 @@ as $$
 declare
   v_chunk constant image_sync.chunks := p_leased.chunk;
   v_lease_ms constant numeric := floor(1000 * extract(epoch from v_chunk.lease_expires_at - clock_timestamp()));
-  v_chunks_left integer;
 begin
   if p_run.mode = 'verify' and v_chunk.relist_size is null then
     return jsonb_build_object('next', 'open', 'chunk', jsonb_build_object(
@@ -4904,19 +4966,15 @@ begin
       'public_url', p_settings.public_url
     ));
   end if;
-  select case when r.exhausted then 0 else greatest(ceil(1.0 * r.total_estimate / p_settings.chunk_size) - v_chunk.number, 1) end
-  into v_chunks_left
-  from image_sync.runs r
-  where r.id = p_run.id;
   return case
-    when v_chunk.relist_size is not null then jsonb_build_object('next', 'list', 'chunk_number', v_chunk.number, 'chunks_left', v_chunks_left)
+    when v_chunk.relist_size is not null then jsonb_build_object('next', 'list', 'chunk_number', v_chunk.number, 'more_lanes', image_sync.more_lanes(p_run.id, p_settings, v_chunk.number))
     else jsonb_build_object('next', 'sign', 'chunk', jsonb_build_object(
       'number', v_chunk.number,
       'names', p_leased.names,
       'expires_in', extract(epoch from p_settings.signed_url_ttl)::integer,
       'lease_ms', v_lease_ms,
       'public_url', p_settings.public_url,
-      'chunks_left', v_chunks_left
+      'more_lanes', image_sync.more_lanes(p_run.id, p_settings, v_chunk.number)
     ))
   end;
 end;
@@ -4979,9 +5037,9 @@ comment on function image_sync.last_work(image_sync.runs, image_sync.settings) i
 --              p_failures is [{"name", "error"}], p_error says why the whole chunk failed
 --   p_around   what all URLs share, said once: a URL is p_around[1], its path (null: the name itself), p_around[2], its token
 -- Returns {"closed": closed | already_closed | stale | held | null, "next": ..., ...} with next one of
---   list    {"chunk_number", "chunks_left" (about)}: p_lease holds a chunk that has still to be listed, or a stretch of many: call
+--   list    {"chunk_number", "more_lanes"}: p_lease holds a chunk that has still to be listed, or a stretch of many: call
 --           again with the same p_lease, which lists it
---   sign    {"chunk": {"number", "names", "expires_in" (s), "lease_ms", "public_url", "chunks_left" (about)}}
+--   sign    {"chunk": {"number", "names", "expires_in" (s), "lease_ms", "public_url", "more_lanes"}}
 --   again   the bounds of this call were reached, nothing is left to sign up to here: call again
 --   busy    other workers are at the run's row: call again in a moment
 --   wait    {"wait_ms"}: others hold what is left, or it waits for its next attempt
@@ -5323,12 +5381,14 @@ comment on function public.image_sync_run(uuid) is 'One run with its progress or
 
 revoke all on function
   image_sync.next_work(image_sync.runs, image_sync.settings, uuid, uuid, image_sync.chunks[]),
+  image_sync.more_lanes(uuid, image_sync.settings, integer),
   image_sync.work_document(image_sync.runs, image_sync.settings, image_sync.chunk_to_sign),
   image_sync.last_work(image_sync.runs, image_sync.settings),
   image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval)
 from public;
 grant execute on function
   image_sync.next_work(image_sync.runs, image_sync.settings, uuid, uuid, image_sync.chunks[]),
+  image_sync.more_lanes(uuid, image_sync.settings, integer),
   image_sync.work_document(image_sync.runs, image_sync.settings, image_sync.chunk_to_sign),
   image_sync.last_work(image_sync.runs, image_sync.settings),
   image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval)
@@ -5707,147 +5767,153 @@ grant execute on function image_sync.kick(uuid) to service_role;
 -- What a finished sync or analyze measured, merged from its chunks: stored in runs.report.
 create or replace function image_sync.measure(p_run image_sync.runs, p_probe jsonb)
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = ''
-return (
-  with counted as (
-    select
-      coalesce(sum(c.listed), 0) as objects,
-      coalesce(sum(c.images), 0) as images,
-      coalesce(sum(c.not_images), 0) as not_images,
-      coalesce(sum(c.excluded), 0) as excluded,
-      coalesce(sum(c.empty_files), 0) as empty_files,
-      coalesce(sum(c.bytes), 0) as bytes,
-      coalesce(sum(c.recorded + c.inserted + case when p_run.mode = 'sync' then c.moved else 0 end), 0) as recorded,
-      coalesce(sum(c.moved), 0) as moved,
-      coalesce(sum(c.unmoved), 0) as unmoved,
-      coalesce(sum(c.images_signed), 0) as images_signed,
-      coalesce(sum(c.records), 0) as records,
-      coalesce(sum(c.records_signed - c.records_expired), 0) as signed,
-      coalesce(sum(c.records - c.records_signed), 0) as unsigned,
-      coalesce(sum(c.records_expired), 0) as expired,
-      coalesce(sum(c.records - c.records_signed - c.orphans_unsigned), 0) as unsigned_with_object,
-      coalesce(sum(c.records_expired - c.orphans_expired), 0) as expired_with_object,
-      coalesce(sum(c.orphaned + c.withdrawn), 0) as orphaned,
-      coalesce(sum(c.missing), 0) as missing,
-      coalesce(sum(c.collided), 0) as collided,
-      coalesce(sum(c.failed), 0) as failed,
-      coalesce(sum(c.held), 0) as held,
-      coalesce(sum(c.failed) filter (where c.error ->> 'code' = 'database_timeout'), 0) as too_slow,
-      count(*) filter (where c.state = 'dead' and c.error ->> 'code' = 'database_timeout') as too_slow_names,
-      coalesce(sum(jsonb_array_length(jsonb_path_query_array(c.problems, '$[*] ? (@.code == "url_refused")'))) filter (where c.problems <> '[]'), 0) as url_refused,
-      coalesce(sum(jsonb_array_length(jsonb_path_query_array(c.problems, '$[*] ? (@.code == "unsignable_name")'))) filter (where c.problems <> '[]'), 0) as unsignable,
-      coalesce(sum(c.several_files), 0) as several_files,
-      min(c.soonest_expiry) as soonest_expiry
-    from image_sync.chunks c
-    where c.run_id = p_run.id
-  ), extensions as (
-    select
-      coalesce(nullif(e.extension, ''), '(none)') as extension,
-      sum(e.files::bigint) as files,
-      row_number() over (order by sum(e.files::bigint) desc, e.extension) as place
-    from image_sync.chunks c
-    cross join lateral jsonb_each_text(c.facts -> 'by_extension') as e (extension, files)
-    where c.run_id = p_run.id
-    group by e.extension
-  )
-  select jsonb_build_object(
-    'measured_at', clock_timestamp(),
-    'bucket', jsonb_build_object(
-      'objects', counted.objects,
-      'images', counted.images,
-      'bytes', counted.bytes,
-      'by_extension', coalesce(
-        (
-          select jsonb_object_agg(shown.extension, shown.files)
-          from (
-            select case when x.place <= 20 then x.extension else 'other' end as extension, sum(x.files) as files
-            from extensions x
-            group by 1
-          ) as shown
-        ), '{}')
-    ),
-    'records', jsonb_build_object(
-      'total', counted.records,
-      'signed', counted.signed,
-      'unsigned', counted.unsigned,
-      'expired', counted.expired,
-      'soonest_expiry', counted.soonest_expiry
-    ),
-    -- URLs by the day on which they die.
-    'expiry', (
-      select coalesce(jsonb_object_agg(d.day, d.urls), '{}')
-      from (
-        select e.day, sum(e.urls::bigint) as urls
-        from image_sync.chunks c
-        cross join lateral jsonb_each_text(c.facts -> 'expiry') as e (day, urls)
-        where c.run_id = p_run.id
-        group by e.day
-      ) as d
-    ),
-    'difference', jsonb_build_object(
-      'missing', jsonb_build_object('count', counted.missing, 'samples', image_sync.samples(p_run.id, 'missing')),
-      'orphaned', jsonb_build_object('count', counted.orphaned, 'samples', image_sync.samples(p_run.id, 'orphaned')),
-      'collided', jsonb_build_object('count', counted.collided, 'samples', image_sync.samples(p_run.id, 'collided')),
-      -- In an analyze: that would move. In a sync they did.
-      'moved', jsonb_build_object('count', case when p_run.mode = 'sync' then 0 else counted.moved end, 'samples', case when p_run.mode = 'sync' then '[]' else image_sync.samples(p_run.id, 'moved') end)
-    ),
-    'moved_away', (
-      select jsonb_build_object('count', coalesce(sum((c.facts #> '{away,count}')::bigint), 0), 'files', coalesce((
-        select jsonb_agg(few.file)
-        from (
-          select e.file
-          from image_sync.chunks k
-          cross join lateral jsonb_array_elements(k.facts #> '{away,files}') as e (file)
-          where k.run_id = p_run.id
-            and k.facts ? 'away'
-          order by k.number
-          limit 20
-        ) as few
-      ), '[]'))
+-- The chunks of one run, by their key, whatever the statistics said when this session planned it.
+set enable_seqscan = 'off'
+as $$
+begin
+  return (
+    with counted as (
+      select
+        coalesce(sum(c.listed), 0) as objects,
+        coalesce(sum(c.images), 0) as images,
+        coalesce(sum(c.not_images), 0) as not_images,
+        coalesce(sum(c.excluded), 0) as excluded,
+        coalesce(sum(c.empty_files), 0) as empty_files,
+        coalesce(sum(c.bytes), 0) as bytes,
+        coalesce(sum(c.recorded + c.inserted + case when p_run.mode = 'sync' then c.moved else 0 end), 0) as recorded,
+        coalesce(sum(c.moved), 0) as moved,
+        coalesce(sum(c.unmoved), 0) as unmoved,
+        coalesce(sum(c.images_signed), 0) as images_signed,
+        coalesce(sum(c.records), 0) as records,
+        coalesce(sum(c.records_signed - c.records_expired), 0) as signed,
+        coalesce(sum(c.records - c.records_signed), 0) as unsigned,
+        coalesce(sum(c.records_expired), 0) as expired,
+        coalesce(sum(c.records - c.records_signed - c.orphans_unsigned), 0) as unsigned_with_object,
+        coalesce(sum(c.records_expired - c.orphans_expired), 0) as expired_with_object,
+        coalesce(sum(c.orphaned + c.withdrawn), 0) as orphaned,
+        coalesce(sum(c.missing), 0) as missing,
+        coalesce(sum(c.collided), 0) as collided,
+        coalesce(sum(c.failed), 0) as failed,
+        coalesce(sum(c.held), 0) as held,
+        coalesce(sum(c.failed) filter (where c.error ->> 'code' = 'database_timeout'), 0) as too_slow,
+        count(*) filter (where c.state = 'dead' and c.error ->> 'code' = 'database_timeout') as too_slow_names,
+        coalesce(sum(jsonb_array_length(jsonb_path_query_array(c.problems, '$[*] ? (@.code == "url_refused")'))) filter (where c.problems <> '[]'), 0) as url_refused,
+        coalesce(sum(jsonb_array_length(jsonb_path_query_array(c.problems, '$[*] ? (@.code == "unsignable_name")'))) filter (where c.problems <> '[]'), 0) as unsignable,
+        coalesce(sum(c.several_files), 0) as several_files,
+        min(c.soonest_expiry) as soonest_expiry
       from image_sync.chunks c
       where c.run_id = p_run.id
-        and c.facts ? 'away'
-    ),
-    -- Rounded down: 1 means all of them.
-    'coverage', jsonb_build_object(
-      'recorded', case when counted.images > 0 then trunc(counted.recorded::numeric / counted.images, 6) else 1 end,
-      'signed', case when counted.images > 0 then trunc(counted.images_signed::numeric / counted.images, 6) else 1 end
-    ),
-    'probe', coalesce(p_probe, '{"checked": 0, "ok": 0, "failures": []}'),
-    'other_extensions', jsonb_build_object('count', counted.not_images - counted.excluded - counted.empty_files, 'samples', image_sync.samples(p_run.id, 'other_extensions')),
-    'excluded', jsonb_build_object('count', counted.excluded, 'samples', image_sync.samples(p_run.id, 'excluded')),
-    'empty_files', jsonb_build_object('count', counted.empty_files, 'samples', image_sync.samples(p_run.id, 'empty_files')),
-    'several_files', jsonb_build_object(
-      'count', counted.several_files + coalesce(p_run.twins, 0),
-      'samples', jsonb_path_query_array(image_sync.twin_samples(p_run.bucket_id, p_run.twin_keys) || image_sync.samples(p_run.id, 'several_files'), '$[0 to 19]')
-    ),
-    'unsigned_with_object', counted.unsigned_with_object,
-    'expired_with_object', counted.expired_with_object,
-    'failed', jsonb_build_object(
-      'count', counted.failed - counted.too_slow - counted.url_refused, 'samples', image_sync.problem_samples(p_run.id, 'signing_failed')
-    ),
-    'unsignable', jsonb_build_object('count', counted.unsignable, 'samples', image_sync.problem_samples(p_run.id, 'unsignable_name')),
-    'unmoved', jsonb_build_object('count', counted.unmoved, 'samples', image_sync.problem_samples(p_run.id, 'not_moved')),
-    'held', jsonb_build_object('count', counted.held, 'samples', image_sync.problem_samples(p_run.id, 'row_locked')),
-    'too_slow', jsonb_build_object('count', counted.too_slow_names, 'samples', image_sync.problem_samples(p_run.id, 'database_timeout')),
-    'url_refused', jsonb_build_object('count', counted.url_refused, 'samples', image_sync.problem_samples(p_run.id, 'url_refused')),
-    -- Two look-ups by index: what has no name, and what has the empty one, which the walk begins behind.
-    'unnamed', (
-      select count(*)
-      from public.part_images p
-      where p.bucket_id = p_run.bucket_id
-        and p.file_name is null
-    ) + (
-      select count(*)
-      from public.part_images p
-      where p.bucket_id = p_run.bucket_id
-        and p.file_name collate "C" = ''
+    ), extensions as (
+      select
+        coalesce(nullif(e.extension, ''), '(none)') as extension,
+        sum(e.files::bigint) as files,
+        row_number() over (order by sum(e.files::bigint) desc, e.extension) as place
+      from image_sync.chunks c
+      cross join lateral jsonb_each_text(c.facts -> 'by_extension') as e (extension, files)
+      where c.run_id = p_run.id
+      group by e.extension
     )
-  )
-  from counted
-);
+    select jsonb_build_object(
+      'measured_at', clock_timestamp(),
+      'bucket', jsonb_build_object(
+        'objects', counted.objects,
+        'images', counted.images,
+        'bytes', counted.bytes,
+        'by_extension', coalesce(
+          (
+            select jsonb_object_agg(shown.extension, shown.files)
+            from (
+              select case when x.place <= 20 then x.extension else 'other' end as extension, sum(x.files) as files
+              from extensions x
+              group by 1
+            ) as shown
+          ), '{}')
+      ),
+      'records', jsonb_build_object(
+        'total', counted.records,
+        'signed', counted.signed,
+        'unsigned', counted.unsigned,
+        'expired', counted.expired,
+        'soonest_expiry', counted.soonest_expiry
+      ),
+      -- URLs by the day on which they die.
+      'expiry', (
+        select coalesce(jsonb_object_agg(d.day, d.urls), '{}')
+        from (
+          select e.day, sum(e.urls::bigint) as urls
+          from image_sync.chunks c
+          cross join lateral jsonb_each_text(c.facts -> 'expiry') as e (day, urls)
+          where c.run_id = p_run.id
+          group by e.day
+        ) as d
+      ),
+      'difference', jsonb_build_object(
+        'missing', jsonb_build_object('count', counted.missing, 'samples', image_sync.samples(p_run.id, 'missing')),
+        'orphaned', jsonb_build_object('count', counted.orphaned, 'samples', image_sync.samples(p_run.id, 'orphaned')),
+        'collided', jsonb_build_object('count', counted.collided, 'samples', image_sync.samples(p_run.id, 'collided')),
+        -- In an analyze: that would move. In a sync they did.
+        'moved', jsonb_build_object('count', case when p_run.mode = 'sync' then 0 else counted.moved end, 'samples', case when p_run.mode = 'sync' then '[]' else image_sync.samples(p_run.id, 'moved') end)
+      ),
+      'moved_away', (
+        select jsonb_build_object('count', coalesce(sum((c.facts #> '{away,count}')::bigint), 0), 'files', coalesce((
+          select jsonb_agg(few.file)
+          from (
+            select e.file
+            from image_sync.chunks k
+            cross join lateral jsonb_array_elements(k.facts #> '{away,files}') as e (file)
+            where k.run_id = p_run.id
+              and k.facts ? 'away'
+            order by k.number
+            limit 20
+          ) as few
+        ), '[]'))
+        from image_sync.chunks c
+        where c.run_id = p_run.id
+          and c.facts ? 'away'
+      ),
+      -- Rounded down: 1 means all of them.
+      'coverage', jsonb_build_object(
+        'recorded', case when counted.images > 0 then trunc(counted.recorded::numeric / counted.images, 6) else 1 end,
+        'signed', case when counted.images > 0 then trunc(counted.images_signed::numeric / counted.images, 6) else 1 end
+      ),
+      'probe', coalesce(p_probe, '{"checked": 0, "ok": 0, "failures": []}'),
+      'other_extensions', jsonb_build_object('count', counted.not_images - counted.excluded - counted.empty_files, 'samples', image_sync.samples(p_run.id, 'other_extensions')),
+      'excluded', jsonb_build_object('count', counted.excluded, 'samples', image_sync.samples(p_run.id, 'excluded')),
+      'empty_files', jsonb_build_object('count', counted.empty_files, 'samples', image_sync.samples(p_run.id, 'empty_files')),
+      'several_files', jsonb_build_object(
+        'count', counted.several_files + coalesce(p_run.twins, 0),
+        'samples', jsonb_path_query_array(image_sync.twin_samples(p_run.bucket_id, p_run.twin_keys) || image_sync.samples(p_run.id, 'several_files'), '$[0 to 19]')
+      ),
+      'unsigned_with_object', counted.unsigned_with_object,
+      'expired_with_object', counted.expired_with_object,
+      'failed', jsonb_build_object(
+        'count', counted.failed - counted.too_slow - counted.url_refused, 'samples', image_sync.problem_samples(p_run.id, 'signing_failed')
+      ),
+      'unsignable', jsonb_build_object('count', counted.unsignable, 'samples', image_sync.problem_samples(p_run.id, 'unsignable_name')),
+      'unmoved', jsonb_build_object('count', counted.unmoved, 'samples', image_sync.problem_samples(p_run.id, 'not_moved')),
+      'held', jsonb_build_object('count', counted.held, 'samples', image_sync.problem_samples(p_run.id, 'row_locked')),
+      'too_slow', jsonb_build_object('count', counted.too_slow_names, 'samples', image_sync.problem_samples(p_run.id, 'database_timeout')),
+      'url_refused', jsonb_build_object('count', counted.url_refused, 'samples', image_sync.problem_samples(p_run.id, 'url_refused')),
+      -- Two look-ups by index: what has no name, and what has the empty one, which the walk begins behind.
+      'unnamed', (
+        select count(*)
+        from public.part_images p
+        where p.bucket_id = p_run.bucket_id
+          and p.file_name is null
+      ) + (
+        select count(*)
+        from public.part_images p
+        where p.bucket_id = p_run.bucket_id
+          and p.file_name collate "C" = ''
+      )
+    )
+    from counted
+  );
+end;
+$$;
 
 comment on function image_sync.measure(image_sync.runs, jsonb) is
   'What a finished sync or analyze found: the sections bucket, records, difference, coverage and probe of the report, and the counts that findings need. No URL, no key.';
@@ -5855,30 +5921,34 @@ comment on function image_sync.measure(image_sync.runs, jsonb) is
 -- What a verify saw, for the report.
 create or replace function image_sync.measure_verified(p_run image_sync.runs)
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = ''
-return (
-  select jsonb_build_object(
-    'run', p_run.id,
-    'at', clock_timestamp(),
-    'checked', coalesce(sum(c.shown + c.broken), 0),
-    'ok', coalesce(sum(c.shown), 0),
-    'failures', (
-      select coalesce(jsonb_object_agg(b.code, jsonb_build_object('count', b.files, 'samples', image_sync.problem_samples(p_run.id, b.code))), '{}')
-      from (
-        select e.code, sum(e.files::bigint) as files
-        from image_sync.chunks k
-        cross join lateral jsonb_each_text(k.facts -> 'broken') as e (code, files)
-        where k.run_id = p_run.id
-          and k.broken > 0
-        group by e.code
-      ) as b
+as $$
+begin
+  return (
+    select jsonb_build_object(
+      'run', p_run.id,
+      'at', clock_timestamp(),
+      'checked', coalesce(sum(c.shown + c.broken), 0),
+      'ok', coalesce(sum(c.shown), 0),
+      'failures', (
+        select coalesce(jsonb_object_agg(b.code, jsonb_build_object('count', b.files, 'samples', image_sync.problem_samples(p_run.id, b.code))), '{}')
+        from (
+          select e.code, sum(e.files::bigint) as files
+          from image_sync.chunks k
+          cross join lateral jsonb_each_text(k.facts -> 'broken') as e (code, files)
+          where k.run_id = p_run.id
+            and k.broken > 0
+          group by e.code
+        ) as b
+      )
     )
-  )
-  from image_sync.chunks c
-  where c.run_id = p_run.id
-);
+    from image_sync.chunks c
+    where c.run_id = p_run.id
+  );
+end;
+$$;
 
 comment on function image_sync.measure_verified(image_sync.runs) is
   'What a finished verify saw: {"run", "at", "checked", "ok", "failures": {reason: {"count", "samples"}}}. Reasons: file_lost, file_gone, not_an_image, wrong_content_type, url_rejected, unreachable.';

@@ -24,17 +24,15 @@ begin
   end if;
   v_twins := coalesce(v_twins, 0);
   loop
-    -- A key that stands twice has itself for a neighbour.
     select
-      count(*) = v_page as is_full,
+      sum(k.files) = v_page as is_full,
       max(k.key collate "C") as last_key,
-      max(k.before collate "C") filter (where k.before <> k.key) as key_before,
-      array_agg(distinct k.key collate "C") filter (where k.before = k.key) as twins
+      array_agg(k.key) filter (where k.files > 1) as twins
     into v_found
     from (
-      select page.key, lag(page.key) over (order by page.key collate "C") as before
+      select page.key, count(*) as files
       from (
-        select r.look_up_key as key
+        select r.look_up_key collate "C" as key
         from image_sync.records r
         where r.look_up_key collate "C" > v_cursor
           -- What follows the slash is a zero.
@@ -42,10 +40,21 @@ begin
         order by r.look_up_key collate "C"
         limit v_page
       ) as page
+      group by page.key
     ) as k;
-    v_is_full := v_found.is_full;
-    -- The last key of a full page may stand again behind it, if it is not known for a twin already.
-    v_cursor := coalesce(case when v_is_full and v_found.last_key <> all (coalesce(v_found.twins, '{}')) then v_found.key_before else v_found.last_key end, v_cursor);
+    v_is_full := coalesce(v_found.is_full, false);
+    -- The last key of a full page may stand again behind it, if it is not known for a twin already: the next page begins with it.
+    v_cursor := coalesce(case
+      when v_is_full and v_found.last_key <> all (coalesce(v_found.twins, '{}')) then (
+        select r.look_up_key
+        from image_sync.records r
+        where r.look_up_key collate "C" > v_cursor
+          and r.look_up_key collate "C" < v_found.last_key
+        order by r.look_up_key collate "C" desc
+        limit 1
+      )
+      else v_found.last_key
+    end, v_cursor);
     if v_found.twins is not null then
       v_found.twins := array(
         select t.key

@@ -72,7 +72,8 @@ $$;
 comment on function image_sync.chunk_size(image_sync.runs, image_sync.settings) is
   'How many names the run''s next chunk may have: the setting, or what the database could do of it in time.';
 
--- A chunk of which nothing is known yet but where it begins.
+-- A chunk of which nothing is known yet but where it begins. A column of image_sync.chunks that must have a value has it from here too:
+-- what is stored as a whole row does not take the column's default.
 create or replace function image_sync.new_chunk(p_run uuid, p_from_key text)
 returns image_sync.chunks
 language plpgsql

@@ -4,117 +4,131 @@
 -- The first 20 names that a run's chunks kept under a key of their facts.
 create or replace function image_sync.samples(p_run uuid, p_key text)
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = ''
-return (
-  -- A name may have 1,024 characters and more: a sample is for the eye.
-  select coalesce(jsonb_agg(case when length(s.name) > 300 then left(s.name, 299) || '…' else s.name end), '[]')
-  from (
-    select name #>> '{}' as name
-    from image_sync.chunks c
-    cross join lateral jsonb_array_elements(c.facts -> p_key) as name
-    where c.run_id = p_run
-      and c.facts ? p_key
-    order by c.number
-    limit 20
-  ) as s
-);
+as $$
+begin
+  return (
+    -- A name may have 1,024 characters and more: a sample is for the eye.
+    select coalesce(jsonb_agg(case when length(s.name) > 300 then left(s.name, 299) || '…' else s.name end), '[]')
+    from (
+      select name #>> '{}' as name
+      from image_sync.chunks c
+      cross join lateral jsonb_array_elements(c.facts -> p_key) as name
+      where c.run_id = p_run
+        and c.facts ? p_key
+      order by c.number
+      limit 20
+    ) as s
+  );
+end;
+$$;
 
 comment on function image_sync.samples(uuid, text) is 'Up to 20 sample names of a kind, of 300 characters at most, from the chunks of a run in key order.';
 
 -- The same of the items that failed with a code.
 create or replace function image_sync.problem_samples(p_run uuid, p_code text)
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = ''
-return (
-  select coalesce(jsonb_agg(case when length(s.name) > 300 then left(s.name, 299) || '…' else s.name end), '[]')
-  from (
-    select problem ->> 'name' as name
-    from image_sync.chunks c
-    cross join lateral jsonb_array_elements(c.problems) as problem
-    where c.run_id = p_run
-      and c.problems <> '[]'
-      and problem ->> 'code' = p_code
-    order by c.number
-    limit 20
-  ) as s
-);
+as $$
+begin
+  return (
+    select coalesce(jsonb_agg(case when length(s.name) > 300 then left(s.name, 299) || '…' else s.name end), '[]')
+    from (
+      select problem ->> 'name' as name
+      from image_sync.chunks c
+      cross join lateral jsonb_array_elements(c.problems) as problem
+      where c.run_id = p_run
+        and c.problems <> '[]'
+        and problem ->> 'code' = p_code
+      order by c.number
+      limit 20
+    ) as s
+  );
+end;
+$$;
 
 comment on function image_sync.problem_samples(uuid, text) is 'Up to 20 names of items that failed with this code, of 300 characters at most, from the chunks of a run in key order.';
 
 -- The totals of a run, from its chunks. Kept in runs.summary when it finishes, because chunks are pruned.
 create or replace function image_sync.summarize(p_run uuid)
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = ''
-return (
-  select jsonb_build_object(
-    'chunks', count(*),
-    'dead_chunks', count(*) filter (where c.state = 'dead'),
-    'invocations', count(distinct c.worker_id),
-    'done', coalesce(sum(greatest(c.listed, c.removed + c.restored + c.skipped)) filter (where c.state in ('done', 'dead')), 0),
-    'balanced', coalesce(bool_and(
-      c.listed = c.images + c.not_images
-      and c.images = c.recorded + c.inserted + c.moved + c.unmoved + c.collided + c.vanished + c.missing
-      and (c.state not in ('done', 'dead') or c.to_sign = c.signed + c.withdrawn + c.failed + c.held and c.to_open = c.shown + c.broken)
-    ), true),
-    'totals', jsonb_build_object(
-      'listed', coalesce(sum(c.listed), 0),
-      'images', coalesce(sum(c.images), 0),
-      'not_images', coalesce(sum(c.not_images), 0),
-      'recorded', coalesce(sum(c.recorded - c.moved_ahead), 0),
-      'inserted', coalesce(sum(c.inserted), 0),
-      'moved', coalesce(sum(c.moved + c.moved_ahead), 0),
-      'unmoved', coalesce(sum(c.unmoved), 0),
-      'collided', coalesce(sum(c.collided), 0),
-      'vanished', coalesce(sum(c.vanished), 0),
-      'missing', coalesce(sum(c.missing), 0),
-      'to_sign', coalesce(sum(c.to_sign), 0),
-      'signed', coalesce(sum(c.signed), 0),
-      'withdrawn', coalesce(sum(c.withdrawn), 0),
-      'failed', coalesce(sum(c.failed), 0),
-      'held', coalesce(sum(c.held), 0),
-      'opened', coalesce(sum(c.shown + c.broken), 0),
-      'shown', coalesce(sum(c.shown), 0),
-      'orphaned', coalesce(sum(c.orphaned), 0),
-      'records', coalesce(sum(c.records), 0),
-      'removed', coalesce(sum(c.removed), 0),
-      'restored', coalesce(sum(c.restored), 0),
-      'skipped', coalesce(sum(c.skipped), 0),
-      'rows_written', coalesce(sum(c.inserted + c.updated + c.linked + c.removed + c.restored), 0) + case
-        when (
-          select r.mode = 'sync'
-          from image_sync.runs r
-          where r.id = p_run
-        ) then coalesce(sum(c.moved + c.moved_ahead), 0)
-        else 0
-      end,
-      'storage_calls', coalesce(sum(c.storage_calls), 0),
-      'retries', coalesce(sum(c.retries), 0)
-    ),
-    'orphaned_samples', image_sync.samples(p_run, 'orphaned'),
-    'problems', (
-      select coalesce(jsonb_agg(p.problem), '[]')
-      from (
-        select problem
-        from image_sync.chunks d
-        cross join lateral jsonb_array_elements(
-          d.problems || case when d.state = 'dead' then jsonb_build_object('name', format('chunk %s', d.number)) || d.error else '[]' end
-        ) as problem
-        where d.run_id = p_run
-          and (d.problems <> '[]' or d.state = 'dead')
-        order by d.number
-        limit 20
-      ) as p
+-- The chunks of one run, by their key, whatever the statistics said when this session planned it.
+set enable_seqscan = 'off'
+as $$
+begin
+  return (
+    select jsonb_build_object(
+      'chunks', count(*),
+      'dead_chunks', count(*) filter (where c.state = 'dead'),
+      'invocations', count(distinct c.worker_id),
+      'done', coalesce(sum(greatest(c.listed, c.removed + c.restored + c.skipped)) filter (where c.state in ('done', 'dead')), 0),
+      'balanced', coalesce(bool_and(
+        c.listed = c.images + c.not_images
+        and c.images = c.recorded + c.inserted + c.moved + c.unmoved + c.collided + c.vanished + c.missing
+        and (c.state not in ('done', 'dead') or c.to_sign = c.signed + c.withdrawn + c.failed + c.held and c.to_open = c.shown + c.broken)
+      ), true),
+      'totals', jsonb_build_object(
+        'listed', coalesce(sum(c.listed), 0),
+        'images', coalesce(sum(c.images), 0),
+        'not_images', coalesce(sum(c.not_images), 0),
+        'recorded', coalesce(sum(c.recorded - c.moved_ahead), 0),
+        'inserted', coalesce(sum(c.inserted), 0),
+        'moved', coalesce(sum(c.moved + c.moved_ahead), 0),
+        'unmoved', coalesce(sum(c.unmoved), 0),
+        'collided', coalesce(sum(c.collided), 0),
+        'vanished', coalesce(sum(c.vanished), 0),
+        'missing', coalesce(sum(c.missing), 0),
+        'to_sign', coalesce(sum(c.to_sign), 0),
+        'signed', coalesce(sum(c.signed), 0),
+        'withdrawn', coalesce(sum(c.withdrawn), 0),
+        'failed', coalesce(sum(c.failed), 0),
+        'held', coalesce(sum(c.held), 0),
+        'opened', coalesce(sum(c.shown + c.broken), 0),
+        'shown', coalesce(sum(c.shown), 0),
+        'orphaned', coalesce(sum(c.orphaned), 0),
+        'records', coalesce(sum(c.records), 0),
+        'removed', coalesce(sum(c.removed), 0),
+        'restored', coalesce(sum(c.restored), 0),
+        'skipped', coalesce(sum(c.skipped), 0),
+        'rows_written', coalesce(sum(c.inserted + c.updated + c.linked + c.removed + c.restored), 0) + case
+          when (
+            select r.mode = 'sync'
+            from image_sync.runs r
+            where r.id = p_run
+          ) then coalesce(sum(c.moved + c.moved_ahead), 0)
+          else 0
+        end,
+        'storage_calls', coalesce(sum(c.storage_calls), 0),
+        'retries', coalesce(sum(c.retries), 0)
+      ),
+      'orphaned_samples', image_sync.samples(p_run, 'orphaned'),
+      'problems', (
+        select coalesce(jsonb_agg(p.problem), '[]')
+        from (
+          select problem
+          from image_sync.chunks d
+          cross join lateral jsonb_array_elements(
+            d.problems || case when d.state = 'dead' then jsonb_build_object('name', format('chunk %s', d.number)) || d.error else '[]' end
+          ) as problem
+          where d.run_id = p_run
+            and (d.problems <> '[]' or d.state = 'dead')
+          order by d.number
+          limit 20
+        ) as p
+      )
     )
-  )
-  from image_sync.chunks c
-  where c.run_id = p_run
-);
+    from image_sync.chunks c
+    where c.run_id = p_run
+  );
+end;
+$$;
 
 comment on function image_sync.summarize(uuid) is
   'What a run''s chunks add up to: chunks, invocations, whether the ledger balances in every chunk, totals, and up to 20 named problems.';

@@ -431,55 +431,60 @@ comment on function image_sync.too_many_failures(image_sync.runs, image_sync.set
 -- Random URLs for the live probe: a random record in each of a few random chunks, so that the cost does not grow with the table.
 create or replace function image_sync.pick_probe_targets(p_run image_sync.runs, p_settings image_sync.settings)
 returns jsonb
-language sql
+language plpgsql
 set search_path = ''
-return (
-  select coalesce(jsonb_agg(jsonb_build_object('name', chosen.file_name, 'url', chosen.signed_url)), '[]')
-  from (
-    select distinct picked.file_name, picked.signed_url
+as $$
+begin
+  return (
+    select coalesce(jsonb_agg(jsonb_build_object('name', chosen.file_name, 'url', chosen.signed_url)), '[]')
     from (
-      -- At least so many have an object: an offset beyond the last one would probe nothing.
-      select c.from_key, c.to_key, c.records_signed - c.orphaned as usable, image_sync.url_base(p_settings) as url_base
-      from image_sync.chunks c
-      cross join generate_series(1, 3 * p_settings.probe_size)
-      where p_run.mode = 'sync'
-        and c.run_id = p_run.id
-        and c.records_signed > c.orphaned
-      order by random()
-      -- Drawn more often than needed, the more so the fewer there are: chance meets a file twice, and each is opened once.
-      limit (
-        select least(p_settings.probe_size + 2 + p_settings.probe_size * p_settings.probe_size / sum(k.records_signed - k.orphaned), 3 * p_settings.probe_size)
-        from image_sync.chunks k
-        where k.run_id = p_run.id
-          and k.records_signed > k.orphaned
-      )
-    ) as spots
-    cross join lateral (
-      -- The first one with an object from a random place on. There is one: behind that place are more records than lack an object.
-      select p.file_name, p.signed_url
+      select distinct picked.file_name, picked.signed_url
       from (
-        select r.file_name, r.signed_url
-        from public.part_images r
-        where r.bucket_id = p_run.bucket_id
-          and r.file_name collate "C" > spots.from_key
-          and r.file_name collate "C" <= coalesce(spots.to_key, image_sync.last_key())
-          and r.signed_url_expires_at > now()
-          and starts_with(r.signed_url, spots.url_base)
-        order by r.file_name collate "C"
-        -- Not computed beside "order by random()" above: the planner would take the sort's value for it, always next to 0.
-        offset floor(random() * spots.usable)
-      ) as p
-      where exists (
-        select
-        from image_sync.objects o
-        where o.bucket_id = p_run.bucket_id
-          and o.name collate "C" = p.file_name
-      )
-      limit 1
-    ) as picked
-    limit p_settings.probe_size
-  ) as chosen
-);
+        -- At least so many have an object: an offset beyond the last one would probe nothing.
+        select c.from_key, c.to_key, c.records_signed - c.orphaned as usable, image_sync.url_base(p_settings) as url_base
+        from image_sync.chunks c
+        cross join generate_series(1, 3 * p_settings.probe_size)
+        where p_run.mode = 'sync'
+          and c.run_id = p_run.id
+          and c.records_signed > c.orphaned
+        order by random()
+        -- Drawn more often than needed, the more so the fewer there are: chance meets a file twice, and each is opened once.
+        limit (
+          select least(p_settings.probe_size + 2 + p_settings.probe_size * p_settings.probe_size / sum(k.records_signed - k.orphaned), 3 * p_settings.probe_size)
+          from image_sync.chunks k
+          where k.run_id = p_run.id
+            and k.records_signed > k.orphaned
+        )
+      ) as spots
+      cross join lateral (
+        -- The first one with an object from a random place on. There is one: behind that place are more records than lack one, or a URL of ours.
+        select p.file_name, p.signed_url
+        from (
+          select r.file_name, r.signed_url
+          from public.part_images r
+          where r.bucket_id = p_run.bucket_id
+            and r.file_name collate "C" > spots.from_key
+            and r.file_name collate "C" <= coalesce(spots.to_key, image_sync.last_key())
+            and r.signed_url_expires_at > now()
+          order by r.file_name collate "C"
+          -- Not computed beside "order by random()" above: the planner would take the sort's value for it, always next to 0.
+          offset floor(random() * spots.usable)
+        ) as p
+        -- Asked of the one that is taken: of all that are passed over it would cost more than passing them over.
+        where starts_with(p.signed_url, spots.url_base)
+          and exists (
+            select
+            from image_sync.objects o
+            where o.bucket_id = p_run.bucket_id
+              and o.name collate "C" = p.file_name
+          )
+        limit 1
+      ) as picked
+      limit p_settings.probe_size
+    ) as chosen
+  );
+end;
+$$;
 
 comment on function image_sync.pick_probe_targets(image_sync.runs, image_sync.settings) is 'Up to probe_size records of a sync that have an object, chosen at random, as [{"name", "url"}]: for the worker''s eyes alone.';
 

@@ -145,6 +145,40 @@ $$;
 comment on function image_sync.next_work(image_sync.runs, image_sync.settings, uuid, uuid, image_sync.chunks[]) is
   'What image_sync_advance answers of the next chunk: list, sign, open, again, wait, probe or stop. p_passed: what this call passed over of the stretch that p_lease holds. The caller holds the run''s row lock.';
 
+-- How many lanes more are of use behind a chunk. All lanes of all runs are ten, and one for each worker: the Data API has ten sessions
+-- (PostgREST's db-pool, by default), which the project's own requests want too, and beyond that lanes only wait for each other.
+-- Buckets that begin together are counted by their runs: what they have leased nobody sees yet.
+create or replace function image_sync.more_lanes(p_run uuid, p_settings image_sync.settings, p_number integer)
+returns integer
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select case when r.exhausted then 0 else greatest(least(
+      greatest(ceil(1.0 * r.total_estimate / p_settings.chunk_size) - p_number, 1),
+      10 - (
+        select count(*)
+        from image_sync.chunks c
+        where c.state in ('pending', 'leased')
+          and c.lease_expires_at > clock_timestamp()
+      ),
+      10 - (
+        select count(*)
+        from image_sync.runs o
+        where o.finished_at is null
+      )
+    ), 0) end
+    from image_sync.runs r
+    where r.id = p_run
+  );
+end;
+$$;
+
+comment on function image_sync.more_lanes(uuid, image_sync.settings, integer) is
+  'How many lanes more a worker may start behind its chunk of this number: about as many as chunks are left, and no more than ten of all runs together.';
+
 -- A leased chunk as its worker gets it.
 create or replace function image_sync.work_document(p_run image_sync.runs, p_settings image_sync.settings, p_leased image_sync.chunk_to_sign)
 returns jsonb
@@ -154,7 +188,6 @@ as $$
 declare
   v_chunk constant image_sync.chunks := p_leased.chunk;
   v_lease_ms constant numeric := floor(1000 * extract(epoch from v_chunk.lease_expires_at - clock_timestamp()));
-  v_chunks_left integer;
 begin
   if p_run.mode = 'verify' and v_chunk.relist_size is null then
     return jsonb_build_object('next', 'open', 'chunk', jsonb_build_object(
@@ -165,19 +198,15 @@ begin
       'public_url', p_settings.public_url
     ));
   end if;
-  select case when r.exhausted then 0 else greatest(ceil(1.0 * r.total_estimate / p_settings.chunk_size) - v_chunk.number, 1) end
-  into v_chunks_left
-  from image_sync.runs r
-  where r.id = p_run.id;
   return case
-    when v_chunk.relist_size is not null then jsonb_build_object('next', 'list', 'chunk_number', v_chunk.number, 'chunks_left', v_chunks_left)
+    when v_chunk.relist_size is not null then jsonb_build_object('next', 'list', 'chunk_number', v_chunk.number, 'more_lanes', image_sync.more_lanes(p_run.id, p_settings, v_chunk.number))
     else jsonb_build_object('next', 'sign', 'chunk', jsonb_build_object(
       'number', v_chunk.number,
       'names', p_leased.names,
       'expires_in', extract(epoch from p_settings.signed_url_ttl)::integer,
       'lease_ms', v_lease_ms,
       'public_url', p_settings.public_url,
-      'chunks_left', v_chunks_left
+      'more_lanes', image_sync.more_lanes(p_run.id, p_settings, v_chunk.number)
     ))
   end;
 end;
@@ -240,9 +269,9 @@ comment on function image_sync.last_work(image_sync.runs, image_sync.settings) i
 --              p_failures is [{"name", "error"}], p_error says why the whole chunk failed
 --   p_around   what all URLs share, said once: a URL is p_around[1], its path (null: the name itself), p_around[2], its token
 -- Returns {"closed": closed | already_closed | stale | held | null, "next": ..., ...} with next one of
---   list    {"chunk_number", "chunks_left" (about)}: p_lease holds a chunk that has still to be listed, or a stretch of many: call
+--   list    {"chunk_number", "more_lanes"}: p_lease holds a chunk that has still to be listed, or a stretch of many: call
 --           again with the same p_lease, which lists it
---   sign    {"chunk": {"number", "names", "expires_in" (s), "lease_ms", "public_url", "chunks_left" (about)}}
+--   sign    {"chunk": {"number", "names", "expires_in" (s), "lease_ms", "public_url", "more_lanes"}}
 --   again   the bounds of this call were reached, nothing is left to sign up to here: call again
 --   busy    other workers are at the run's row: call again in a moment
 --   wait    {"wait_ms"}: others hold what is left, or it waits for its next attempt
@@ -584,12 +613,14 @@ comment on function public.image_sync_run(uuid) is 'One run with its progress or
 
 revoke all on function
   image_sync.next_work(image_sync.runs, image_sync.settings, uuid, uuid, image_sync.chunks[]),
+  image_sync.more_lanes(uuid, image_sync.settings, integer),
   image_sync.work_document(image_sync.runs, image_sync.settings, image_sync.chunk_to_sign),
   image_sync.last_work(image_sync.runs, image_sync.settings),
   image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval)
 from public;
 grant execute on function
   image_sync.next_work(image_sync.runs, image_sync.settings, uuid, uuid, image_sync.chunks[]),
+  image_sync.more_lanes(uuid, image_sync.settings, integer),
   image_sync.work_document(image_sync.runs, image_sync.settings, image_sync.chunk_to_sign),
   image_sync.last_work(image_sync.runs, image_sync.settings),
   image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval)

@@ -241,7 +241,7 @@ describe("a chunk", () => {
     expiresIn: 60,
     leaseMs: 1000,
     publicUrl: null,
-    chunksLeft: 0,
+    moreLanes: 0,
   };
   const takeCounts = () => ({ storageCalls: 2, retries: 1 });
 

@@ -60,7 +60,7 @@ function databaseOf(
           expiresIn: 60,
           leaseMs: 60_000,
           publicUrl: null,
-          chunksLeft: chunks - number,
+          moreLanes: chunks - number,
         },
       };
     },
@@ -326,7 +326,7 @@ describe("a worker", () => {
       advance: (request) => {
         leases.push(request.lease);
         return leases.length === 1
-          ? Promise.resolve({ closed: null, next: "list", chunksLeft: 0 })
+          ? Promise.resolve({ closed: null, next: "list", moreLanes: 0 })
           : advance(request);
       },
     };
@@ -342,7 +342,7 @@ describe("a worker", () => {
       ...database,
       advance: (request) => {
         leases.push(request.lease);
-        if (leases.length === 1) return Promise.resolve({ closed: null, next: "list", chunksLeft: 0 });
+        if (leases.length === 1) return Promise.resolve({ closed: null, next: "list", moreLanes: 0 });
         if (leases.length <= 3) return Promise.resolve({ closed: null, next: "busy" });
         return database.advance(request);
       },
@@ -361,7 +361,7 @@ describe("a worker", () => {
       advance: async (request) => {
         leases.push(request.lease);
         await new Promise((resolve) => setTimeout(resolve, 150));
-        return { closed: null, next: "list", chunksLeft: 0 };
+        return { closed: null, next: "list", moreLanes: 0 };
       },
       handOff: (request) => {
         released.push(...request.leases);
@@ -419,7 +419,7 @@ describe("a worker", () => {
         calls++;
         await new Promise((resolve) => setTimeout(resolve, 20));
         return calls === 1
-          ? { closed: null, next: "list", chunksLeft: 50 }
+          ? { closed: null, next: "list", moreLanes: 50 }
           : { closed: null, next: "probe", targets: [], publicUrl: null };
       },
       finish: (request) => {

@@ -3,7 +3,7 @@
  * it may be ended between any two lines; any number of workers may be at one run (docs/leases.md).
  *
  * Work is done in lanes: a lane closes its chunk and leases the next with one call, then signs it. The first lane walks alone
- * over what needs no signing; a chunk that does starts the others, as many as there are chunks left, up to the limit.
+ * over what needs no signing; a chunk that does starts the others, as many as the database says are of use, up to the limit.
  */
 import type { Budget, Limits } from "./budget.ts";
 import type { Advance, Fault, Probe, Run, Target } from "./contract.ts";
@@ -138,8 +138,8 @@ async function runLane(state: State, lane: number): Promise<void> {
     if (answer.next === "sign" && lease !== null) {
       state.leases.add(lease);
       state.budget.countSignedChunk();
-      // A chunk that needs signing has others behind it, as many as the bucket has left; they are worked on side by side.
-      if (state.failure === null) startLanes(state, answer.chunk.chunksLeft);
+      // A chunk that needs signing has others behind it; they are worked on side by side.
+      if (state.failure === null) startLanes(state, answer.chunk.moreLanes);
       const outcome = await workChunk(state.pipeline, lease, answer.chunk);
       closing = outcome.closing;
       if (outcome.isFinal && closing.error !== null) {
@@ -156,7 +156,7 @@ async function runLane(state: State, lane: number): Promise<void> {
       closing = await openChunk(state.pipeline, lease, answer.chunk);
     } else if (answer.next === "list") {
       // Much of the bucket may need nothing: it is gone over side by side as well.
-      if (state.failure === null) startLanes(state, answer.chunksLeft);
+      if (state.failure === null) startLanes(state, answer.moreLanes);
     } else if (answer.next === "probe") {
       // Another lane of this worker came first: what is left is its.
       if (state.isProbing) return;

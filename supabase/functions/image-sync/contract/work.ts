@@ -8,7 +8,7 @@ const chunkSchema = z.object({
   expires_in: z.int().positive(),
   lease_ms: z.number(),
   public_url: z.string().nullable(),
-  chunks_left: z.number(),
+  more_lanes: z.number(),
 }).transform((chunk) => ({
   number: chunk.number,
   names: chunk.names,
@@ -18,8 +18,8 @@ const chunkSchema = z.object({
   leaseMs: chunk.lease_ms,
   /** Scheme and host for readers, where those differ from the project's URL. */
   publicUrl: chunk.public_url,
-  /** About how many chunks come after this one; 0 where it is the last. */
-  chunksLeft: chunk.chunks_left,
+  /** How many lanes more may be started; 0 where this chunk is the last, or other runs and workers have enough of them. */
+  moreLanes: chunk.more_lanes,
 }));
 export type Chunk = z.infer<typeof chunkSchema>;
 
@@ -51,8 +51,8 @@ const closedSchema = z.enum(["closed", "already_closed", "stale", "held"]).nulla
 /** What `image_sync_advance` says to do next. */
 export const advanceAnswerSchema = z.discriminatedUnion("next", [
   // The lease of this call holds a chunk that has still to be listed, or a stretch of many: the next call with the same lease lists it.
-  z.object({ closed: closedSchema, next: z.literal("list"), chunks_left: z.number() })
-    .transform(({ closed, next, chunks_left }) => ({ closed, next, chunksLeft: chunks_left })),
+  z.object({ closed: closedSchema, next: z.literal("list"), more_lanes: z.number() })
+    .transform(({ closed, next, more_lanes }) => ({ closed, next, moreLanes: more_lanes })),
   z.object({ closed: closedSchema, next: z.literal("sign"), chunk: chunkSchema }),
   z.object({ closed: closedSchema, next: z.literal("open"), chunk: openChunkSchema }),
   z.object({ closed: closedSchema, next: z.literal("again") }),
