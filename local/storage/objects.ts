@@ -66,10 +66,12 @@ export type ObjectPlace = { readonly bucketId: string; readonly name: string };
  */
 export function createStorageObjects(sql: Pool, files: StorageFiles): StorageObjects {
   const find = async (bucketId: string, name: string) => {
-    const { rows: [row] } = await sql.query<ObjectRow>(
-      `select ${columns} from storage.objects where bucket_id = $1 and name = $2`,
-      [bucketId, name],
-    );
+    const { rows: [row] } = await sql.query<ObjectRow>({
+      // Planned once in a session: it is asked for every file that is opened.
+      name: "find_object",
+      text: `select ${columns} from storage.objects where bucket_id = $1 and name = $2`,
+      values: [bucketId, name],
+    });
     return row;
   };
   const copy = async (source: ObjectPlace, destination: ObjectPlace) => {
