@@ -10,8 +10,8 @@ import { table } from "./table.ts";
 const BYTES = { record: 694, object: 631, chunk: 2_703 };
 /** Kilobytes that the API answers for 1,000 names to sign: the names, and Storage's answer (docs/performance.md). */
 const EGRESS_KB_PER_1000 = 17 + 366;
-/** Chunks that one invocation signs, and seconds that it walks at most (`budget.ts`). */
-const INVOCATION = { signedChunks: 40, seconds: 60 };
+/** Chunks that one invocation signs, seconds that it works and calls of the database that it makes at most (`budget.ts`). */
+const INVOCATION = { signedChunks: 40, seconds: 60, calls: 250 };
 /** What a bucket's night costs whatever its size: opening it, one look, the end of its run. */
 const RPCS_PER_RUN = 4;
 /** `signed_url_ttl` less `renew_before`, in days: so often every URL is made anew. And days that chunks are kept. */
@@ -62,13 +62,14 @@ export function nightOf(
   const seconds = thousands * cost.seconds / share;
   const chunks = buckets * Math.ceil(thousands / buckets);
   const isSigning = kind === "signing";
+  const rpcs = RPCS_PER_RUN * buckets + (isSigning ? chunks : Math.ceil(cost.requests * thousands / share));
+  const ofBudget = isSigning
+    ? chunks / INVOCATION.signedChunks
+    : Math.max(seconds / INVOCATION.seconds, rpcs / INVOCATION.calls);
   return {
-    invocations: buckets *
-      Math.ceil(
-        isSigning ? chunks / buckets / INVOCATION.signedChunks : seconds / buckets / INVOCATION.seconds,
-      ),
+    invocations: buckets * Math.ceil(ofBudget / buckets),
     functionCpuS: thousands * cost.cpu_ms_per_1000 / 1000,
-    rpcs: RPCS_PER_RUN * buckets + (isSigning ? chunks : Math.ceil(cost.requests * thousands / share)),
+    rpcs,
     storageCalls: isSigning ? chunks : 0,
     databaseS: thousands * (cost.database_ms_per_1000 ?? 1000 * cost.seconds / share) / 1000,
     walMb: thousands * cost.wal_mb / share,

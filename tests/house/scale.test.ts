@@ -31,6 +31,19 @@ test("a million in one bucket costs what was measured", () => {
   expect(nightOf(results, "quiet", 1_000_000, 1).minutes * 60).toBeCloseTo(unchanged?.seconds ?? NaN, 3);
 });
 
+test("ten million cost what the arithmetic says, but for a third more of the database's CPU", () => {
+  for (const [kind, run] of [["signing", "first sync"], ["quiet", "unchanged sync"]] as const) {
+    const measured = results.parts["ten-million"]?.costs.find((cost) => cost.kind === run);
+    if (measured === undefined) throw new Error(`${run} of ten million was not measured`);
+    const night = nightOf(results, kind, 10_000_000, 1);
+    expect(night.invocations / measured.invocations).toBeGreaterThan(0.9);
+    expect(night.invocations / measured.invocations).toBeLessThan(1.1);
+    expect(measured.database_ms_per_1000 * 10 / night.databaseS).toBeGreaterThan(1);
+    expect(measured.database_ms_per_1000 * 10 / night.databaseS).toBeLessThan(1.35);
+    expect(measured.seconds / 60 / night.minutes).toBeLessThan(1.2);
+  }
+});
+
 test("twenty buckets cost an invocation each at least, and otherwise what their objects cost", () => {
   const [one, twenty] = [1, 20].map((buckets) => nightOf(results, "quiet", 4_000, buckets));
   expect(one?.invocations).toBe(1);

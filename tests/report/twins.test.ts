@@ -87,6 +87,17 @@ test("each group is counted once, however large and however many, and other buck
   expect(await twinsOf(other)).toEqual([0, []]);
 });
 
+// Its walk reads 2,000 keys at a time.
+test.each([1998, 1999, 2000])(
+  "a group behind %i others is counted once, wherever a page ends",
+  async (others) => {
+    const objects = [...numberedNames(others), "z.jpg", "z (1).jpg", "z (2).jpg", "zz.jpg"];
+    const bucket = await createBucket(lab, { settings: { probe_size: 0 }, objects });
+    await runToEnd(lab, bucket);
+    expect(await twinsOf(bucket)).toEqual([1, ["z: z (1).jpg, z (2).jpg, z.jpg"]]);
+  },
+);
+
 test("the files of a part number are found by index, whatever order their key comes in", async () => {
   const names = numberedNames(20_000);
   const bucket = await createBucket(lab, { objects: [...names, "000007 (1).jpg"] });
