@@ -4915,7 +4915,7 @@ comment on function image_sync.next_work(image_sync.runs, image_sync.settings, u
 
 -- How many lanes more are of use behind a chunk. All lanes of all runs are ten, and one for each worker: the Data API has ten sessions
 -- (PostgREST's db-pool, by default), which the project's own requests want too, and beyond that lanes only wait for each other.
--- Buckets that begin together are counted by their runs: what they have leased nobody sees yet.
+-- Buckets that begin together are counted by their runs: what they have leased nobody sees yet. A run that stands still takes none.
 create or replace function image_sync.more_lanes(p_run uuid, p_settings image_sync.settings, p_number integer)
 returns integer
 language plpgsql
@@ -4936,6 +4936,7 @@ begin
         select count(*)
         from image_sync.runs o
         where o.finished_at is null
+          and o.moved_at > clock_timestamp() - interval '1 minute'
       )
     ), 0) end
     from image_sync.runs r

@@ -49,13 +49,16 @@ describe("lanes", () => {
     for (const run of [one, other]) await cancel(run);
   });
 
-  test("of many buckets that begin at once are one each, until some of them end", async () => {
+  test("of many buckets that begin at once are one each, until some of them end or stand still", async () => {
     const runs = [];
     for (let bucket = 0; bucket < 12; bucket++) runs.push(await openRun(30));
     const [first = "", ...others] = runs;
     expect(await leaseChunk(first)).toBe(0);
     for (const run of others.slice(0, 8)) await cancel(run);
     expect(await leaseChunk(first)).toBe(6);
+    await db.admin`
+      update image_sync.runs set moved_at = now() - interval '2 minutes' where id = any (${others.slice(8)})`;
+    expect(await leaseChunk(first)).toBe(7);
     for (const run of [first, ...others.slice(8)]) await cancel(run);
   });
 });
