@@ -224,7 +224,7 @@ begin
     where cardinality(images.names) = 1
       and not exists (
         select
-        from (values (' (', ' )'), (' - ', ' -!'), ('_JP', '_JQ'), ('_PN', '_PO'), ('_jp', '_jq'), ('_pn', '_po')) as copy (low, high)
+        from (values (' (', ' )'), (' - ', ' -!'), (' C', ' D'), (' K', ' L'), (' c', ' d'), (' k', ' l'), ('_JP', '_JQ'), ('_PN', '_PO'), ('_jp', '_jq'), ('_pn', '_po')) as copy (low, high)
         cross join lateral (
           select o.name
           from image_sync.objects o
