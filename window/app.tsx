@@ -478,7 +478,8 @@ async function readListed(
 /** A key that lies before all names that begin so, and behind those that do not. */
 function before(prefix: string): string {
   const last = prefix.codePointAt(prefix.length - 1);
-  if (last === undefined || last <= 0x20) return "";
+  // No name has a character below the first one.
+  if (last === undefined || last <= 1) return "";
   return `${prefix.slice(0, -1)}${String.fromCodePoint(last - 1)}\u{10FFFF}`;
 }
 

@@ -89,7 +89,7 @@ begin
     select *
     from (values
       ('part_images_object_idx', 'CREATE INDEX part_images_object_idx ON public.part_images USING hash (object_id)'),
-      ('part_images_twins_idx', 'CREATE INDEX part_images_twins_idx ON public.part_images USING btree ((((bucket_id || ''/''::text) || lower( CASE WHEN (part_number ~ ''[_)\s]''::text) THEN regexp_replace(part_number, ''^((copy of|kopie von|copie de|copia d[ei]) )+|( *\((\d+|([^()]+ )?(copy|kopie|copie|copia))\)|( -)? (copy|kopie|copie|copia)( \d+| \(\d+\))?|_jpe?g|_png)?\s*$''::text, ''''::text, ''gi''::text) ELSE part_number END))) COLLATE "C") INCLUDE (part_number, bucket_id)')
+      ('part_images_twins_idx', 'CREATE INDEX part_images_twins_idx ON public.part_images USING btree ((((bucket_id || ''/''::text) || lower( CASE WHEN (part_number ~ ''[_)\s]''::text) THEN COALESCE(NULLIF(regexp_replace(part_number, ''^((copy of|kopie von|copie de|copia d[ei]) )+|( *\((\d+|([^()]+ )?(copy|kopie|copie|copia))\)|( -)? (copy|kopie|copie|copia)( \d+| \(\d+\))?|_jpe?g|_png)?\s*$''::text, ''''::text, ''gi''::text), ''''::text), part_number) ELSE part_number END))) COLLATE "C") INCLUDE (part_number, bucket_id)')
     ) as i (name, definition)
   loop
     if to_regclass('public.' || v_index.name) is null then
@@ -438,7 +438,7 @@ select
   p.object_id,
   p.bucket_id || '/' || lower(
     case
-      when p.part_number ~ '[_)\s]' then regexp_replace(p.part_number, '^((copy of|kopie von|copie de|copia d[ei]) )+|( *\((\d+|([^()]+ )?(copy|kopie|copie|copia))\)|( -)? (copy|kopie|copie|copia)( \d+| \(\d+\))?|_jpe?g|_png)?\s*$', '', 'gi')
+      when p.part_number ~ '[_)\s]' then coalesce(nullif(regexp_replace(p.part_number, '^((copy of|kopie von|copie de|copia d[ei]) )+|( *\((\d+|([^()]+ )?(copy|kopie|copie|copia))\)|( -)? (copy|kopie|copie|copia)( \d+| \(\d+\))?|_jpe?g|_png)?\s*$', '', 'gi'), ''), p.part_number)
       else p.part_number
     end
   ) as look_up_key
@@ -454,6 +454,20 @@ comment on column image_sync.records.expired is 'There is a URL and it has expir
 comment on column image_sync.records.usable_until is 'Until when the URL works; null where it does not.';
 comment on column image_sync.records.look_up_key is 'The part number as a look-up in a spreadsheet takes it, and as copies of one file have it in common: without regard to case, spaces at the end, " (1)", " - Copy", " copy 2", "Copy of " and the like, "_JPG"; behind the bucket and a slash. The expression of part_images_twins_idx.';
 comment on column image_sync.records.object_id is 'The object that the record is of, by its id; null where that is not known yet.';
+
+-- The part of a look-up key behind the bucket, of one part number: the expression of the view, where it is asked of few.
+create or replace function image_sync.look_up_part(p_part_number text)
+returns text
+language plpgsql
+immutable
+set search_path = ''
+as $$
+begin
+  return lower(coalesce(nullif(regexp_replace(p_part_number, '^((copy of|kopie von|copie de|copia d[ei]) )+|( *\((\d+|([^()]+ )?(copy|kopie|copie|copia))\)|( -)? (copy|kopie|copie|copia)( \d+| \(\d+\))?|_jpe?g|_png)?\s*$', '', 'gi'), ''), p_part_number));
+end;
+$$;
+
+comment on function image_sync.look_up_part(text) is 'A part number as image_sync.records.look_up_key has it, without the bucket.';
 
 -- a.b/12.x.jpg: 12.x. Of many names at once: a call for each costs more than what it does.
 create or replace function image_sync.part_numbers_of(p_names text[])
@@ -477,8 +491,8 @@ $$;
 
 comment on function image_sync.part_numbers_of(text[]) is 'The part numbers of files, in their order: each is the name without folders and extension.';
 
-revoke all on function image_sync.part_numbers_of(text[]) from public;
-grant execute on function image_sync.part_numbers_of(text[]) to service_role;
+revoke all on function image_sync.look_up_part(text), image_sync.part_numbers_of(text[]) from public;
+grant execute on function image_sync.look_up_part(text), image_sync.part_numbers_of(text[]) to service_role;
 
 grant select on image_sync.objects, image_sync.records to service_role;
 
@@ -1831,6 +1845,44 @@ $$;
 
 comment on function image_sync.twin_samples(text, text[]) is 'Of these look-up keys, those that several files have, each as "part number: files".';
 
+-- Whether a copy of a file lies in its folder, by the names that programs give to copies: what begins so is few, and is compared.
+create or replace function image_sync.has_copy_beside(p_bucket_id text, p_stem text)
+returns boolean
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_part_number constant text := split_part(p_stem, '/', -1);
+  v_folder constant text := left(p_stem, length(p_stem) - length(v_part_number));
+begin
+  return exists (
+    select
+    from (
+      select p_stem || c.low as low, p_stem || c.high as high
+      from (values (' (', ' )'), (' - ', ' -!'), (' C', ' D'), (' K', ' L'), (' c', ' d'), (' k', ' l'), ('_JP', '_JQ'), ('_PN', '_PO'), ('_jp', '_jq'), ('_pn', '_po')) as c (low, high)
+      union all
+      select v_folder || c.prefix || v_part_number || '.', v_folder || c.prefix || v_part_number || '/'
+      from (values ('Copy of '), ('Kopie von '), ('Copie de '), ('Copia di '), ('Copia de ')) as c (prefix)
+    ) as range
+    cross join lateral (
+      select o.name
+      from image_sync.objects o
+      where o.bucket_id = p_bucket_id
+        and o.name collate "C" >= range.low
+        and o.name collate "C" < range.high
+      order by o.name collate "C"
+      limit 20
+    ) as copy
+    where strpos(substr(copy.name, length(v_folder) + 1), '/') = 0
+      and image_sync.look_up_part((image_sync.part_numbers_of(array[copy.name]))[1]) = image_sync.look_up_part(v_part_number)
+  );
+end;
+$$;
+
+comment on function image_sync.has_copy_beside(text, text) is
+  'Whether one of the first 20 objects in each place where copies of a stem (a name with its folders, without its extension) stand by name is one: its part number has the same look-up key.';
+
 -- What no index of records knows: pictures that are left out by their extension beside the one image of their name, and twins among
 -- images that have no record yet.
 --   p_pictures  pictures of the chunk that are no images to this bucket
@@ -1862,19 +1914,7 @@ begin
       where b.extension = any (p_extensions)
     ) as images
     where cardinality(images.names) = 1
-      and not exists (
-        select
-        from (values (' (', ' )'), (' - ', ' -!'), (' C', ' D'), (' K', ' L'), (' c', ' d'), (' k', ' l'), ('_JP', '_JQ'), ('_PN', '_PO'), ('_jp', '_jq'), ('_pn', '_po')) as copy (low, high)
-        cross join lateral (
-          select o.name
-          from image_sync.objects o
-          where o.bucket_id = p_bucket_id
-            and o.name collate "C" >= s.stem || copy.low
-            and o.name collate "C" < s.stem || copy.high
-          order by o.name collate "C"
-          limit 1
-        ) as twin
-      )
+      and not image_sync.has_copy_beside(p_bucket_id, s.stem)
   ), unrecorded as (
     select lower(m.part_number) as stem, array_agg(m.name order by m.name collate "C") as names
     from unnest(p_missing, image_sync.part_numbers_of(p_missing)) as m (name, part_number)
@@ -1904,6 +1944,7 @@ revoke all on function
   image_sync.files_beside(text, text),
   image_sync.stem_of(text),
   image_sync.twin_samples(text, text[]),
+  image_sync.has_copy_beside(text, text),
   image_sync.find_several_files(text, text[], text[], text[])
 from public;
 grant execute on function
@@ -1912,6 +1953,7 @@ grant execute on function
   image_sync.files_beside(text, text),
   image_sync.stem_of(text),
   image_sync.twin_samples(text, text[]),
+  image_sync.has_copy_beside(text, text),
   image_sync.find_several_files(text, text[], text[], text[])
 to service_role;
 
@@ -2716,7 +2758,10 @@ begin
     set signed_url_expires_at = null
     from free f
     where p.bucket_id = f.bucket_id
-      and p.file_name = f.file_name
+      -- By the index of names, in its order: any other comparison reads the bucket once for each URL.
+      and p.file_name collate "C" = f.file_name
+      and p.file_name collate "C" > p_chunk.from_key
+      and p.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
     returning 1
   )
   select count(*)
@@ -5673,6 +5718,13 @@ begin
           where c.run_id = r.id
             and c.state = 'pending'
             and c.not_before > now()
+        )
+        or exists (
+          select
+          from image_sync.chunks c
+          where c.run_id = r.id
+            and c.state in ('pending', 'leased')
+            and coalesce(c.lease_expires_at, c.not_before, '-infinity') <= now()
         )
       )
     for update skip locked
@@ -10146,7 +10198,7 @@ return $query$
     select
       (p.bucket_id || '/' || lower(
         case
-          when p.part_number ~ '[_)\s]' then regexp_replace(p.part_number, '^((copy of|kopie von|copie de|copia d[ei]) )+|( *\((\d+|([^()]+ )?(copy|kopie|copie|copia))\)|( -)? (copy|kopie|copie|copia)( \d+| \(\d+\))?|_jpe?g|_png)?\s*$', '', 'gi')
+          when p.part_number ~ '[_)\s]' then coalesce(nullif(regexp_replace(p.part_number, '^((copy of|kopie von|copie de|copia d[ei]) )+|( *\((\d+|([^()]+ )?(copy|kopie|copie|copia))\)|( -)? (copy|kopie|copie|copia)( \d+| \(\d+\))?|_jpe?g|_png)?\s*$', '', 'gi'), ''), p.part_number)
           else p.part_number
         end
       )) collate "C" as look_up_key

@@ -91,7 +91,7 @@ begin
     select *
     from (values
       ('part_images_object_idx', 'CREATE INDEX part_images_object_idx ON public.part_images USING hash (object_id)'),
-      ('part_images_twins_idx', 'CREATE INDEX part_images_twins_idx ON public.part_images USING btree ((((bucket_id || ''/''::text) || lower( CASE WHEN (part_number ~ ''[_)\s]''::text) THEN regexp_replace(part_number, ''^((copy of|kopie von|copie de|copia d[ei]) )+|( *\((\d+|([^()]+ )?(copy|kopie|copie|copia))\)|( -)? (copy|kopie|copie|copia)( \d+| \(\d+\))?|_jpe?g|_png)?\s*$''::text, ''''::text, ''gi''::text) ELSE part_number END))) COLLATE "C") INCLUDE (part_number, bucket_id)')
+      ('part_images_twins_idx', 'CREATE INDEX part_images_twins_idx ON public.part_images USING btree ((((bucket_id || ''/''::text) || lower( CASE WHEN (part_number ~ ''[_)\s]''::text) THEN COALESCE(NULLIF(regexp_replace(part_number, ''^((copy of|kopie von|copie de|copia d[ei]) )+|( *\((\d+|([^()]+ )?(copy|kopie|copie|copia))\)|( -)? (copy|kopie|copie|copia)( \d+| \(\d+\))?|_jpe?g|_png)?\s*$''::text, ''''::text, ''gi''::text), ''''::text), part_number) ELSE part_number END))) COLLATE "C") INCLUDE (part_number, bucket_id)')
     ) as i (name, definition)
   loop
     if to_regclass('public.' || v_index.name) is null then

@@ -121,7 +121,7 @@ select
   p.object_id,
   p.bucket_id || '/' || lower(
     case
-      when p.part_number ~ '[_)\s]' then regexp_replace(p.part_number, '^((copy of|kopie von|copie de|copia d[ei]) )+|( *\((\d+|([^()]+ )?(copy|kopie|copie|copia))\)|( -)? (copy|kopie|copie|copia)( \d+| \(\d+\))?|_jpe?g|_png)?\s*$', '', 'gi')
+      when p.part_number ~ '[_)\s]' then coalesce(nullif(regexp_replace(p.part_number, '^((copy of|kopie von|copie de|copia d[ei]) )+|( *\((\d+|([^()]+ )?(copy|kopie|copie|copia))\)|( -)? (copy|kopie|copie|copia)( \d+| \(\d+\))?|_jpe?g|_png)?\s*$', '', 'gi'), ''), p.part_number)
       else p.part_number
     end
   ) as look_up_key
@@ -137,6 +137,20 @@ comment on column image_sync.records.expired is 'There is a URL and it has expir
 comment on column image_sync.records.usable_until is 'Until when the URL works; null where it does not.';
 comment on column image_sync.records.look_up_key is 'The part number as a look-up in a spreadsheet takes it, and as copies of one file have it in common: without regard to case, spaces at the end, " (1)", " - Copy", " copy 2", "Copy of " and the like, "_JPG"; behind the bucket and a slash. The expression of part_images_twins_idx.';
 comment on column image_sync.records.object_id is 'The object that the record is of, by its id; null where that is not known yet.';
+
+-- The part of a look-up key behind the bucket, of one part number: the expression of the view, where it is asked of few.
+create or replace function image_sync.look_up_part(p_part_number text)
+returns text
+language plpgsql
+immutable
+set search_path = ''
+as $$
+begin
+  return lower(coalesce(nullif(regexp_replace(p_part_number, '^((copy of|kopie von|copie de|copia d[ei]) )+|( *\((\d+|([^()]+ )?(copy|kopie|copie|copia))\)|( -)? (copy|kopie|copie|copia)( \d+| \(\d+\))?|_jpe?g|_png)?\s*$', '', 'gi'), ''), p_part_number));
+end;
+$$;
+
+comment on function image_sync.look_up_part(text) is 'A part number as image_sync.records.look_up_key has it, without the bucket.';
 
 -- a.b/12.x.jpg: 12.x. Of many names at once: a call for each costs more than what it does.
 create or replace function image_sync.part_numbers_of(p_names text[])
@@ -160,8 +174,8 @@ $$;
 
 comment on function image_sync.part_numbers_of(text[]) is 'The part numbers of files, in their order: each is the name without folders and extension.';
 
-revoke all on function image_sync.part_numbers_of(text[]) from public;
-grant execute on function image_sync.part_numbers_of(text[]) to service_role;
+revoke all on function image_sync.look_up_part(text), image_sync.part_numbers_of(text[]) from public;
+grant execute on function image_sync.look_up_part(text), image_sync.part_numbers_of(text[]) to service_role;
 
 grant select on image_sync.objects, image_sync.records to service_role;
 

@@ -191,6 +191,44 @@ $$;
 
 comment on function image_sync.twin_samples(text, text[]) is 'Of these look-up keys, those that several files have, each as "part number: files".';
 
+-- Whether a copy of a file lies in its folder, by the names that programs give to copies: what begins so is few, and is compared.
+create or replace function image_sync.has_copy_beside(p_bucket_id text, p_stem text)
+returns boolean
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_part_number constant text := split_part(p_stem, '/', -1);
+  v_folder constant text := left(p_stem, length(p_stem) - length(v_part_number));
+begin
+  return exists (
+    select
+    from (
+      select p_stem || c.low as low, p_stem || c.high as high
+      from (values (' (', ' )'), (' - ', ' -!'), (' C', ' D'), (' K', ' L'), (' c', ' d'), (' k', ' l'), ('_JP', '_JQ'), ('_PN', '_PO'), ('_jp', '_jq'), ('_pn', '_po')) as c (low, high)
+      union all
+      select v_folder || c.prefix || v_part_number || '.', v_folder || c.prefix || v_part_number || '/'
+      from (values ('Copy of '), ('Kopie von '), ('Copie de '), ('Copia di '), ('Copia de ')) as c (prefix)
+    ) as range
+    cross join lateral (
+      select o.name
+      from image_sync.objects o
+      where o.bucket_id = p_bucket_id
+        and o.name collate "C" >= range.low
+        and o.name collate "C" < range.high
+      order by o.name collate "C"
+      limit 20
+    ) as copy
+    where strpos(substr(copy.name, length(v_folder) + 1), '/') = 0
+      and image_sync.look_up_part((image_sync.part_numbers_of(array[copy.name]))[1]) = image_sync.look_up_part(v_part_number)
+  );
+end;
+$$;
+
+comment on function image_sync.has_copy_beside(text, text) is
+  'Whether one of the first 20 objects in each place where copies of a stem (a name with its folders, without its extension) stand by name is one: its part number has the same look-up key.';
+
 -- What no index of records knows: pictures that are left out by their extension beside the one image of their name, and twins among
 -- images that have no record yet.
 --   p_pictures  pictures of the chunk that are no images to this bucket
@@ -222,19 +260,7 @@ begin
       where b.extension = any (p_extensions)
     ) as images
     where cardinality(images.names) = 1
-      and not exists (
-        select
-        from (values (' (', ' )'), (' - ', ' -!'), (' C', ' D'), (' K', ' L'), (' c', ' d'), (' k', ' l'), ('_JP', '_JQ'), ('_PN', '_PO'), ('_jp', '_jq'), ('_pn', '_po')) as copy (low, high)
-        cross join lateral (
-          select o.name
-          from image_sync.objects o
-          where o.bucket_id = p_bucket_id
-            and o.name collate "C" >= s.stem || copy.low
-            and o.name collate "C" < s.stem || copy.high
-          order by o.name collate "C"
-          limit 1
-        ) as twin
-      )
+      and not image_sync.has_copy_beside(p_bucket_id, s.stem)
   ), unrecorded as (
     select lower(m.part_number) as stem, array_agg(m.name order by m.name collate "C") as names
     from unnest(p_missing, image_sync.part_numbers_of(p_missing)) as m (name, part_number)
@@ -264,6 +290,7 @@ revoke all on function
   image_sync.files_beside(text, text),
   image_sync.stem_of(text),
   image_sync.twin_samples(text, text[]),
+  image_sync.has_copy_beside(text, text),
   image_sync.find_several_files(text, text[], text[], text[])
 from public;
 grant execute on function
@@ -272,5 +299,6 @@ grant execute on function
   image_sync.files_beside(text, text),
   image_sync.stem_of(text),
   image_sync.twin_samples(text, text[]),
+  image_sync.has_copy_beside(text, text),
   image_sync.find_several_files(text, text[], text[], text[])
 to service_role;

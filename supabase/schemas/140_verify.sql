@@ -117,7 +117,10 @@ begin
     set signed_url_expires_at = null
     from free f
     where p.bucket_id = f.bucket_id
-      and p.file_name = f.file_name
+      -- By the index of names, in its order: any other comparison reads the bucket once for each URL.
+      and p.file_name collate "C" = f.file_name
+      and p.file_name collate "C" > p_chunk.from_key
+      and p.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
     returning 1
   )
   select count(*)

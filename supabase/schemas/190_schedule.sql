@@ -258,6 +258,13 @@ begin
             and c.state = 'pending'
             and c.not_before > now()
         )
+        or exists (
+          select
+          from image_sync.chunks c
+          where c.run_id = r.id
+            and c.state in ('pending', 'leased')
+            and coalesce(c.lease_expires_at, c.not_before, '-infinity') <= now()
+        )
       )
     for update skip locked
   loop

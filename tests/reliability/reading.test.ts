@@ -1,4 +1,5 @@
 /** What a run reads: each row a few times, however large the bucket, and whatever the database believes of its tables. */
+import { randomUUID } from "node:crypto";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { type BareStack, openBareStack } from "./support/bare_stack.ts";
 import { withMutation } from "./support/mutation.ts";
@@ -122,6 +123,38 @@ async function otherBucketsAreNotRead(): Promise<void> {
     expect(by_index).toBeLessThan(4 * size);
   }
 }
+
+test("a verify in which every URL is rejected reads its chunks, not the bucket", async () => {
+  await db.admin`truncate public.part_images`;
+  await db.admin`truncate storage.objects`;
+  const names = fileNames(size);
+  const bucket = await createRows(db.admin, { names });
+  await workToEnd(db.worker, (await start(db.worker, bucket)).run);
+  const { run } = await start(db.worker, bucket, { mode: "verify" });
+  // What lies before a chunk costs nothing either.
+  await db.admin`update image_sync.runs set cursor = ${names.sort()[size - 300] ?? ""} where id = ${run}`;
+  const lease = randomUUID();
+  const [row] = await db
+    .worker`select public.image_sync_advance(${run}, ${randomUUID()}, ${lease}) as answer`;
+  const { targets } = (row?.["answer"] as { chunk: { targets: { name: string; url: string }[] } }).chunk;
+  const failures = targets.map((target) => ({ ...target, code: "url_rejected", error: "HTTP 400" }));
+  const read = await db.worker.begin(async (sql) => {
+    await sql`
+      select public.image_sync_advance(${run}, ${randomUUID()}, null, ${lease}, p_failures => ${
+      sql.json(failures)
+    })`;
+    // What this transaction has read.
+    const [counts] = await sql<{ rows: number }[]>`
+      select (seq_tup_read + idx_tup_fetch)::integer as rows from pg_stat_xact_all_tables where relid = 'public.part_images'::regclass`;
+    return counts?.rows;
+  });
+  const [forgotten] = await db.admin<{ count: number }[]>`
+    select count(*)::integer as count from public.part_images where signed_url_expires_at is null`;
+  expect(forgotten?.count).toBe(targets.length);
+  // At most the chunk, for each of its names.
+  expect(targets.length).toBe(200);
+  expect(read).toBeLessThan(targets.length * targets.length);
+});
 
 test("a bucket whose files are named as another one's reads nothing of that", otherBucketsAreNotRead);
 

@@ -89,10 +89,29 @@ test("what only looks alike is none", async () => {
       "A copy of 000011.jpg",
       "copy.jpg",
       "- Copy.jpg",
+      "(1).jpg",
+      "(2).jpg",
     ],
   });
   await runToEnd(lab, bucket);
   expect(await twinsOf(bucket)).toEqual([0, []]);
+});
+
+test("what only begins like a copy hides no picture that is left out, and a copy is not counted twice", async () => {
+  const bucket = await createBucket(lab, {
+    settings: { probe_size: 0 },
+    objects: [
+      ...["1.jpg", "1.png", "1 closeup.jpg", "1 (front).jpg", "1 - copyright.txt"],
+      ...["2.jpg", "2.png", "Copy of 2.jpg"],
+      ...["f/3.jpg", "f/3.png", "f/3 copy.jpg"],
+    ],
+  });
+  await runToEnd(lab, bucket);
+  expect(await twinsOf(bucket)).toEqual([3, [
+    "2: 2.jpg, 2.png, Copy of 2.jpg",
+    "3: f/3 copy.jpg, f/3.jpg, f/3.png",
+    "1: 1.jpg, 1.png",
+  ]]);
 });
 
 test("each group is counted once, however large and however many, and other buckets' are not", async () => {

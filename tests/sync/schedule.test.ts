@@ -206,6 +206,31 @@ describe("the watchdog", () => {
     expect(await Promise.all(runs.map(({ id }) => kicksOf(id)))).toEqual(before);
     for (const { id } of runs) await lab.database.cancel(id);
   });
+
+  test("calls for a chunk that is due, however long another one waits", async () => {
+    const settings = { chunk_size: 1, retry_delay: "1 hour" };
+    const { id } = await openRun(lab, await createBucket(lab, { settings, objects: numberedNames(2) }));
+    const [first, second] = [crypto.randomUUID(), crypto.randomUUID()];
+    const worker = crypto.randomUUID();
+    for (const lease of [first, second]) {
+      await lab.database.advance({ run: id, worker, lease, closing: null });
+    }
+    const error = { code: "signing_failed", title: "Signing failed", detail: "Storage is away" };
+    const closing = { lease: first, ...NOTHING_SIGNED, error, storageCalls: 1, retries: 0 };
+    await lab.database.advance({ run: id, worker, lease: crypto.randomUUID(), closing });
+    await longAgo(id);
+    const [{ exhausted } = { exhausted: false }] = await lab.sql<{ exhausted: boolean }[]>`
+      select exhausted from image_sync.runs where id = ${id}`;
+    expect(exhausted).toBe(true);
+
+    // The second chunk's worker is gone.
+    await lab.sql`
+      update image_sync.chunks set lease_expires_at = now() - interval '1 second' where run_id = ${id} and lease_token = ${second}`;
+    const before = await kicksOf(id);
+    await runJob(lab, "image-sync-watchdog");
+    expect(await kicksOf(id)).not.toEqual(before);
+    await lab.database.cancel(id);
+  });
 });
 
 describe("housekeeping", () => {

@@ -48,6 +48,10 @@ export const hostileNumbers: readonly string[] = [
   "a'b",
   "1e5",
   "000001",
+  // Nothing but what the names of copies end with.
+  "(1)",
+  "(2)",
+  "_jpg",
 ];
 
 /**
