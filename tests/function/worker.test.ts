@@ -8,7 +8,7 @@ import {
   type EndedAttempt,
 } from "../../supabase/functions/image-sync/database.ts";
 import { type Signed, SigningError } from "../../supabase/functions/image-sync/signer.ts";
-import { startWorker } from "../../supabase/functions/image-sync/worker.ts";
+import { startWorker, type WorkerOptions } from "../../supabase/functions/image-sync/worker.ts";
 
 beforeEach(() => {
   vi.spyOn(console, "log").mockImplementation(() => {});
@@ -101,10 +101,26 @@ function slowSigner(ms = 2) {
   return { sign, seen };
 }
 
+/** Opens for 10 ms; the last URL's turn comes after 5. `waiting`: chunks whose last URL's turn has not come. */
+function opener() {
+  const seen = { waiting: 0 };
+  const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+  const open: WorkerOptions["pipeline"]["open"] = async ({ onLast }) => {
+    seen.waiting++;
+    await sleep(5);
+    seen.waiting--;
+    onLast?.();
+    await sleep(5);
+    return { shown: [], failures: [] };
+  };
+  return { open, seen };
+}
+
 function work(
   database: Database,
   sign: ReturnType<typeof slowSigner>["sign"],
   changed: Partial<Limits> = {},
+  open: WorkerOptions["pipeline"]["open"] = opener().open,
 ) {
   const all = { ...limits, ...changed };
   return startWorker({
@@ -113,7 +129,7 @@ function work(
     pipeline: {
       bucket: "part-images",
       sign,
-      open: () => new Promise((resolve) => setTimeout(() => resolve({ shown: [], failures: [] }), 5)),
+      open,
       takeCounts: () => ({ storageCalls: 1, retries: 0 }),
     },
     probe: () => Promise.resolve({ checked: 0, ok: 0, failures: [] }),
@@ -372,9 +388,10 @@ describe("a worker", () => {
     expect(released).toEqual([leases[0]]);
   });
 
-  test("has the next chunk at hand while URLs are opened, and no more than that", async () => {
+  test("has the next chunk at hand while the last URLs of one are opened, no sooner and no more than that", async () => {
     const { database } = databaseOf(0);
-    const seen = { now: 0, most: 0, given: 0 };
+    const { open, seen: opened } = opener();
+    const seen = { now: 0, most: 0, given: 0, tooSoon: 0 };
     const opening: Database = {
       ...database,
       advance: async (request) => {
@@ -385,12 +402,13 @@ describe("a worker", () => {
           return seen.now > 0 ? { closed: null, next: "wait", waitMs: 1 } : { closed: null, next: "stop" };
         }
         seen.most = Math.max(seen.most, ++seen.now);
+        seen.tooSoon += opened.waiting;
         const chunk = { number: seen.given, targets: [], leaseMs: 1000, rate: 100, publicUrl: null };
         return { closed: null, next: "open", chunk };
       },
     };
-    expect(await work(opening, slowSigner().sign).done).toBe("finished");
-    expect(seen.most).toBe(2);
+    expect(await work(opening, slowSigner().sign, {}, open).done).toBe("finished");
+    expect(seen).toMatchObject({ most: 2, tooSoon: 0 });
   });
 
   test("waits for what the lanes of the worker before it are about to close", async () => {

@@ -20,15 +20,19 @@ export type Pipeline = {
 
 type SigningPipeline = Omit<Pipeline, "open">;
 
-/** Opens the chunk's URLs. Never throws. */
+/** Opens the chunk's URLs; `onLast` is called when the turn of the last one has come. Never throws. */
 export async function openChunk(
   { open, takeCounts }: Pick<Pipeline, "open" | "takeCounts">,
   lease: string,
   chunk: OpenChunk,
+  onLast: () => void,
 ): Promise<Closing> {
   const started = Date.now();
   const { number, targets, rate, publicUrl, leaseMs } = chunk;
-  const { shown, failures } = await open({ targets, rate, deadlineMs: leaseMs * PART_OF_LEASE }, publicUrl);
+  const { shown, failures } = await open(
+    { targets, rate, deadlineMs: leaseMs * PART_OF_LEASE, onLast },
+    publicUrl,
+  );
   const urls = new Map(targets.map(({ name, url }) => [name, url]));
   logChunk({ number, signed: 0, failed: failures.length, error: null, ms: Date.now() - started });
   return {

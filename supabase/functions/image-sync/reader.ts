@@ -25,6 +25,8 @@ export type OpenRequest = {
   readonly deadlineMs?: number;
   /** Shared by requests that together open no more at once than one does. Default: a limit of its own. */
   readonly limit?: LimitFunction;
+  /** Called when the last URL's turn has come: what is asked for now waits for none of these. */
+  readonly onLast?: () => void;
 };
 
 /** A URL that showed no image, and why; as it may be kept and shown, without the URL. */
@@ -38,11 +40,12 @@ export const limitOpen = (): LimitFunction => pLimit(CONCURRENCY);
 
 /** Opens every target once. Never throws. */
 export async function openUrls(request: OpenRequest, send: typeof fetch = fetch): Promise<Sight> {
-  const { targets, rate = Infinity, deadlineMs = Infinity, limit = limitOpen() } = request;
+  const { targets, rate = Infinity, deadlineMs = Infinity, limit = limitOpen(), onLast } = request;
   const started = Date.now();
   const seen = await Promise.all(targets.map((target, place) =>
     limit(async () => {
       await sleep(started + (1000 * place) / rate - Date.now());
+      if (place === targets.length - 1) onLast?.();
       if (Date.now() - started > deadlineMs) return failure(target, "unreachable", "not opened in time");
       return await openPatiently(target, request.base, send);
     })

@@ -150,10 +150,17 @@ async function runLane(state: State, lane: number): Promise<void> {
     } else if (answer.next === "open" && lease !== null) {
       state.leases.add(lease);
       state.budget.countOpenedUrls(answer.chunk.targets.length);
-      // The rate and the URLs open at once are the run's and the worker's: a second lane only has the next chunk at hand when the last
-      // URLs of this one are on their way.
-      if (state.failure === null && state.lanes.size < OPENING_LANES) startLanes(state, 1);
-      closing = await openChunk(state.pipeline, lease, answer.chunk);
+      // The rate and the URLs open at once are the run's and the worker's: another lane leases the next chunk when the last URLs of
+      // this one are on their way, no sooner, because a lease that waits for its turn runs out.
+      closing = await openChunk(state.pipeline, lease, answer.chunk, () => {
+        if (state.failure === null && state.lanes.size < OPENING_LANES) startLanes(state, 1);
+      });
+      if (state.lanes.size > 1) {
+        await advance(state, null, closing);
+        closing = null;
+        // Out of the count at once, as an idle lane. Where the other one found nothing and left, this one goes on.
+        if (state.lanes.size > 1) return void state.lanes.delete(lane);
+      }
     } else if (answer.next === "list") {
       // Much of the bucket may need nothing: it is gone over side by side as well.
       if (state.failure === null) startLanes(state, answer.moreLanes);
