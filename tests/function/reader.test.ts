@@ -145,3 +145,25 @@ test("requests that share a limit open no more at once than one does", async () 
   expect(seen.most).toBe(10);
   expect(sights.map(({ shown }) => shown.length)).toEqual([40, 40]);
 });
+
+// Of 40 that take 200 ms, ten at once, the last ten take less than 250; of as many that take 5 none take longer.
+test.each([[200, 40, 28, 30], [5, 40, 9, 11], [200, 3, 2, 3], [200, 1, 0, 1]])(
+  "of URLs of %i ms and %i of them the end is near once, when %i to %i have had their turn",
+  async (ms, count, soonest, latest) => {
+    const targets = Array.from(
+      { length: count },
+      (_, index) => ({ name: `${index}`, url: `${base}${index}` }),
+    );
+    let begun = 0;
+    const slow: typeof fetch = async () => {
+      begun++;
+      await new Promise((resolve) => setTimeout(resolve, ms));
+      return await image();
+    };
+    const ends: number[] = [];
+    await openUrls({ targets, base, onEndNear: () => ends.push(begun) }, slow);
+    expect(ends).toHaveLength(1);
+    expect(ends[0]).toBeGreaterThanOrEqual(soonest);
+    expect(ends[0]).toBeLessThanOrEqual(latest);
+  },
+);

@@ -101,15 +101,15 @@ function slowSigner(ms = 2) {
   return { sign, seen };
 }
 
-/** Opens for 10 ms; the last URL's turn comes after 5. `waiting`: chunks whose last URL's turn has not come. */
+/** Opens for 10 ms; the end is near after 5. `waiting`: chunks whose end is not near. */
 function opener() {
   const seen = { waiting: 0 };
   const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
-  const open: WorkerOptions["pipeline"]["open"] = async ({ onLast }) => {
+  const open: WorkerOptions["pipeline"]["open"] = async ({ onEndNear }) => {
     seen.waiting++;
     await sleep(5);
     seen.waiting--;
-    onLast?.();
+    onEndNear?.();
     await sleep(5);
     return { shown: [], failures: [] };
   };
@@ -388,7 +388,7 @@ describe("a worker", () => {
     expect(released).toEqual([leases[0]]);
   });
 
-  test("has the next chunk at hand while the last URLs of one are opened, no sooner and no more than that", async () => {
+  test("has the next chunk at hand when few URLs of one are left, no sooner and no more than that", async () => {
     const { database } = databaseOf(0);
     const { open, seen: opened } = opener();
     const seen = { now: 0, most: 0, given: 0, tooSoon: 0 };

@@ -20,17 +20,17 @@ export type Pipeline = {
 
 type SigningPipeline = Omit<Pipeline, "open">;
 
-/** Opens the chunk's URLs; `onLast` is called when the turn of the last one has come. Never throws. */
+/** Opens the chunk's URLs; `onEndNear` is called when it is nearly done. Never throws. */
 export async function openChunk(
   { open, takeCounts }: Pick<Pipeline, "open" | "takeCounts">,
   lease: string,
   chunk: OpenChunk,
-  onLast: () => void,
+  onEndNear: () => void,
 ): Promise<Closing> {
   const started = Date.now();
   const { number, targets, rate, publicUrl, leaseMs } = chunk;
   const { shown, failures } = await open(
-    { targets, rate, deadlineMs: leaseMs * PART_OF_LEASE, onLast },
+    { targets, rate, deadlineMs: leaseMs * PART_OF_LEASE, onEndNear },
     publicUrl,
   );
   const urls = new Map(targets.map(({ name, url }) => [name, url]));

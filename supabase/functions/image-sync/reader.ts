@@ -7,6 +7,8 @@ import type { Probe, Target, Unseen } from "./contract.ts";
 /** How many URLs are open at once, and how long one may take, in ms. */
 const CONCURRENCY = 10;
 const TIMEOUT_MS = 10_000;
+/** The end is near when the URLs that are left take no longer than this, in ms: time to lease the next ones, or to hand off. */
+const NEAR_END_MS = 250;
 /** After an answer that a moment may mend, in ms. */
 const SECOND_LOOK_MS = 500;
 /** Enough for the library that knows the signatures of file types. */
@@ -25,8 +27,8 @@ export type OpenRequest = {
   readonly deadlineMs?: number;
   /** Shared by requests that together open no more at once than one does. Default: a limit of its own. */
   readonly limit?: LimitFunction;
-  /** Called when the last URL's turn has come: what is asked for now waits for none of these. */
-  readonly onLast?: () => void;
+  /** Called when the end is near: what is asked for now will not wait long for these. */
+  readonly onEndNear?: () => void;
 };
 
 /** A URL that showed no image, and why; as it may be kept and shown, without the URL. */
@@ -40,12 +42,13 @@ export const limitOpen = (): LimitFunction => pLimit(CONCURRENCY);
 
 /** Opens every target once. Never throws. */
 export async function openUrls(request: OpenRequest, send: typeof fetch = fetch): Promise<Sight> {
-  const { targets, rate = Infinity, deadlineMs = Infinity, limit = limitOpen(), onLast } = request;
+  const { targets, rate = Infinity, deadlineMs = Infinity, limit = limitOpen(), onEndNear } = request;
   const started = Date.now();
+  const noticeTurn = watchEnd(targets.length, onEndNear);
   const seen = await Promise.all(targets.map((target, place) =>
     limit(async () => {
       await sleep(started + (1000 * place) / rate - Date.now());
-      if (place === targets.length - 1) onLast?.();
+      noticeTurn(place);
       if (Date.now() - started > deadlineMs) return failure(target, "unreachable", "not opened in time");
       return await openPatiently(target, request.base, send);
     })
@@ -53,6 +56,20 @@ export async function openUrls(request: OpenRequest, send: typeof fetch = fetch)
   const failures = seen.filter((one) => one !== null);
   const failed = new Set(failures.map(({ name }) => name));
   return { shown: targets.map(({ name }) => name).filter((name) => !failed.has(name)), failures };
+}
+
+/** Calls `onEndNear` once, when it is near by the time that those before it took. Returns what is told whose turn has come. */
+function watchEnd(count: number, onEndNear: (() => void) | undefined): (place: number) => void {
+  const started = Date.now();
+  let isNear = false;
+  return (place) => {
+    // Those that have made room for this one are done.
+    const done = place - CONCURRENCY + 1;
+    const leftMs = done < 1 ? Infinity : (count - place) * (Date.now() - started) / done;
+    if (isNear || (leftMs > NEAR_END_MS && place < count - 1)) return;
+    isNear = true;
+    onEndNear?.();
+  };
 }
 
 /** Opens a few URLs; what failed is named, without its URL. Never throws. */

@@ -15,6 +15,8 @@ import { openChunk, type Pipeline, workChunk } from "./pipeline.ts";
 /** The longest that an idle lane waits for chunks that others hold or that wait for their next attempt, in ms: at first, and in all. */
 const FIRST_IDLE_MS = 100;
 const MAX_IDLE_MS = 20_000;
+/** What every lane waits out, in ms: the pace of a verify, mostly. */
+const SHORT_WAIT_MS = 250;
 /** How long a lane leaves the run's lock to others before it asks again, in ms. */
 const BUSY_MS = 50;
 /** How long a lane waits after an attempt that a lock ended, in ms: first, doubled each time in a row, and longest. */
@@ -150,8 +152,8 @@ async function runLane(state: State, lane: number): Promise<void> {
     } else if (answer.next === "open" && lease !== null) {
       state.leases.add(lease);
       state.budget.countOpenedUrls(answer.chunk.targets.length);
-      // The rate and the URLs open at once are the run's and the worker's: another lane leases the next chunk when the last URLs of
-      // this one are on their way, no sooner, because a lease that waits for its turn runs out.
+      // The rate and the URLs open at once are the run's and the worker's: another lane leases the next chunk when this one is
+      // nearly done, no sooner, because a lease that waits for its turn runs out.
       closing = await openChunk(state.pipeline, lease, answer.chunk, () => {
         if (state.failure === null && state.lanes.size < OPENING_LANES) startLanes(state, 1);
       });
@@ -176,7 +178,8 @@ async function runLane(state: State, lane: number): Promise<void> {
     } else if (answer.next === "wait") {
       const waitMs = Math.min(answer.waitMs, Math.max(FIRST_IDLE_MS, idledMs / 2));
       idledMs += waitMs;
-      if (!await idle(state, lane, waitMs, idledMs)) return;
+      if (answer.waitMs <= SHORT_WAIT_MS && idledMs <= MAX_IDLE_MS) await sleep(waitMs);
+      else if (!await idle(state, lane, waitMs, idledMs)) return;
     }
   }
 }
