@@ -211,6 +211,21 @@ describe.skipIf(withoutBrowser !== undefined && !mustHaveBrowser)("an operator",
     expect(await records(bucket)).toBe(200);
   }, 60_000);
 
+  test("finds names of a list by a beginning that ends with a space", async () => {
+    const gone = [...numberedNames(110), "IMG 1.jpg", "IMG 2.jpg", "IMG.jpg"];
+    const bucket = await createBucket(lab, { objects: ["stays.jpg", ...gone], settings: { probe_size: 0 } });
+    await runToEnd(lab, bucket);
+    await removeObjects(lab, bucket, gone);
+    await runToEnd(lab, bucket, { mode: "analyze" });
+    await open(`/cleanup?bucket=${bucket}`);
+    await page.click("#make-list");
+    await page.getByText("113 records").waitFor();
+    await page.fill("#search", "IMG ");
+    await page.getByRole("button", { name: "Search" }).click();
+    await expectCount("#plan-names li", 2);
+    expect(await page.locator("#plan-names li").allTextContents()).toEqual(["IMG 1.jpg", "IMG 2.jpg"]);
+  }, 60_000);
+
   test("searches, narrows and pages through 100,000 records", async () => {
     const bucket = await createBucket(lab);
     await lab
