@@ -1401,6 +1401,18 @@ begin
       end;
     end loop;
   end loop;
+  -- Those that wait for each other's places, without the ones that were held or refused.
+  if cardinality(v_left) > 1 then
+    begin
+      moved := moved || image_sync.move_together(v_left);
+      v_left := '{}';
+    exception
+      when others then
+        if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+          raise;
+        end if;
+    end;
+  end if;
   foreach v_move in array v_left loop
     problems := problems || image_sync.item_problem(v_move.to_name, 'not_moved', format('Its record is that of %s still: the place is taken by a record that could not be moved', v_move.from_name));
   end loop;
@@ -8998,17 +9010,32 @@ as $$
 declare
   v_cleanup image_sync.runs;
   v_cleanup_bucket text;
-  v_archived bigint;
+  v_archived_in text;
 begin
   select r.*
   into v_cleanup
   from image_sync.runs r
   where r.id = p_cleanup;
-  select count(*) filter (where a.restored_at is null), coalesce(v_cleanup.bucket_id, min(a.bucket_id)), count(*)
-  into total, v_cleanup_bucket, v_archived
+  select a.bucket_id
+  into v_archived_in
   from image_sync.archive a
-  where a.run_id = p_cleanup;
-  if (v_cleanup.id is null and v_archived = 0) or v_cleanup.mode <> 'cleanup' or (v_cleanup.id is not null and v_cleanup.plan_id is null) then
+  where a.run_id = p_cleanup
+  limit 1;
+  v_cleanup_bucket := coalesce(v_cleanup.bucket_id, v_archived_in);
+  -- For progress alone, so it is not counted to the end.
+  select count(*)
+  into total
+  from (
+    select
+    from image_sync.archive a
+    where a.run_id = p_cleanup
+      and a.restored_at is null
+    limit 10000
+  ) as counted;
+  if total = 10000 then
+    total := greatest(total, (v_cleanup.summary #>> '{totals,removed}')::bigint);
+  end if;
+  if (v_cleanup.id is null and v_archived_in is null) or v_cleanup.mode <> 'cleanup' or (v_cleanup.id is not null and v_cleanup.plan_id is null) then
     problem := image_sync.problem(
       404, 'unknown_plan', 'There is no such list',
       format('Cannot restore %s: it is not a cleanup that removed records. The archive says which are: select distinct run_id from image_sync.archive;', p_cleanup)
@@ -9024,7 +9051,7 @@ begin
 end;
 $$;
 
-comment on function image_sync.guard_restore(text, uuid) is 'Why a cleanup cannot be restored, as a problem, or null; and how many of its records are in the archive still.';
+comment on function image_sync.guard_restore(text, uuid) is 'Why a cleanup cannot be restored, as a problem, or null; and about how many of its records are in the archive still.';
 
 -- Whether the list is a whole one of this bucket that nobody has applied. p_run is the run of that id, or null where there is none.
 create or replace function image_sync.guard_plan(p_bucket_id text, p_plan uuid, p_run image_sync.runs)
@@ -9298,18 +9325,32 @@ language plpgsql
 stable
 set search_path = ''
 as $$
+declare
+  v_names text[] := array[]::text[];
+  v_number integer;
 begin
-  return array(
-    select listed.name
+  -- Chunk by chunk, because a list may have a million names and a call wants the next thousand.
+  for v_number in
+    select c.number
     from image_sync.chunks c
-    cross join lateral jsonb_array_elements_text(c.facts -> 'orphaned') as listed (name)
     where c.run_id = p_run.plan_id
       and c.orphaned > 0
       and coalesce(c.to_key collate "C" > p_run.cursor, true)
-      and listed.name collate "C" > p_run.cursor
-    order by c.from_key collate "C", listed.name collate "C"
-    limit p_size
-  );
+    order by c.from_key collate "C"
+  loop
+    v_names := v_names || array(
+      select listed.name
+      from image_sync.chunks c
+      cross join lateral jsonb_array_elements_text(c.facts -> 'orphaned') as listed (name)
+      where c.run_id = p_run.plan_id
+        and c.number = v_number
+        and listed.name collate "C" > p_run.cursor
+      order by listed.name collate "C"
+      limit p_size - cardinality(v_names)
+    );
+    exit when cardinality(v_names) >= p_size;
+  end loop;
+  return v_names;
 end;
 $$;
 
@@ -9944,6 +9985,15 @@ begin
         where r.bucket_id = p_bucket_id
           and r.mode = 'sync'
           and r.report is not null
+          -- A verify that ended later has opened all of them.
+          and not exists (
+            select
+            from image_sync.runs later
+            where later.bucket_id = p_bucket_id
+              and later.mode = 'verify'
+              and later.outcome = 'succeeded'
+              and later.finished_at > r.finished_at
+          )
         order by r.finished_at desc
         limit 1
       )
@@ -9993,11 +10043,29 @@ as $$
 begin
   return (
     select case
-      when named.code is not null or c.to_open > 0 and c.broken = named.all_named
+      when named.code is not null
+        or c.state = 'done'
+          and c.broken = named.all_named
+          -- Whatever has a record now had one then, and was opened.
+          and c.missing = 0
+          and c.to_open = c.records - c.orphaned
+          and exists (
+            select
+            from public.part_images p
+            where p.bucket_id = p_bucket_id
+              and p.file_name collate "C" = p_file
+          )
+          and exists (
+            select
+            from storage.objects o
+            where o.bucket_id = p_bucket_id
+              and o.name collate "C" = p_file
+              and o.updated_at < v.started_at
+          )
         then jsonb_build_object('run', v.id, 'at', v.finished_at, 'code', named.code, 'detail', named.detail)
     end
     from (
-      select r.id, r.finished_at
+      select r.id, r.started_at, r.finished_at
       from image_sync.runs r
       where r.bucket_id = p_bucket_id
         and r.mode = 'verify'

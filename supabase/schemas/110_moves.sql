@@ -320,6 +320,18 @@ begin
       end;
     end loop;
   end loop;
+  -- Those that wait for each other's places, without the ones that were held or refused.
+  if cardinality(v_left) > 1 then
+    begin
+      moved := moved || image_sync.move_together(v_left);
+      v_left := '{}';
+    exception
+      when others then
+        if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+          raise;
+        end if;
+    end;
+  end if;
   foreach v_move in array v_left loop
     problems := problems || image_sync.item_problem(v_move.to_name, 'not_moved', format('Its record is that of %s still: the place is taken by a record that could not be moved', v_move.from_name));
   end loop;

@@ -69,17 +69,32 @@ as $$
 declare
   v_cleanup image_sync.runs;
   v_cleanup_bucket text;
-  v_archived bigint;
+  v_archived_in text;
 begin
   select r.*
   into v_cleanup
   from image_sync.runs r
   where r.id = p_cleanup;
-  select count(*) filter (where a.restored_at is null), coalesce(v_cleanup.bucket_id, min(a.bucket_id)), count(*)
-  into total, v_cleanup_bucket, v_archived
+  select a.bucket_id
+  into v_archived_in
   from image_sync.archive a
-  where a.run_id = p_cleanup;
-  if (v_cleanup.id is null and v_archived = 0) or v_cleanup.mode <> 'cleanup' or (v_cleanup.id is not null and v_cleanup.plan_id is null) then
+  where a.run_id = p_cleanup
+  limit 1;
+  v_cleanup_bucket := coalesce(v_cleanup.bucket_id, v_archived_in);
+  -- For progress alone, so it is not counted to the end.
+  select count(*)
+  into total
+  from (
+    select
+    from image_sync.archive a
+    where a.run_id = p_cleanup
+      and a.restored_at is null
+    limit 10000
+  ) as counted;
+  if total = 10000 then
+    total := greatest(total, (v_cleanup.summary #>> '{totals,removed}')::bigint);
+  end if;
+  if (v_cleanup.id is null and v_archived_in is null) or v_cleanup.mode <> 'cleanup' or (v_cleanup.id is not null and v_cleanup.plan_id is null) then
     problem := image_sync.problem(
       404, 'unknown_plan', 'There is no such list',
       format('Cannot restore %s: it is not a cleanup that removed records. The archive says which are: select distinct run_id from image_sync.archive;', p_cleanup)
@@ -95,7 +110,7 @@ begin
 end;
 $$;
 
-comment on function image_sync.guard_restore(text, uuid) is 'Why a cleanup cannot be restored, as a problem, or null; and how many of its records are in the archive still.';
+comment on function image_sync.guard_restore(text, uuid) is 'Why a cleanup cannot be restored, as a problem, or null; and about how many of its records are in the archive still.';
 
 -- Whether the list is a whole one of this bucket that nobody has applied. p_run is the run of that id, or null where there is none.
 create or replace function image_sync.guard_plan(p_bucket_id text, p_plan uuid, p_run image_sync.runs)
@@ -369,18 +384,32 @@ language plpgsql
 stable
 set search_path = ''
 as $$
+declare
+  v_names text[] := array[]::text[];
+  v_number integer;
 begin
-  return array(
-    select listed.name
+  -- Chunk by chunk, because a list may have a million names and a call wants the next thousand.
+  for v_number in
+    select c.number
     from image_sync.chunks c
-    cross join lateral jsonb_array_elements_text(c.facts -> 'orphaned') as listed (name)
     where c.run_id = p_run.plan_id
       and c.orphaned > 0
       and coalesce(c.to_key collate "C" > p_run.cursor, true)
-      and listed.name collate "C" > p_run.cursor
-    order by c.from_key collate "C", listed.name collate "C"
-    limit p_size
-  );
+    order by c.from_key collate "C"
+  loop
+    v_names := v_names || array(
+      select listed.name
+      from image_sync.chunks c
+      cross join lateral jsonb_array_elements_text(c.facts -> 'orphaned') as listed (name)
+      where c.run_id = p_run.plan_id
+        and c.number = v_number
+        and listed.name collate "C" > p_run.cursor
+      order by listed.name collate "C"
+      limit p_size - cardinality(v_names)
+    );
+    exit when cardinality(v_names) >= p_size;
+  end loop;
+  return v_names;
 end;
 $$;
 

@@ -39,6 +39,15 @@ begin
         where r.bucket_id = p_bucket_id
           and r.mode = 'sync'
           and r.report is not null
+          -- A verify that ended later has opened all of them.
+          and not exists (
+            select
+            from image_sync.runs later
+            where later.bucket_id = p_bucket_id
+              and later.mode = 'verify'
+              and later.outcome = 'succeeded'
+              and later.finished_at > r.finished_at
+          )
         order by r.finished_at desc
         limit 1
       )
@@ -88,11 +97,29 @@ as $$
 begin
   return (
     select case
-      when named.code is not null or c.to_open > 0 and c.broken = named.all_named
+      when named.code is not null
+        or c.state = 'done'
+          and c.broken = named.all_named
+          -- Whatever has a record now had one then, and was opened.
+          and c.missing = 0
+          and c.to_open = c.records - c.orphaned
+          and exists (
+            select
+            from public.part_images p
+            where p.bucket_id = p_bucket_id
+              and p.file_name collate "C" = p_file
+          )
+          and exists (
+            select
+            from storage.objects o
+            where o.bucket_id = p_bucket_id
+              and o.name collate "C" = p_file
+              and o.updated_at < v.started_at
+          )
         then jsonb_build_object('run', v.id, 'at', v.finished_at, 'code', named.code, 'detail', named.detail)
     end
     from (
-      select r.id, r.finished_at
+      select r.id, r.started_at, r.finished_at
       from image_sync.runs r
       where r.bucket_id = p_bucket_id
         and r.mode = 'verify'

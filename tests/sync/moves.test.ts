@@ -257,6 +257,28 @@ test("records of before learn their objects once", async () => {
   expect(linked).toBe(30);
 });
 
+test("two files that changed places do so whatever another one's record is refused", async () => {
+  const { bucket, idOf } = await bucketOf(["a.jpg", "b.jpg", "c.jpg"]);
+  await moveObjects(lab, bucket, { "a.jpg": "b.jpg", "b.jpg": "a.jpg", "c.jpg": "x/c.jpg" });
+  await lab.sql.unsafe(`
+    create or replace function public.test_refuse_move() returns trigger language plpgsql as $$
+    begin raise exception 'c stays'; end $$;
+    create trigger "test refuses ${bucket}" before update of file_name on public.part_images
+      for each row when (old.bucket_id = '${bucket}' and old.file_name = 'c.jpg') execute function public.test_refuse_move();`);
+  try {
+    expect(await sync(bucket)).toMatchObject({ state: "partial", totals: { moved: 2, unmoved: 1 } });
+  } finally {
+    await lab.sql.unsafe(
+      `drop trigger "test refuses ${bucket}" on public.part_images; drop function public.test_refuse_move()`,
+    );
+  }
+  expect(placesOf(await readRecords(lab, bucket))).toEqual({
+    "a.jpg": idOf("b.jpg"),
+    "b.jpg": idOf("a.jpg"),
+    "c.jpg": idOf("c.jpg"),
+  });
+});
+
 test("a record that somebody holds, or that the table refuses, stays and is named; the others go along", async () => {
   const { bucket, idOf } = await bucketOf(["a.jpg", "b.jpg", "c.jpg", "d.jpg"]);
   await moveObjects(lab, bucket, { "a.jpg": "x/a.jpg", "b.jpg": "x/b.jpg", "c.jpg": "x/c.jpg" });

@@ -143,6 +143,35 @@ test("what a verify saw of a file is what ?file says of it, until it is uploaded
   expect(await look("text.jpg")).toEqual({ in_sync: true, reasons: [] });
 });
 
+test("a file that no verify opened is not said to have shown an image", async () => {
+  const bucket = await bucketOf(["1.jpg", "2.jpg"], { probe_size: 0 });
+  await runToEnd(lab, bucket);
+  const verifiedOf = async (name: string) => (await lab.database.readFile(bucket, name)).verified;
+  await verify(bucket);
+  expect(await verifiedOf("1.jpg")).toMatchObject({ code: null });
+  // Uploaded since, replaced since, and never there.
+  await upload(lab, bucket, "3.jpg", jpeg);
+  await lab.supabase.storage.from(bucket).update("2.jpg", jpeg, { contentType: "image/jpeg" });
+  await runToEnd(lab, bucket);
+  expect(await Promise.all(["1.jpg", "2.jpg", "3.jpg", "4.jpg"].map(verifiedOf))).toEqual([
+    expect.objectContaining({ code: null }),
+    null,
+    null,
+    null,
+  ]);
+  // A verify that was ended before it had opened what it leased.
+  const { run } = await lab.database.start({ run: crypto.randomUUID(), bucket, mode: "verify", options: {} });
+  const answer = await lab.database.advance({
+    run: run.id,
+    worker: crypto.randomUUID(),
+    lease: crypto.randomUUID(),
+    closing: null,
+  });
+  expect(answer.next).toBe("open");
+  await lab.database.cancel(run.id);
+  expect(await verifiedOf("1.jpg")).toBeNull();
+});
+
 test("a table that refuses every change is verified all the same", async () => {
   const bucket = await bucketOf(["one.jpg", "two.jpg"]);
   await lab.sql`
