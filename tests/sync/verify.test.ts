@@ -149,6 +149,18 @@ test("a file that no verify opened is not said to have shown an image", async ()
   const verifiedOf = async (name: string) => (await lab.database.readFile(bucket, name)).verified;
   await verify(bucket);
   expect(await verifiedOf("1.jpg")).toMatchObject({ code: null });
+  // One that had no URL then, and one that had no record: who can tell which of a chunk were opened?
+  await lab
+    .sql`update public.part_images set signed_url = null where bucket_id = ${bucket} and file_name = '2.jpg'`;
+  await verify(bucket);
+  await runToEnd(lab, bucket);
+  expect(await verifiedOf("2.jpg")).toBeNull();
+  await upload(lab, bucket, "0.jpg", jpeg);
+  await verify(bucket);
+  await runToEnd(lab, bucket);
+  expect(await verifiedOf("0.jpg")).toBeNull();
+  await verify(bucket);
+  expect(await verifiedOf("0.jpg")).toMatchObject({ code: null });
   // Uploaded since, replaced since, and never there.
   await upload(lab, bucket, "3.jpg", jpeg);
   await lab.supabase.storage.from(bucket).update("2.jpg", jpeg, { contentType: "image/jpeg" });
