@@ -154,6 +154,7 @@ alter table image_sync.chunks
 drop index image_sync.chunks_open_idx;
 create index chunks_open_idx on image_sync.chunks (number) where state in ('pending', 'leased');
 -- The chunk of a lease.
+comment on column image_sync.chunks.moved_ahead is 'Records that made room for others here and went to where their own files lie, in a chunk that has still to be listed: there they are recorded, in the run''s totals they are moved.';
 create index chunks_lease_token_idx on image_sync.chunks (lease_token);
 -- Chunks that were leased more than once: a handful.
 create index chunks_past_leases_idx on image_sync.chunks (number) where past_leases <> '{}';

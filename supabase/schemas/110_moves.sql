@@ -341,6 +341,44 @@ $$;
 comment on function image_sync.move_records(image_sync.move[]) is
   'Moves records together, or where one is held or refused each by itself as its new place becomes free. Returns the moves that were done and a problem not_moved for each of the others.';
 
+-- Of the moves that a chunk did, those to names that have still to be listed: behind the walk, or in chunks that wait for it, which with
+-- stretches may lie before this one. Whoever lists them finds a record that is there.
+create or replace function image_sync.count_ahead(p_bucket_id text, p_chunk image_sync.chunks, p_moved image_sync.move[])
+returns integer
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return (
+    select count(*)
+    from unnest(p_moved) as m
+    cross join (
+      select r.exhausted, greatest(r.cursor collate "C", p_chunk.to_key collate "C") as listed_to
+      from image_sync.runs r
+      where r.id = p_chunk.run_id
+    ) as walk
+    where m.to_bucket = p_bucket_id
+      and not (m.to_name collate "C" > p_chunk.from_key and coalesce(m.to_name collate "C" <= p_chunk.to_key, true))
+      and (
+        not walk.exhausted and p_chunk.to_key is not null and m.to_name collate "C" > walk.listed_to
+        or exists (
+          select
+          from image_sync.chunks c
+          where c.run_id is not distinct from p_chunk.run_id
+            and c.state in ('pending', 'leased')
+            and c.relist_size is not null
+            and c.from_key collate "C" < m.to_name
+            and coalesce(c.to_key collate "C" >= m.to_name, true)
+        )
+      )
+  );
+end;
+$$;
+
+comment on function image_sync.count_ahead(text, image_sync.chunks, image_sync.move[]) is
+  'How many of these moves went to names of the bucket, outside the chunk, that its run has still to list.';
+
 -- Moves records to files of a chunk, and accounts for those that could not be moved.
 create or replace function image_sync.settle_moves(p_bucket_id text, p_chunk image_sync.chunks, p_moves image_sync.move[])
 returns image_sync.chunks
@@ -363,12 +401,7 @@ begin
       and m.to_name collate "C" > v_chunk.from_key
       and m.to_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
   );
-  v_chunk.moved_ahead := v_chunk.moved_ahead + (
-    select count(*)
-    from unnest(v_movement.moved) as m
-    where m.to_bucket = p_bucket_id
-      and m.to_name collate "C" > v_chunk.to_key
-  );
+  v_chunk.moved_ahead := v_chunk.moved_ahead + image_sync.count_ahead(p_bucket_id, v_chunk, v_movement.moved);
   if cardinality(v_movement.moved) = cardinality(p_moves) then
     return v_chunk;
   end if;
@@ -562,6 +595,7 @@ revoke all on function
   image_sync.find_followers(text, text[], uuid[]),
   image_sync.move_together(image_sync.move[]),
   image_sync.move_records(image_sync.move[]),
+  image_sync.count_ahead(text, image_sync.chunks, image_sync.move[]),
   image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
   image_sync.count_recorded(text, image_sync.chunks, text[]),
   image_sync.still_away(text, jsonb),
@@ -575,6 +609,7 @@ grant execute on function
   image_sync.find_followers(text, text[], uuid[]),
   image_sync.move_together(image_sync.move[]),
   image_sync.move_records(image_sync.move[]),
+  image_sync.count_ahead(text, image_sync.chunks, image_sync.move[]),
   image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
   image_sync.count_recorded(text, image_sync.chunks, text[]),
   image_sync.still_away(text, jsonb),

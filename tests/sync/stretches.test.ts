@@ -217,6 +217,24 @@ describe("what a stretch meets", () => {
     expect(await readTotals(run)).toMatchObject({ state: "succeeded", balanced: true, totals });
     expect(await findViolations(db.admin, bucket)).toEqual([]);
   });
+
+  test("two files that changed places are both counted where the later of their stretches is listed first", async () => {
+    const swap = changes.find(([what]) => what === "two files that changed places, in two stretches")?.[1];
+    const { bucket, run } = await nextNight({ change: swap ?? (() => Promise.resolve()) });
+    // Whoever has the first one is gone, which shows when all others are done.
+    const { lease } = await leaseStretch(run);
+    const onWait = async () => {
+      await db.admin`
+        update image_sync.chunks set lease_expires_at = clock_timestamp() - interval '1 second' where lease_token = ${lease}`;
+    };
+    await workToEnd(db.worker, run, { onWait });
+    expect(await readTotals(run)).toMatchObject({
+      state: "succeeded",
+      balanced: true,
+      totals: { listed: FILES, moved: 2, recorded: FILES - 2, inserted: 0, orphaned: 0 },
+    });
+    expect(await findViolations(db.admin, bucket)).toEqual([]);
+  });
 });
 
 describe("a stretch that is not gone over to its end", () => {
