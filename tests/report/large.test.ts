@@ -86,12 +86,17 @@ test("an analyze holds no lock that blocks a writer for more than 100 ms", async
       writes++;
     }
   };
+  // One analyze may be over within ten writes: as many as it takes for a hundred.
+  const analyze = async () => {
+    while (!isDone && writes < 100) {
+      const run = await runToEnd(lab, bucket, { mode: "analyze" });
+      expect(run).toMatchObject({ state: "succeeded", balanced: true });
+    }
+  };
   try {
-    const writing = write();
-    const run = await runToEnd(lab, bucket, { mode: "analyze" }).finally(() => isDone = true);
-    await writing;
-    expect(run.state).toBe("succeeded");
-    expect(writes).toBeGreaterThan(10);
+    // Whichever ends, for whatever reason, ends the other.
+    await Promise.all([write, analyze].map((act) => act().finally(() => isDone = true)));
+    expect(writes).toBeGreaterThanOrEqual(100);
   } finally {
     await writer.end();
   }

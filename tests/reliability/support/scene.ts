@@ -53,13 +53,22 @@ export async function openScene(): Promise<Scene> {
   };
 }
 
-/** Ends every session of the API and of Storage, as a failover does. */
+/**
+ * Ends every session of the API and of Storage, as a failover does, and waits until they are gone: a server that was told to
+ * end a session takes its time, and whoever is handed such a session meanwhile is refused for a reason that says nothing of
+ * what is asked.
+ */
 export async function endSessions(sql: Sql): Promise<void> {
-  await sql`
-    select pg_terminate_backend(pid)
+  const ended = await sql<{ pid: number }[]>`
+    select pid, pg_terminate_backend(pid)
     from pg_stat_activity
     where backend_type = 'client backend'
       and usename in ('authenticator', 'supabase_storage_admin')`;
+  const pids = ended.map(({ pid }) => pid);
+  await poll(async () => {
+    const [left] = await sql`select count(*)::int as count from pg_stat_activity where pid = any(${pids})`;
+    return left?.["count"] === 0;
+  }, { what: "the ended sessions were gone" });
 }
 
 /** Calls one of the stack's own endpoints. */
