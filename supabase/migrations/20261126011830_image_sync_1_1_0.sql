@@ -1158,8 +1158,9 @@ comment on function image_sync.max_moves() is 'How many records follow their fil
 -- The records that follow their files, of those at the given places, with whoever stands in their way and follows its own file.
 --   p_bucket_ids, p_names  places of records, in parallel
 -- A record at the place that another one goes to makes room if its own file lies elsewhere; if that file is gone, it stays, gets
--- the file that was moved onto its name, and nobody follows into its place. Every look is one by index, so that a chain of n records
--- costs n looks, in whatever order the names are.
+-- the file that was moved onto its name, and nobody follows into its place. Where part numbers are unique, the record that has the
+-- one that another gets makes room in the same way, wherever it lies. Every look is one by index, so that a chain of n records costs
+-- n looks, in whatever order the names are.
 create or replace function image_sync.find_moves(p_bucket_ids text[], p_names text[])
 returns image_sync.move[]
 language plpgsql
@@ -1167,6 +1168,7 @@ stable
 set search_path = ''
 as $$
 declare
+  v_is_unique constant boolean := image_sync.part_number_is_unique();
   v_found record;
 begin
   with recursive follower as (
@@ -1186,17 +1188,27 @@ begin
     select p.bucket_id, p.file_name, p.object_id, d.bucket_id, d.name
     from follower f
     cross join lateral (
-      select r.bucket_id, r.file_name, r.object_id
+      (
+        select r.bucket_id, r.file_name, r.object_id, true as has_place
+        from public.part_images r
+        where r.bucket_id = f.to_bucket
+          and r.file_name collate "C" >= f.to_name
+          and r.file_name collate "C" <= f.to_name
+        order by r.file_name collate "C"
+        limit 1
+      )
+      union all
+      select r.bucket_id, r.file_name, r.object_id, false
       from public.part_images r
-      where r.bucket_id = f.to_bucket
-        and r.file_name collate "C" >= f.to_name
-        and r.file_name collate "C" <= f.to_name
-      order by r.file_name collate "C"
-      limit 1
+      where v_is_unique
+        and r.part_number = (image_sync.part_numbers_of(array[f.to_name]))[1]
+        and r.object_id <> f.object_id
     ) as p
     left join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
       on true
     where f.to_name is not null
+      -- Who stays at a place keeps others out of it; who keeps a part number is the table's to tell of.
+      and (p.has_place or d.name is not null)
   ), found as materialized (
     select f.*
     from follower f
@@ -1286,6 +1298,7 @@ set search_path = ''
 set lock_timeout = '400ms'
 as $$
 declare
+  v_is_unique constant boolean := image_sync.part_number_is_unique();
   v_names text[];
   v_old_numbers text[];
   v_new_numbers text[];
@@ -1298,7 +1311,7 @@ begin
   into v_names, v_old_numbers, v_new_numbers
   from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place);
 
-  -- Records that change places step aside first: no two may have one name, not even for a moment.
+  -- Records that change places, or part numbers that have to be unique, step aside first: no two may have one, not even for a moment.
   with aside as (
     update public.part_images p
     set
@@ -1308,11 +1321,18 @@ begin
     where p.bucket_id = m.from_bucket
       and p.file_name collate "C" = m.from_name
       and p.object_id = m.object_id
-      and exists (
-        select
-        from unnest(p_moves) as other
-        where other.to_bucket = m.from_bucket
-          and other.to_name = m.from_name
+      and (
+        (m.from_bucket, m.from_name) in (
+          select other.to_bucket, other.to_name
+          from unnest(p_moves) as other
+        )
+        or v_is_unique
+        and p.part_number = v_old_numbers[m.place]
+        and v_old_numbers[m.place] <> v_new_numbers[m.place]
+        and p.part_number in (
+          select other.number
+          from unnest(v_new_numbers) as other (number)
+        )
       )
     returning p.file_name, m.place
   )
@@ -1358,6 +1378,7 @@ set search_path = ''
 as $$
 declare
   v_since constant timestamptz := clock_timestamp();
+  v_is_unique constant boolean := image_sync.part_number_is_unique();
   v_left image_sync.move[] := p_moves;
   v_move image_sync.move;
   v_has_moved boolean := true;
@@ -1384,6 +1405,15 @@ begin
         from public.part_images p
         where p.bucket_id = v_move.to_bucket
           and p.file_name collate "C" = v_move.to_name
+      ) or v_is_unique and exists (
+        select
+        from public.part_images p
+        where p.part_number = (image_sync.part_numbers_of(array[v_move.to_name]))[1]
+          and p.object_id <> v_move.object_id
+          and (p.bucket_id, p.file_name) in (
+            select waiting.from_bucket, waiting.from_name
+            from unnest(v_left) as waiting
+          )
       );
       v_left := array_remove(v_left, v_move);
       perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
@@ -1402,7 +1432,7 @@ begin
       end;
     end loop;
   end loop;
-  -- Those that wait for each other's places, without the ones that were held or refused.
+  -- Those that wait for each other's places and part numbers, without the ones that were held or refused.
   if cardinality(v_left) > 1 then
     begin
       moved := moved || image_sync.move_together(v_left);
@@ -1415,13 +1445,13 @@ begin
     end;
   end if;
   foreach v_move in array v_left loop
-    problems := problems || image_sync.item_problem(v_move.to_name, 'not_moved', format('Its record is that of %s still: the place is taken by a record that could not be moved', v_move.from_name));
+    problems := problems || image_sync.item_problem(v_move.to_name, 'not_moved', format('Its record is that of %s still: its place or its part number is taken by a record that could not be moved', v_move.from_name));
   end loop;
 end;
 $$;
 
 comment on function image_sync.move_records(image_sync.move[]) is
-  'Moves records together, or where one is held or refused each by itself as its new place becomes free. Returns the moves that were done and a problem not_moved for each of the others.';
+  'Moves records together, or where one is held or refused each by itself as its new place and part number become free. Returns the moves that were done and a problem not_moved for each of the others.';
 
 -- Of the moves that a chunk did, those to names that have still to be listed: behind the walk, or in chunks that wait for it, which with
 -- stretches may lie before this one. Whoever lists them finds a record that is there.

@@ -143,6 +143,61 @@ test("all files of a folder, with part numbers that have to be unique", async ()
   }
 });
 
+describe.each([1, 2, 1000])("with part numbers that have to be unique, and chunks of %i", (chunk_size) => {
+  beforeAll(async () => {
+    await lab.sql`delete from public.part_images`;
+    await lab.sql`alter table public.part_images add constraint test_moves_unique unique (part_number)`;
+  });
+  afterAll(() => lab.sql`alter table public.part_images drop constraint test_moves_unique`);
+
+  test.each([
+    ["two folders exchange", { "x/1.jpg": "x/2.jpg", "y/2.jpg": "y/1.jpg" }],
+    ["go round three folders", { "x/1.jpg": "x/2.jpg", "y/2.jpg": "y/3.jpg", "z/3.jpg": "z/1.jpg" }],
+    ["go one further, forwards", { "x/1.jpg": "x/2.jpg", "y/2.jpg": "y/3.jpg", "z/3.jpg": "z/9.jpg" }],
+    ["go one further, backwards", { "z/3.jpg": "z/2.jpg", "y/2.jpg": "a/1.jpg", "x/1.jpg": "a/0.jpg" }],
+    ["and places change together", { "x/1.jpg": "y/2.jpg", "y/2.jpg": "z/1.jpg", "z/3.jpg": "q/4.jpg" }],
+    ["are taken over across extensions", { "x/1.jpg": "x/2.JPEG", "y/2.jpg": "y/1.jpeg" }],
+  ])("part numbers %s", async (_, moves: Record<string, string>) => {
+    await lab.sql`delete from public.part_images`;
+    const names = ["x/1.jpg", "y/2.jpg", "z/3.jpg"];
+    const { bucket, idOf } = await bucketOf(names, { chunk_size });
+    await moveObjects(lab, bucket, moves);
+    const count = Object.keys(moves).length;
+    expect(await runToEnd(lab, bucket, { mode: "analyze" })).toMatchObject({
+      balanced: true,
+      totals: { moved: count, missing: 0, orphaned: 0, collided: 0 },
+    });
+    expect(await sync(bucket)).toMatchObject({
+      state: "succeeded",
+      totals: { moved: count, unmoved: 0, inserted: 0, collided: 0, orphaned: 0, records: 3 },
+    });
+    const records = await readRecords(lab, bucket);
+    expect(placesOf(records)).toEqual(
+      Object.fromEntries(names.map((name) => [moves[name] ?? name, idOf(name)])),
+    );
+    for (const { file_name, part_number } of records) {
+      expect(part_number).toBe(file_name.replace(/^.*\//, "").replace(/\.\w+$/, ""));
+    }
+    expectSigned(records);
+    await expectQuiet(bucket);
+  });
+
+  test("an exchange goes on beside a move whose part number is taken for good, which is named", async () => {
+    await lab.sql`delete from public.part_images`;
+    const { bucket, idOf } = await bucketOf(["u/7.jpg", "v/8.jpg", "x/1.jpg", "y/2.jpg"], { chunk_size });
+    await moveObjects(lab, bucket, { "x/1.jpg": "x/2.jpg", "y/2.jpg": "y/1.jpg", "u/7.jpg": "u/8.jpg" });
+    const run = await sync(bucket);
+    expect(run).toMatchObject({ state: "partial", totals: { moved: 2, unmoved: 1, inserted: 0 } });
+    expect(run.problems).toMatchObject([{ name: "u/8.jpg", code: "not_moved" }]);
+    expect(placesOf(await readRecords(lab, bucket))).toEqual({
+      "u/7.jpg": idOf("u/7.jpg"),
+      "v/8.jpg": idOf("v/8.jpg"),
+      "x/2.jpg": idOf("x/1.jpg"),
+      "y/1.jpg": idOf("y/2.jpg"),
+    });
+  });
+});
+
 test("a part number that its owner changed stays, one that was the old name's is made anew", async () => {
   const { bucket, idOf } = await bucketOf(["a.jpg", "b.jpg", "c.jpg"]);
   await lab.sql`update public.part_images set part_number = 'AB-100' where id = ${idOf("a.jpg") ?? null}`;
