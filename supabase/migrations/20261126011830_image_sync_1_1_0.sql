@@ -114,6 +114,8 @@ drop view if exists image_sync.objects cascade;
 
 -- The comparison of a chunk finds them itself, with where they went.
 drop function if exists image_sync.departing_names(text, text[]);
+-- It takes the part numbers of new files too.
+drop function if exists image_sync.find_followers(text, text[], uuid[]);
 
 -- listing, 1.1.0
 
@@ -1244,8 +1246,14 @@ $$;
 comment on function image_sync.find_moves(text[], text[]) is
   'The moves of the records at these places and of those that have to make room for them: all of them can be done together. Null where they are more than max_moves.';
 
--- Where the records are whose files are these objects, and who has the names that they go to.
-create or replace function image_sync.find_followers(p_bucket_id text, p_names text[], p_ids uuid[], out moves image_sync.move[])
+-- Where the records are whose files are these objects, and who has the names that they go to, or the part numbers of new files.
+create or replace function image_sync.find_followers(
+  p_bucket_id text,
+  p_names text[],
+  p_ids uuid[],
+  p_part_numbers text[],
+  out moves image_sync.move[]
+)
 language plpgsql
 stable
 set search_path = ''
@@ -1281,13 +1289,19 @@ begin
       limit 1
     ) as p
     where p.object_id is not null
+    union
+    select p.bucket_id, p.file_name
+    from unnest(p_part_numbers) as n (part_number)
+    join public.part_images p
+      on p.part_number = n.part_number
+    where p.object_id is not null
   ) as p;
   moves := case when v_names is null then '{}' else image_sync.find_moves(v_bucket_ids, v_names) end;
 end;
 $$;
 
-comment on function image_sync.find_followers(text, text[], uuid[]) is
-  'The moves that bring the records of these objects to their names, and those that make room there. p_ids: objects whose record has another name, or none; p_names: those of their names that have a record. Null where they are more than max_moves.';
+comment on function image_sync.find_followers(text, text[], uuid[], text[]) is
+  'The moves that bring the records of these objects to their names, and those that make room there. p_ids: objects whose record has another name, or none; p_names: those of their names that have a record; p_part_numbers: unique ones that the others get. Null where they are more than max_moves.';
 
 -- Moves records, all or none. The old URL is of the old name and opens nothing any more: it is taken away here and made anew where the
 -- new name lies. A part number that its owner changed by hand stays as it is.
@@ -1704,7 +1718,7 @@ revoke all on function
   image_sync.destination_of(text, text, uuid),
   image_sync.max_moves(),
   image_sync.find_moves(text[], text[]),
-  image_sync.find_followers(text, text[], uuid[]),
+  image_sync.find_followers(text, text[], uuid[], text[]),
   image_sync.move_together(image_sync.move[]),
   image_sync.move_records(image_sync.move[]),
   image_sync.count_ahead(text, image_sync.chunks, image_sync.move[]),
@@ -1718,7 +1732,7 @@ grant execute on function
   image_sync.destination_of(text, text, uuid),
   image_sync.max_moves(),
   image_sync.find_moves(text[], text[]),
-  image_sync.find_followers(text, text[], uuid[]),
+  image_sync.find_followers(text, text[], uuid[], text[]),
   image_sync.move_together(image_sync.move[]),
   image_sync.move_records(image_sync.move[]),
   image_sync.count_ahead(text, image_sync.chunks, image_sync.move[]),
@@ -2368,7 +2382,12 @@ declare
   v_movement record;
   v_waiting text[];
 begin
-  v_listing.moves := image_sync.find_followers(p_run.bucket_id, p_listing.changed_names, p_listing.missing_ids || p_listing.changed_ids);
+  v_listing.moves := image_sync.find_followers(
+    p_run.bucket_id,
+    p_listing.changed_names,
+    p_listing.missing_ids || p_listing.changed_ids,
+    case when image_sync.part_number_is_unique() then image_sync.part_numbers_of(p_listing.missing) else '{}' end
+  );
   if v_listing.moves is null then
     -- More wait for each other than can be moved at once: whoever is away stays as it is until the chain is shorter.
     v_listing.moves := '{}';
@@ -2564,6 +2583,11 @@ begin
         select
         from public.part_images p
         where p.part_number = m.part_number
+          -- Who follows its file leaves it.
+          and (p.bucket_id, p.file_name) not in (
+            select leaving.from_bucket, leaving.from_name
+            from unnest(v_listing.moves) as leaving
+          )
       );
       v_chunk.collided := v_found.files;
       v_chunk.missing := v_chunk.missing - v_found.files;

@@ -162,8 +162,14 @@ $$;
 comment on function image_sync.find_moves(text[], text[]) is
   'The moves of the records at these places and of those that have to make room for them: all of them can be done together. Null where they are more than max_moves.';
 
--- Where the records are whose files are these objects, and who has the names that they go to.
-create or replace function image_sync.find_followers(p_bucket_id text, p_names text[], p_ids uuid[], out moves image_sync.move[])
+-- Where the records are whose files are these objects, and who has the names that they go to, or the part numbers of new files.
+create or replace function image_sync.find_followers(
+  p_bucket_id text,
+  p_names text[],
+  p_ids uuid[],
+  p_part_numbers text[],
+  out moves image_sync.move[]
+)
 language plpgsql
 stable
 set search_path = ''
@@ -199,13 +205,19 @@ begin
       limit 1
     ) as p
     where p.object_id is not null
+    union
+    select p.bucket_id, p.file_name
+    from unnest(p_part_numbers) as n (part_number)
+    join public.part_images p
+      on p.part_number = n.part_number
+    where p.object_id is not null
   ) as p;
   moves := case when v_names is null then '{}' else image_sync.find_moves(v_bucket_ids, v_names) end;
 end;
 $$;
 
-comment on function image_sync.find_followers(text, text[], uuid[]) is
-  'The moves that bring the records of these objects to their names, and those that make room there. p_ids: objects whose record has another name, or none; p_names: those of their names that have a record. Null where they are more than max_moves.';
+comment on function image_sync.find_followers(text, text[], uuid[], text[]) is
+  'The moves that bring the records of these objects to their names, and those that make room there. p_ids: objects whose record has another name, or none; p_names: those of their names that have a record; p_part_numbers: unique ones that the others get. Null where they are more than max_moves.';
 
 -- Moves records, all or none. The old URL is of the old name and opens nothing any more: it is taken away here and made anew where the
 -- new name lies. A part number that its owner changed by hand stays as it is.
@@ -622,7 +634,7 @@ revoke all on function
   image_sync.destination_of(text, text, uuid),
   image_sync.max_moves(),
   image_sync.find_moves(text[], text[]),
-  image_sync.find_followers(text, text[], uuid[]),
+  image_sync.find_followers(text, text[], uuid[], text[]),
   image_sync.move_together(image_sync.move[]),
   image_sync.move_records(image_sync.move[]),
   image_sync.count_ahead(text, image_sync.chunks, image_sync.move[]),
@@ -636,7 +648,7 @@ grant execute on function
   image_sync.destination_of(text, text, uuid),
   image_sync.max_moves(),
   image_sync.find_moves(text[], text[]),
-  image_sync.find_followers(text, text[], uuid[]),
+  image_sync.find_followers(text, text[], uuid[], text[]),
   image_sync.move_together(image_sync.move[]),
   image_sync.move_records(image_sync.move[]),
   image_sync.count_ahead(text, image_sync.chunks, image_sync.move[]),
@@ -650,3 +662,5 @@ to service_role;
 -- step 1.1.0
 -- The comparison of a chunk finds them itself, with where they went.
 drop function if exists image_sync.departing_names(text, text[]);
+-- It takes the part numbers of new files too.
+drop function if exists image_sync.find_followers(text, text[], uuid[]);

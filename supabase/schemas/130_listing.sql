@@ -361,7 +361,12 @@ declare
   v_movement record;
   v_waiting text[];
 begin
-  v_listing.moves := image_sync.find_followers(p_run.bucket_id, p_listing.changed_names, p_listing.missing_ids || p_listing.changed_ids);
+  v_listing.moves := image_sync.find_followers(
+    p_run.bucket_id,
+    p_listing.changed_names,
+    p_listing.missing_ids || p_listing.changed_ids,
+    case when image_sync.part_number_is_unique() then image_sync.part_numbers_of(p_listing.missing) else '{}' end
+  );
   if v_listing.moves is null then
     -- More wait for each other than can be moved at once: whoever is away stays as it is until the chain is shorter.
     v_listing.moves := '{}';
@@ -557,6 +562,11 @@ begin
         select
         from public.part_images p
         where p.part_number = m.part_number
+          -- Who follows its file leaves it.
+          and (p.bucket_id, p.file_name) not in (
+            select leaving.from_bucket, leaving.from_name
+            from unnest(v_listing.moves) as leaving
+          )
       );
       v_chunk.collided := v_found.files;
       v_chunk.missing := v_chunk.missing - v_found.files;

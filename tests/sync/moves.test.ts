@@ -182,6 +182,35 @@ describe.each([1, 2, 1000])("with part numbers that have to be unique, and chunk
     await expectQuiet(bucket);
   });
 
+  test.each(["a/1.jpg", "x/1.jpg", "z/1.jpg"])(
+    "a new file gets the part number of one that moved away: %s",
+    async (name) => {
+      await lab.sql`delete from public.part_images`;
+      for (const to of ["a/2.jpg", "x/2.jpg", "z/2.jpg"]) {
+        const { bucket, idOf } = await bucketOf(["x/1.jpg"], { chunk_size });
+        await moveObjects(lab, bucket, { "x/1.jpg": to });
+        await addObjects(lab, bucket, [name]);
+        expect(await runToEnd(lab, bucket, { mode: "analyze" })).toMatchObject({
+          balanced: true,
+          totals: { moved: 1, missing: 1, collided: 0, orphaned: 0 },
+        });
+        expect(await sync(bucket)).toMatchObject({
+          state: "succeeded",
+          totals: { moved: 1, inserted: 1, collided: 0, orphaned: 0, records: 2 },
+        });
+        const records = await readRecords(lab, bucket);
+        expect(placesOf(records)).toMatchObject({ [to]: idOf("x/1.jpg") });
+        expect(Object.fromEntries(records.map((r) => [r.file_name, r.part_number]))).toEqual({
+          [to]: "2",
+          [name]: "1",
+        });
+        expectSigned(records);
+        await expectQuiet(bucket);
+        await lab.sql`delete from public.part_images`;
+      }
+    },
+  );
+
   test("an exchange goes on beside a move whose part number is taken for good, which is named", async () => {
     await lab.sql`delete from public.part_images`;
     const { bucket, idOf } = await bucketOf(["u/7.jpg", "v/8.jpg", "x/1.jpg", "y/2.jpg"], { chunk_size });
