@@ -78,6 +78,8 @@ export function createManagementApi({ project, token, directory }: ManagementOpt
       return refuse(context, "Entrypoint not found");
     }
     for (const file of files) await put(join(folder, file.name), new Uint8Array(await file.arrayBuffer()));
+    const fault = await bundle(join(folder, metadata.data.entrypoint_path));
+    if (fault !== undefined) return refuse(context, `Failed to bundle the function (reason: ${fault})`);
     const deployed = { ...metadata.data, slug, version };
     functions.set(slug, deployed);
     return context.json(describeFunction(deployed), 201);
@@ -138,6 +140,23 @@ function describeFunction({ slug, name, version, verify_jwt, entrypoint_path, im
 
 function refuse(context: Context, message: string): Response {
   return context.json({ message }, 400);
+}
+
+/**
+ * Fetches what a deployed function imports, once, as the platform's bundler does: what starts it later asks no registry. Where a lock
+ * lies beside it, nothing but what that names.
+ *
+ * @returns what is wrong with it, if something is
+ */
+async function bundle(entrypoint: string): Promise<string | undefined> {
+  const folder = dirname(entrypoint);
+  const isLocked = await Deno.stat(join(folder, "deno.lock")).then(({ isFile }) => isFile, () => false);
+  const { success, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["cache", "--quiet", isLocked ? "--frozen" : "--no-lock", entrypoint],
+    cwd: folder,
+    env: { NO_COLOR: "1" },
+  }).output();
+  return success ? undefined : new TextDecoder().decode(stderr).trim();
 }
 
 async function put(path: string, bytes: Uint8Array): Promise<void> {

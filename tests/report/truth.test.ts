@@ -1,4 +1,5 @@
 /** What the report says against what a reader sees, and findings that are about the present. */
+import { Cron } from "croner";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import {
   addObjects,
@@ -29,6 +30,19 @@ const sqlOf = (finding: Finding | undefined) => {
   return action !== null && action !== undefined && "sql" in action ? action.sql : "";
 };
 const restoreNightly = () => cron("image-sync-nightly", "0 2 * * *", "select image_sync.run_nightly()");
+
+/** The last two times that a schedule was due, in ms since 1970: which they are depends on the day that this runs. */
+function lastTimes(schedule: string): readonly [before: number, last: number] {
+  const cron = new Cron(schedule, { timezone: "UTC" });
+  const now = Date.now();
+  const times: number[] = [];
+  for (let at = cron.nextRun(new Date(now - 800 * 86_400_000)); at !== null && at.getTime() <= now;) {
+    times.push(at.getTime());
+    at = cron.nextRun(at);
+  }
+  const [before = NaN, last = NaN] = times.slice(-2);
+  return [before, last];
+}
 
 describe("healthy", () => {
   test("is not a bucket of which more than 1 % of the images have no working URL, and the verdict says how many do", async () => {
@@ -199,15 +213,23 @@ describe("a finding about the schedule", () => {
         const report = await readReport(lab, bucket);
         expect(Date.parse(report.next_run_at ?? "")).toBeGreaterThan(Date.now());
         expect(codesOf(report).filter((code) => code !== "renewed_too_late")).toEqual([]);
-        const age = (days: number) =>
+        const age = (seconds: number) =>
           lab.sql`
           update image_sync.runs
-          set started_at = now() - make_interval(days => ${days}), finished_at = now() - make_interval(days => ${days})
+          set
+            started_at = now() - make_interval(secs => ${seconds}),
+            finished_at = now() - make_interval(secs => ${seconds})
           where bucket_id = ${bucket}`;
-        await age(2);
-        expect(codesOf(await readReport(lab, bucket)).includes("no_recent_sync")).toBe(schedule === "@daily");
-        await age(400);
-        expect(codesOf(await readReport(lab, bucket))).toContain("no_recent_sync");
+        const isLate = async () => codesOf(await readReport(lab, bucket)).includes("no_recent_sync");
+        const [before, last] = lastTimes(schedule);
+        const sinceLast = (Date.now() - last) / 1000;
+        // The last time that it was due it came; it has been due since, for longer than it may take; it did not come twice.
+        await age(Math.max(sinceLast - 60, 0));
+        expect(await isLate()).toBe(false);
+        await age(sinceLast + 60);
+        expect(await isLate()).toBe(sinceLast > 2 * 3600);
+        await age((Date.now() - before) / 1000 + 60);
+        expect(await isLate()).toBe(true);
       } finally {
         await restoreNightly();
       }
