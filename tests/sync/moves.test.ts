@@ -1,4 +1,5 @@
 /** Files that are renamed or moved: their records go along. */
+import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import {
   addObjects,
@@ -209,6 +210,54 @@ describe.each([1, 2, 1000])("with part numbers that have to be unique, and chunk
         await lab.sql`delete from public.part_images`;
       }
     },
+  );
+
+  test(
+    "whatever names files exchange in whatever folders, one sync takes all of their records along",
+    async () => {
+      const folders = ["a", "m/n", "z"];
+      const places = fc.uniqueArray(fc.integer({ min: 1, max: 12 }), { minLength: 2, maxLength: 8 }).chain((
+        numbers,
+      ) =>
+        fc.record({
+          from: fc.constant(numbers),
+          to: fc.shuffledSubarray(Array.from({ length: 12 }, (_, index) => index + 1), {
+            minLength: numbers.length,
+            maxLength: numbers.length,
+          }),
+          folders: fc.array(fc.tuple(fc.constantFrom(...folders), fc.constantFrom(...folders)), {
+            minLength: numbers.length,
+            maxLength: numbers.length,
+          }),
+        })
+      );
+      await fc.assert(
+        fc.asyncProperty(places, async ({ from, to, folders }) => {
+          await lab.sql`delete from public.part_images`;
+          const place = (index: number, side: 0 | 1) =>
+            `${folders[index]?.[side]}/${(side === 0 ? from : to)[index]}.jpg`;
+          const names = from.map((_, index) => place(index, 0));
+          const { bucket, idOf } = await bucketOf(names, { chunk_size });
+          const moves = Object.fromEntries(names.map((name, index) => [name, place(index, 1)]));
+          await moveObjects(lab, bucket, moves);
+          const moved = names.filter((name) => moves[name] !== name).length;
+          expect(await sync(bucket)).toMatchObject({
+            state: "succeeded",
+            totals: { moved, unmoved: 0, inserted: 0, collided: 0, orphaned: 0 },
+          });
+          const records = await readRecords(lab, bucket);
+          expect(placesOf(records)).toEqual(
+            Object.fromEntries(names.map((name) => [moves[name], idOf(name)])),
+          );
+          expect(records.map((r) => `${r.part_number}.jpg`)).toEqual(
+            records.map((r) => r.file_name.split("/").at(-1)),
+          );
+          expectSigned(records);
+        }),
+        { numRuns: 15 },
+      );
+    },
+    60_000,
   );
 
   test("an exchange goes on beside a move whose part number is taken for good, which is named", async () => {
