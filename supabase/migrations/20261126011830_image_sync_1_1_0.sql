@@ -1292,8 +1292,13 @@ begin
     union
     select p.bucket_id, p.file_name
     from unnest(p_part_numbers) as n (part_number)
-    join public.part_images p
-      on p.part_number = n.part_number
+    cross join lateral (
+      select r.bucket_id, r.file_name, r.object_id
+      from public.part_images r
+      where r.part_number = n.part_number
+      -- As above; and where there are none, nothing is looked at.
+      offset 0
+    ) as p
     where p.object_id is not null
   ) as p;
   moves := case when v_names is null then '{}' else image_sync.find_moves(v_bucket_ids, v_names) end;
