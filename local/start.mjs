@@ -10,21 +10,34 @@ import { makeReady } from "./ready.mjs";
 
 // npm, or the shell that it runs scripts in, may go away without a word, even before this line is reached.
 const parent = process.ppid;
-const npm = process.env.npm_lifecycle_event === undefined ? undefined : parentOf(parent);
+const isScript = process.env.npm_lifecycle_event !== undefined;
+const above = isScript ? parentOf(parent) : undefined;
+const wasLeftBehind = isScript && isLeftBehind();
 
 function isOnOurOwn() {
-  if (process.ppid !== parent || (npm !== undefined && !isAlive(npm))) return true;
-  return process.env.npm_lifecycle_event !== undefined && parent === 1 && !/npm/.test(commandOf(1));
+  return wasLeftBehind || process.ppid !== parent || (above > 1 && !isAlive(above));
+}
+
+// Whoever runs scripts stands above us, or above the shell between us. Where it went away before we looked, the system's first process
+// has taken its place; without ps nobody can tell.
+function isLeftBehind() {
+  if (parent !== 1 && above !== 1) return false;
+  const commands = [commandOf(parent), commandOf(1)];
+  return commands.every((command) => command !== "" && !/npm|pnpm|yarn|bun/.test(command));
 }
 
 function parentOf(pid) {
-  const { stdout } = spawnSync("ps", ["-o", "ppid=", "-p", String(pid)], { encoding: "utf8" });
-  const found = Number(stdout?.trim() || NaN);
-  return found > 1 ? found : undefined;
+  const found = ask("ppid", pid);
+  return found === "" ? undefined : Number(found);
 }
 
 function commandOf(pid) {
-  return spawnSync("ps", ["-o", "args=", "-p", String(pid)], { encoding: "utf8" }).stdout ?? "";
+  return ask("args", pid);
+}
+
+function ask(what, pid) {
+  const { stdout } = spawnSync("ps", ["-o", `${what}=`, "-p", String(pid)], { encoding: "utf8" });
+  return stdout?.trim() ?? "";
 }
 
 function isAlive(pid) {

@@ -65,6 +65,21 @@ describe.each(ENDS)("%s ends everything", (_what, signal, isGroup) => {
   );
 });
 
+test(
+  "the death of npm ends everything at the moment when its script's shell is there, before that has begun",
+  async () => {
+    for (let attempt = 0; attempt < 5; attempt++) {
+      const { session, output } = start();
+      await expect.poll(async () => (await running(session)).length, { timeout: 20_000, interval: 1 })
+        .toBeGreaterThan(1);
+      process.kill(session, "SIGKILL");
+      await expect.poll(() => running(session), { timeout: 20_000, interval: 200, message: output() })
+        .toEqual([]);
+    }
+  },
+  120_000,
+);
+
 test("what a crash of everything leaves behind the next one removes", async () => {
   const place = await mkdtemp(join(tmpdir(), "image-sync-crash-"));
   await chmod(place, 0o755);
