@@ -2588,10 +2588,14 @@ begin
         select
         from public.part_images p
         where p.part_number = m.part_number
-          -- Who follows its file leaves it.
-          and (p.bucket_id, p.file_name) not in (
-            select leaving.from_bucket, leaving.from_name
+          -- Who follows its file to another part number leaves this one.
+          and not exists (
+            select
             from unnest(v_listing.moves) as leaving
+            where leaving.from_bucket = p.bucket_id
+              and leaving.from_name = p.file_name
+              and image_sync.part_numbers_of(array[leaving.from_name]) = array[m.part_number]
+              and image_sync.part_numbers_of(array[leaving.to_name]) <> array[m.part_number]
           )
       );
       v_chunk.collided := v_found.files;
@@ -10276,6 +10280,13 @@ begin
     select
     from public.part_images p
     where p.part_number = any (image_sync.part_numbers_of(array[v_object.name]))
+      -- Who follows its file to another part number leaves this one.
+      and not exists (
+        select
+        from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+        where image_sync.part_numbers_of(array[p.file_name]) = array[p.part_number]
+          and image_sync.part_numbers_of(array[d.name]) <> array[p.part_number]
+      )
   );
 
   select coalesce(jsonb_agg(jsonb_build_object('code', c.code, 'detail', c.detail)), '[]')

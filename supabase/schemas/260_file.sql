@@ -235,6 +235,13 @@ begin
     select
     from public.part_images p
     where p.part_number = any (image_sync.part_numbers_of(array[v_object.name]))
+      -- Who follows its file to another part number leaves this one.
+      and not exists (
+        select
+        from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+        where image_sync.part_numbers_of(array[p.file_name]) = array[p.part_number]
+          and image_sync.part_numbers_of(array[d.name]) <> array[p.part_number]
+      )
   );
 
   select coalesce(jsonb_agg(jsonb_build_object('code', c.code, 'detail', c.detail)), '[]')

@@ -195,6 +195,9 @@ describe.each([1, 2, 1000])("with part numbers that have to be unique, and chunk
           balanced: true,
           totals: { moved: 1, missing: 1, collided: 0, orphaned: 0 },
         });
+        // Under the name that it had, the record is what there is to tell of.
+        const code = name === "x/1.jpg" ? "moved" : "missing";
+        expect((await lab.database.readFile(bucket, name)).reasons).toMatchObject([{ code }]);
         expect(await sync(bucket)).toMatchObject({
           state: "succeeded",
           totals: { moved: 1, inserted: 1, collided: 0, orphaned: 0, records: 2 },
@@ -211,6 +214,21 @@ describe.each([1, 2, 1000])("with part numbers that have to be unique, and chunk
       }
     },
   );
+
+  test("a new file does not get the part number of one that moved and keeps it", async () => {
+    await lab.sql`delete from public.part_images`;
+    const { bucket, idOf } = await bucketOf(["x/1.jpg"], { chunk_size });
+    await moveObjects(lab, bucket, { "x/1.jpg": "y/1.jpg" });
+    await addObjects(lab, bucket, ["a/1.jpg"]);
+    expect(await runToEnd(lab, bucket, { mode: "analyze" })).toMatchObject({
+      balanced: true,
+      totals: { moved: 1, missing: 0, collided: 1 },
+    });
+    const { reasons } = await lab.database.readFile(bucket, "a/1.jpg");
+    expect(reasons).toMatchObject([{ code: "collided" }]);
+    expect(await sync(bucket)).toMatchObject({ totals: { moved: 1, inserted: 0, collided: 1 } });
+    expect(placesOf(await readRecords(lab, bucket))).toEqual({ "y/1.jpg": idOf("x/1.jpg") });
+  });
 
   test(
     "whatever names files exchange in whatever folders, one sync takes all of their records along",
