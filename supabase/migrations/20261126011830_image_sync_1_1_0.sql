@@ -4824,65 +4824,70 @@ $$;
 comment on function image_sync.too_many_failures(image_sync.runs, image_sync.settings) is
   'Why a run should stop before its end: its last 3 x max_attempts chunks to sign all failed at signing; null where it should go on.';
 
--- Random URLs for the live probe: a random record in each of a few random chunks, so that the cost does not grow with the table.
+-- Random URLs for the live probe: records at different places of a few random chunks, so that the cost does not grow with the table.
 create or replace function image_sync.pick_probe_targets(p_run image_sync.runs, p_settings image_sync.settings)
 returns jsonb
 language plpgsql
 set search_path = ''
 as $$
+declare
+  v_url_base constant text := image_sync.url_base(p_settings);
 begin
   return (
-    select coalesce(jsonb_agg(jsonb_build_object('name', chosen.file_name, 'url', chosen.signed_url)), '[]')
-    from (
-      select distinct picked.file_name, picked.signed_url
-      from (
-        -- At least so many have an object: an offset beyond the last one would probe nothing.
-        select c.from_key, c.to_key, c.records_signed - c.orphaned as usable, image_sync.url_base(p_settings) as url_base
-        from image_sync.chunks c
-        cross join generate_series(1, 3 * p_settings.probe_size)
-        where p_run.mode = 'sync'
-          and c.run_id = p_run.id
-          and c.records_signed > c.orphaned
-        order by random()
-        -- Drawn more often than needed, the more so the fewer there are: chance meets a file twice, and each is opened once.
-        limit (
-          select least(p_settings.probe_size + 2 + p_settings.probe_size * p_settings.probe_size / sum(k.records_signed - k.orphaned), 3 * p_settings.probe_size)
-          from image_sync.chunks k
-          where k.run_id = p_run.id
-            and k.records_signed > k.orphaned
-        )
-      ) as spots
+    with candidates as (
+      -- Records with an object and a URL that works, among all of the range.
+      select c.from_key, c.to_key, c.records, c.records_signed - c.records_expired - c.orphaned + c.orphans_unsigned + c.orphans_expired as usable
+      from image_sync.chunks c
+      where p_run.mode = 'sync'
+        and c.run_id = p_run.id
+    ), parts as (
+      -- Those of a chunk, cut into as many parts as may be probed: one of each part, and no record is drawn twice.
+      select c.from_key, c.to_key, c.usable = c.records as is_whole, c.usable * (part - 1) / parts as first_place, c.usable * part / parts as next_place
+      from candidates c
+      cross join least(c.usable, p_settings.probe_size) as parts
+      cross join generate_series(1, parts) as part
+      order by random()
+      limit p_settings.probe_size
+    ), spots as materialized (
+      -- Not computed beside "order by random()" above: the planner would take the sort's value for it, always next to 0.
+      select p.*, p.first_place + floor(random() * (p.next_place - p.first_place)) as place
+      from parts p
+    ), picked as (
+      -- Distinct all the same: what was changed since its chunk was closed may lead two places to one file.
+      select distinct p.file_name, p.signed_url
+      from spots s
       cross join lateral (
-        -- The first one with an object from a random place on. There is one: behind that place are more records than lack one, or a URL of ours.
-        select p.file_name, p.signed_url
+        select w.file_name, w.signed_url
         from (
           select r.file_name, r.signed_url
           from public.part_images r
           where r.bucket_id = p_run.bucket_id
-            and r.file_name collate "C" > spots.from_key
-            and r.file_name collate "C" <= coalesce(spots.to_key, image_sync.last_key())
+            and r.file_name collate "C" > s.from_key
+            and r.file_name collate "C" <= coalesce(s.to_key, image_sync.last_key())
             and r.signed_url_expires_at > now()
           order by r.file_name collate "C"
-          -- Not computed beside "order by random()" above: the planner would take the sort's value for it, always next to 0.
-          offset floor(random() * spots.usable)
-        ) as p
-        -- Asked of the one that is taken: of all that are passed over it would cost more than passing them over.
-        where starts_with(p.signed_url, spots.url_base)
+          -- Where all can be probed, none that is passed over need be asked: passing them over alone costs less.
+          offset case when s.is_whole then s.place else 0 end
+        ) as w
+        where starts_with(w.signed_url, v_url_base)
           and exists (
             select
             from image_sync.objects o
             where o.bucket_id = p_run.bucket_id
-              and o.name collate "C" = p.file_name
+              and o.name collate "C" = w.file_name
           )
+        order by w.file_name collate "C"
+        offset case when s.is_whole then 0 else s.place end
         limit 1
-      ) as picked
-      limit p_settings.probe_size
-    ) as chosen
+      ) as p
+    )
+    select coalesce(jsonb_agg(jsonb_build_object('name', chosen.file_name, 'url', chosen.signed_url)), '[]')
+    from picked as chosen
   );
 end;
 $$;
 
-comment on function image_sync.pick_probe_targets(image_sync.runs, image_sync.settings) is 'Up to probe_size records of a sync that have an object, chosen at random, as [{"name", "url"}]: for the worker''s eyes alone.';
+comment on function image_sync.pick_probe_targets(image_sync.runs, image_sync.settings) is 'As many records of a sync that have an object as probe_size says, or as there are, chosen at random, as [{"name", "url"}]: for the worker''s eyes alone.';
 
 revoke all on function
   image_sync.is_signable(text),
