@@ -75,6 +75,8 @@ create index chunks_closed_idx on image_sync.chunks (run_id, closed_at desc null
 
 comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, samples, and for a dry run the orphaned records'' names.';
 
+comment on column image_sync.chunks.withdrawn is 'Names to sign that had no record any more: its object was deleted between listing and signing, and it is orphaned from then on, or it followed its file.';
+
 alter table image_sync.chunks add column is_stretch boolean not null default false;
 comment on column image_sync.chunks.is_stretch is 'Many chunks in one that has still to be listed: its worker goes over them without the run''s lock.';
 
@@ -1662,6 +1664,50 @@ $$;
 
 comment on function image_sync.names_away(text, text[]) is 'Those of these records of the bucket whose files lie under another name, or in another bucket, to which a sync takes them along.';
 
+-- Records of a range whose files lie elsewhere, but where another record stays: they have nowhere to follow to, and stay too.
+create or replace function image_sync.names_staying(p_bucket_id text, p_from_key text, p_last_key text)
+returns text[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_names constant text[] := array(
+    select p.file_name
+    from public.part_images p
+    join image_sync.objects o
+      on o.name collate "C" = p.file_name
+      and o.bucket_id = p_bucket_id
+      and o.name collate "C" > p_from_key
+      and o.name collate "C" <= p_last_key
+    cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+    where p.bucket_id = p_bucket_id
+      and p.file_name collate "C" > p_from_key
+      and p.file_name collate "C" <= p_last_key
+      and p.object_id <> o.id
+  );
+  v_moves image_sync.move[];
+begin
+  if v_names = '{}' then
+    return v_names;
+  end if;
+  v_moves := image_sync.find_moves(array_fill(p_bucket_id, array[cardinality(v_names)]), v_names);
+  return array(
+    select n.name
+    from unnest(v_names) as n (name)
+    where v_moves is not null
+      and not exists (
+        select
+        from unnest(v_moves) as m
+        where m.from_bucket = p_bucket_id
+          and m.from_name = n.name
+      )
+  );
+end;
+$$;
+
+comment on function image_sync.names_staying(text, text, text) is 'The records of a range of keys that stay at a name with another file than their own, because their own lies where another record stays.';
+
 -- Tells the records of a chunk which object they are of. It can wait: what is held or refused is left out.
 -- Nor is one that should follow its file and could not: what it knows of it is all that anybody knows.
 create or replace function image_sync.link_records(p_bucket_id text, p_chunk image_sync.chunks, p_moves image_sync.move[])
@@ -1672,6 +1718,7 @@ set lock_timeout = '400ms'
 as $$
 declare
   v_last_key constant text := coalesce(p_chunk.to_key, image_sync.last_key());
+  v_staying constant text[] := image_sync.names_staying(p_bucket_id, p_chunk.from_key, v_last_key);
   v_linked integer;
 begin
   with unlinked as materialized (
@@ -1692,9 +1739,12 @@ begin
         where m.from_bucket = p_bucket_id
           and m.from_name = p.file_name
       )
-      and not exists (
-        select
-        from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id)
+      and (
+        p.file_name = any (v_staying)
+        or not exists (
+          select
+          from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id)
+        )
       )
     for no key update of p skip locked
   )
@@ -1731,6 +1781,7 @@ revoke all on function
   image_sync.count_recorded(text, image_sync.chunks, text[]),
   image_sync.still_away(text, jsonb),
   image_sync.names_away(text, text[]),
+  image_sync.names_staying(text, text, text),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 from public;
 grant execute on function
@@ -1745,6 +1796,7 @@ grant execute on function
   image_sync.count_recorded(text, image_sync.chunks, text[]),
   image_sync.still_away(text, jsonb),
   image_sync.names_away(text, text[]),
+  image_sync.names_staying(text, text, text),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 to service_role;
 
@@ -2641,16 +2693,30 @@ declare
   v_chunk image_sync.chunks := p_compared.chunk;
   v_names text[] := p_compared.names;
   v_insertion image_sync.insertion;
-  v_arrived text[];
+  v_left text[];
 begin
   if p_run.mode = 'sync' and p_compared.moves <> '{}' then
     v_chunk := image_sync.settle_moves(p_run.bucket_id, v_chunk, p_compared.moves);
-    v_arrived := array(
+    -- A name that its record has left is signed for the record that came, or is to come, to it.
+    v_left := array(
+      select m.from_name
+      from unnest(p_compared.moves) as m
+      where m.from_bucket = p_run.bucket_id
+        and not exists (
+          select
+          from public.part_images p
+          where p.bucket_id = p_run.bucket_id
+            and p.file_name collate "C" = m.from_name
+        )
+    );
+    v_names := array(
+      select n.name
+      from unnest(v_names) as n (name)
+      where n.name <> all (v_left)
+      union
       select n.name
       from unnest(v_chunk.moved_names) as n (name)
-      where n.name <> all (v_names)
     );
-    v_names := v_names || v_arrived;
   end if;
   if p_run.mode = 'sync' and p_compared.has_unlinked then
     v_chunk.linked := image_sync.link_records(p_run.bucket_id, v_chunk, p_compared.moves);

@@ -578,6 +578,50 @@ $$;
 
 comment on function image_sync.names_away(text, text[]) is 'Those of these records of the bucket whose files lie under another name, or in another bucket, to which a sync takes them along.';
 
+-- Records of a range whose files lie elsewhere, but where another record stays: they have nowhere to follow to, and stay too.
+create or replace function image_sync.names_staying(p_bucket_id text, p_from_key text, p_last_key text)
+returns text[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_names constant text[] := array(
+    select p.file_name
+    from public.part_images p
+    join image_sync.objects o
+      on o.name collate "C" = p.file_name
+      and o.bucket_id = p_bucket_id
+      and o.name collate "C" > p_from_key
+      and o.name collate "C" <= p_last_key
+    cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+    where p.bucket_id = p_bucket_id
+      and p.file_name collate "C" > p_from_key
+      and p.file_name collate "C" <= p_last_key
+      and p.object_id <> o.id
+  );
+  v_moves image_sync.move[];
+begin
+  if v_names = '{}' then
+    return v_names;
+  end if;
+  v_moves := image_sync.find_moves(array_fill(p_bucket_id, array[cardinality(v_names)]), v_names);
+  return array(
+    select n.name
+    from unnest(v_names) as n (name)
+    where v_moves is not null
+      and not exists (
+        select
+        from unnest(v_moves) as m
+        where m.from_bucket = p_bucket_id
+          and m.from_name = n.name
+      )
+  );
+end;
+$$;
+
+comment on function image_sync.names_staying(text, text, text) is 'The records of a range of keys that stay at a name with another file than their own, because their own lies where another record stays.';
+
 -- Tells the records of a chunk which object they are of. It can wait: what is held or refused is left out.
 -- Nor is one that should follow its file and could not: what it knows of it is all that anybody knows.
 create or replace function image_sync.link_records(p_bucket_id text, p_chunk image_sync.chunks, p_moves image_sync.move[])
@@ -588,6 +632,7 @@ set lock_timeout = '400ms'
 as $$
 declare
   v_last_key constant text := coalesce(p_chunk.to_key, image_sync.last_key());
+  v_staying constant text[] := image_sync.names_staying(p_bucket_id, p_chunk.from_key, v_last_key);
   v_linked integer;
 begin
   with unlinked as materialized (
@@ -608,9 +653,12 @@ begin
         where m.from_bucket = p_bucket_id
           and m.from_name = p.file_name
       )
-      and not exists (
-        select
-        from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id)
+      and (
+        p.file_name = any (v_staying)
+        or not exists (
+          select
+          from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id)
+        )
       )
     for no key update of p skip locked
   )
@@ -647,6 +695,7 @@ revoke all on function
   image_sync.count_recorded(text, image_sync.chunks, text[]),
   image_sync.still_away(text, jsonb),
   image_sync.names_away(text, text[]),
+  image_sync.names_staying(text, text, text),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 from public;
 grant execute on function
@@ -661,6 +710,7 @@ grant execute on function
   image_sync.count_recorded(text, image_sync.chunks, text[]),
   image_sync.still_away(text, jsonb),
   image_sync.names_away(text, text[]),
+  image_sync.names_staying(text, text, text),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 to service_role;
 

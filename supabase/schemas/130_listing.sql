@@ -615,16 +615,30 @@ declare
   v_chunk image_sync.chunks := p_compared.chunk;
   v_names text[] := p_compared.names;
   v_insertion image_sync.insertion;
-  v_arrived text[];
+  v_left text[];
 begin
   if p_run.mode = 'sync' and p_compared.moves <> '{}' then
     v_chunk := image_sync.settle_moves(p_run.bucket_id, v_chunk, p_compared.moves);
-    v_arrived := array(
+    -- A name that its record has left is signed for the record that came, or is to come, to it.
+    v_left := array(
+      select m.from_name
+      from unnest(p_compared.moves) as m
+      where m.from_bucket = p_run.bucket_id
+        and not exists (
+          select
+          from public.part_images p
+          where p.bucket_id = p_run.bucket_id
+            and p.file_name collate "C" = m.from_name
+        )
+    );
+    v_names := array(
+      select n.name
+      from unnest(v_names) as n (name)
+      where n.name <> all (v_left)
+      union
       select n.name
       from unnest(v_chunk.moved_names) as n (name)
-      where n.name <> all (v_names)
     );
-    v_names := v_names || v_arrived;
   end if;
   if p_run.mode = 'sync' and p_compared.has_unlinked then
     v_chunk.linked := image_sync.link_records(p_run.bucket_id, v_chunk, p_compared.moves);

@@ -103,6 +103,48 @@ describe.each([1, 2, 1000])("with chunks of %i", (chunk_size) => {
   });
 });
 
+test.each([1, 2, 1000])(
+  "a name whose record moved away and that has a new file is signed once, in chunks of %i",
+  async (chunk_size) => {
+    const { bucket } = await bucketOf(["a.jpg", "m.jpg", "z.jpg"], { chunk_size });
+    // All of them need a URL.
+    await lab
+      .sql`update public.part_images set signed_url = null, signed_url_expires_at = null where bucket_id = ${bucket}`;
+    await moveObjects(lab, bucket, { "a.jpg": "b.jpg", "m.jpg": "0.jpg" });
+    await addObjects(lab, bucket, ["a.jpg", "m.jpg"]);
+    expect(await sync(bucket)).toMatchObject({
+      state: "succeeded",
+      totals: { moved: 2, inserted: 2, to_sign: 5, signed: 5, withdrawn: 0 },
+    });
+    expectSigned(await readRecords(lab, bucket));
+    await expectQuiet(bucket);
+  },
+);
+
+test.each([1, 2, 1000])(
+  "records that stay learn their objects in one night, in chunks of %i",
+  async (chunk_size) => {
+    // Files that are left out have records, as after a change of the settings; two of them change places with an image.
+    const { bucket, idOf } = await bucketOf(["a.jpg", "b.png", "m.png", "z.jpg"], {
+      chunk_size,
+      extensions: "{jpg,png}",
+    });
+    await lab.sql`update image_sync.settings set extensions = '{jpg}' where bucket_id = ${bucket}`;
+    await moveObjects(lab, bucket, {
+      "a.jpg": "b.png",
+      "b.png": "a.jpg",
+      "z.jpg": "m.png",
+      "m.png": "z.jpg",
+    });
+    expect(await sync(bucket)).toMatchObject({ state: "succeeded", totals: { moved: 0, inserted: 0 } });
+    const records = await readRecords(lab, bucket);
+    expect(placesOf(records)).toEqual(
+      Object.fromEntries(["a.jpg", "b.png", "m.png", "z.jpg"].map((name) => [name, idOf(name)])),
+    );
+    await expectQuiet(bucket);
+  },
+);
+
 test("all files of a folder, with part numbers that have to be unique", async () => {
   await lab.sql`delete from public.part_images`;
   const names = numberedNames(2500).map((name) => `photos/${name}`);
@@ -229,6 +271,22 @@ describe.each([1, 2, 1000])("with part numbers that have to be unique, and chunk
     expect(await sync(bucket)).toMatchObject({ totals: { moved: 1, inserted: 0, collided: 1 } });
     expect(placesOf(await readRecords(lab, bucket))).toEqual({ "y/1.jpg": idOf("x/1.jpg") });
   });
+
+  test.each(["a/1.jpg", "z/1.jpg"])(
+    "a file at a name whose record took its part number along is not signed: to %s",
+    async (to) => {
+      await lab.sql`delete from public.part_images`;
+      const { bucket, idOf } = await bucketOf(["x/1.jpg"], { chunk_size });
+      await lab.sql`update public.part_images set signed_url = null, signed_url_expires_at = null`;
+      await moveObjects(lab, bucket, { "x/1.jpg": to });
+      await addObjects(lab, bucket, ["x/1.jpg"]);
+      expect(await sync(bucket)).toMatchObject({
+        totals: { moved: 1, inserted: 0, collided: 1, to_sign: 1, signed: 1, withdrawn: 0 },
+      });
+      expect(placesOf(await readRecords(lab, bucket))).toEqual({ [to]: idOf("x/1.jpg") });
+      expect(await sync(bucket)).toMatchObject({ totals: { rows_written: 0, storage_calls: 0 } });
+    },
+  );
 
   test(
     "whatever names files exchange in whatever folders, one sync takes all of their records along",
@@ -509,32 +567,49 @@ test("a chain that is too long for one transaction: its end goes first, and no r
   await expectQuiet(bucket);
 });
 
-test("four workers, and one that dies in between", async () => {
-  const names = numberedNames(400);
-  const { bucket, idOf } = await bucketOf(names, { chunk_size: 20, lease_duration: "2 seconds" });
-  const moves = Object.fromEntries(names.map((name, index) => [name, `${index % 2 ? "a" : "z"}/${name}`]));
-  await moveObjects(lab, bucket, moves);
-  const run = await openRun(lab, bucket);
-  // A worker that takes three chunks and is never heard of again.
-  await lab.database.advance({
-    run: run.id,
-    worker: crypto.randomUUID(),
-    lease: crypto.randomUUID(),
-    closing: null,
-  });
-  await Promise.all(
-    [1, 2, 3, 4].map(() => lab.call({ method: "POST", query: "", body: JSON.stringify({ bucket }) })),
-  );
-  const ended = await waitForEnd(lab, run.id, 60_000);
-  expect(ended).toMatchObject({
-    balanced: true,
-    state: "succeeded",
-    totals: { moved: 400, inserted: 0, orphaned: 0 },
-  });
-  const records = await readRecords(lab, bucket);
-  expect(placesOf(records)).toEqual(Object.fromEntries(names.map((name) => [moves[name], idOf(name)])));
-  expectSigned(records);
-});
+test.each([false, true])(
+  "four workers, and one that dies in between, with unique part numbers: %s",
+  async (isUnique) => {
+    if (isUnique) {
+      await lab.sql`delete from public.part_images`;
+      await lab.sql`alter table public.part_images add constraint test_moves_unique unique (part_number)`;
+      onTestFinished(async () =>
+        void (await lab.sql`alter table public.part_images drop constraint test_moves_unique`)
+      );
+    }
+    const names = numberedNames(400);
+    const { bucket, idOf } = await bucketOf(names, { chunk_size: 20, lease_duration: "2 seconds" });
+    // To two folders, and each four of them exchange their part numbers.
+    const moves = Object.fromEntries(
+      names.map((name, place) => [
+        name,
+        `${place % 2 ? "a" : "z"}/${names[place - place % 4 + (place + 1) % 4]}`,
+      ]),
+    );
+    await moveObjects(lab, bucket, moves);
+    const run = await openRun(lab, bucket);
+    // A worker that takes three chunks and is never heard of again.
+    await lab.database.advance({
+      run: run.id,
+      worker: crypto.randomUUID(),
+      lease: crypto.randomUUID(),
+      closing: null,
+    });
+    await Promise.all(
+      [1, 2, 3, 4].map(() => lab.call({ method: "POST", query: "", body: JSON.stringify({ bucket }) })),
+    );
+    const ended = await waitForEnd(lab, run.id, 60_000);
+    expect(ended).toMatchObject({
+      balanced: true,
+      state: "succeeded",
+      totals: { moved: 400, inserted: 0, orphaned: 0 },
+    });
+    const records = await readRecords(lab, bucket);
+    expect(placesOf(records)).toEqual(Object.fromEntries(names.map((name) => [moves[name], idOf(name)])));
+    expect(records.filter((r) => `${r.part_number}.jpg` !== r.file_name.slice(2))).toEqual([]);
+    expectSigned(records);
+  },
+);
 
 test("a cleanup that was confirmed keeps the record of a file that was moved meanwhile", async () => {
   const { bucket, idOf } = await bucketOf(numberedNames(20));

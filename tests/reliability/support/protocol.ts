@@ -155,8 +155,16 @@ export async function createRows(
   return bucket;
 }
 
-/** What is wrong with a bucket and its finished runs; nothing, if the invariants of docs/reliability.md hold. */
-export async function findViolations(admin: Sql, bucket: string): Promise<string[]> {
+/**
+ * What is wrong with a bucket and its finished runs; nothing, if the invariants of docs/reliability.md hold.
+ *
+ * @param options `areNumbersUnique`: an image may have no record, and a record another image at its name, because of a part number
+ */
+export async function findViolations(
+  admin: Sql,
+  bucket: string,
+  { areNumbersUnique = false }: { readonly areNumbersUnique?: boolean } = {},
+): Promise<string[]> {
   const rows = await admin<{ violation: string }[]>`
     with runs as (
       select r.* from image_sync.runs r where r.bucket_id = ${bucket}
@@ -185,11 +193,12 @@ export async function findViolations(admin: Sql, bucket: string): Promise<string
     left join public.part_images p on p.bucket_id = o.bucket_id and p.file_name collate "C" = o.name
     where o.bucket_id = ${bucket} and o.extension in ('jpg', 'jpeg')
       and (p.signed_url is null or p.signed_url_expires_at < now())
+      and not (${areNumbersUnique} and p.id is null)
     union all
     select 'a record is of another object than the one at its name: ' || o.name
     from image_sync.objects o
     join public.part_images p on p.bucket_id = o.bucket_id and p.file_name collate "C" = o.name
-    where o.bucket_id = ${bucket} and p.object_id is distinct from o.id
+    where o.bucket_id = ${bucket} and p.object_id is distinct from o.id and not ${areNumbersUnique}
     union all
     select 'two records of one image: ' || min(file_name)
     from public.part_images where bucket_id = ${bucket} group by file_name having count(*) > 1

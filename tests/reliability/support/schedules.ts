@@ -10,6 +10,10 @@ const FILES = 11;
 export const file = (index: number): string =>
   `${String(index).padStart(3, "0")}.${index % 5 === 4 ? "txt" : "jpg"}`;
 
+/** The same where files in three folders share part numbers: 0, 1 and 2 have the first one, 3, 4 and 5 the next. */
+export const fileInFolder = (prefix: string, index: number): string =>
+  `${"abc"[index % 3]}/${prefix}-${Math.floor(index / 3)}.${index % 5 === 4 ? "txt" : "jpg"}`;
+
 const workerKinds = [
   "step",
   "lose_answer",
