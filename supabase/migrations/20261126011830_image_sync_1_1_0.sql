@@ -75,7 +75,7 @@ create index chunks_closed_idx on image_sync.chunks (run_id, closed_at desc null
 
 comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, samples, and for a dry run the orphaned records'' names.';
 
-comment on column image_sync.chunks.withdrawn is 'Names to sign that had no record any more: its object was deleted between listing and signing, and it is orphaned from then on, or it followed its file.';
+comment on column image_sync.chunks.withdrawn is 'Names to sign whose object was deleted or moved between listing and signing: they need no URL any more. Their records, where they have one, count as orphaned if their file is gone.';
 
 alter table image_sync.chunks add column is_stretch boolean not null default false;
 comment on column image_sync.chunks.is_stretch is 'Many chunks in one that has still to be listed: its worker goes over them without the run''s lock.';
@@ -3252,6 +3252,50 @@ $$;
 comment on function image_sync.store_signed(image_sync.runs, image_sync.chunks, text[], text[], bigint[]) is
   'Inserts the missing records of a chunk and stores its URLs: the chunk with how many, the names that somebody holds, and the problems of those that the table refused.';
 
+-- Records of a chunk whose object was deleted since it was listed: orphaned from now on, as are others of its range. A file that was
+-- never recorded leaves nobody behind, nor does one that was moved: its record follows it.
+create or replace function image_sync.count_orphaned(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks, p_names text[])
+returns image_sync.chunks
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks := p_chunk;
+  v_url_base constant text := image_sync.url_base(p_settings);
+  v_found record;
+begin
+  select
+    array_agg(r.file_name) as names,
+    count(*) filter (where not (r.signed and starts_with(r.signed_url, v_url_base))) as unsigned,
+    count(*) filter (where r.expired and starts_with(r.signed_url, v_url_base)) as expired
+  into v_found
+  from image_sync.records r
+  where r.bucket_id = p_run.bucket_id
+    and r.file_name collate "C" = any (p_names)
+    and r.file_name collate "C" > v_chunk.from_key
+    and r.file_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
+    and not exists (
+      select
+      from image_sync.destination_of(r.bucket_id, r.file_name, r.object_id)
+    );
+  if v_found.names is not null then
+    v_chunk.orphaned := v_chunk.orphaned + cardinality(v_found.names);
+    v_chunk.orphans_unsigned := v_chunk.orphans_unsigned + v_found.unsigned;
+    v_chunk.orphans_expired := v_chunk.orphans_expired + v_found.expired;
+    v_chunk.facts := v_chunk.facts || jsonb_build_object('orphaned', image_sync.first_names(
+      v_found.names || array(
+        select jsonb_array_elements_text(v_chunk.facts -> 'orphaned')
+      )
+    ));
+  end if;
+  return v_chunk;
+end;
+$$;
+
+comment on function image_sync.count_orphaned(image_sync.runs, image_sync.settings, image_sync.chunks, text[]) is
+  'A chunk of a sync (not stored) with those of these names that have a record, and a file neither there nor elsewhere, as orphaned records.';
+
 -- Where every name went that a chunk had to sign: stored, held, withdrawn or failed.
 create or replace function image_sync.account_for_names(
   p_run image_sync.runs,
@@ -3272,6 +3316,7 @@ declare
     from unnest(p_signing.held) as h (name)
     where h.name = any (p_names)
   );
+  v_gone text[];
   v_withdrawn integer;
   v_failures jsonb;
   v_to_sign integer;
@@ -3285,11 +3330,11 @@ begin
     ));
   end if;
 
-  -- An object that went away since it was listed is no failure: its record is orphaned from now on.
+  -- An object that went away since it was listed is no failure.
   select
-    count(*) filter (where not f.is_object),
+    array_agg(f.name) filter (where not f.is_object),
     p_signing.problems || coalesce(jsonb_agg(image_sync.item_problem(f.name, case when image_sync.is_signable(f.name) then 'signing_failed' else 'unsignable_name' end, f.error)) filter (where f.is_object), '[]')
-  into v_withdrawn, v_failures
+  into v_gone, v_failures
   from (
     select
       e.name,
@@ -3304,7 +3349,10 @@ begin
       ) as is_object
     from jsonb_to_recordset(p_failures) as e (name text, error text)
   ) as f;
-  v_withdrawn := v_withdrawn + cardinality(p_names) - v_chunk.signed - cardinality(v_held) - jsonb_array_length(p_signing.problems);
+  v_withdrawn := coalesce(cardinality(v_gone), 0) + cardinality(p_names) - v_chunk.signed - cardinality(v_held) - jsonb_array_length(p_signing.problems);
+  if v_gone is not null then
+    v_chunk := image_sync.count_orphaned(p_run, p_settings, v_chunk, v_gone);
+  end if;
 
   -- A call that was repeated gave its worker the names of that moment, which need not be those that were counted first. What
   -- counts is what the worker was given and what is owed still: a name that got lost on the way unbalances the ledger.
@@ -3490,6 +3538,9 @@ begin
     signed = v_chunk.signed,
     updated = v_chunk.updated,
     withdrawn = v_chunk.withdrawn,
+    orphaned = v_chunk.orphaned,
+    orphans_unsigned = v_chunk.orphans_unsigned,
+    orphans_expired = v_chunk.orphans_expired,
     held = v_chunk.held,
     failed = v_chunk.failed,
     storage_calls = c.storage_calls + p_storage_calls,
@@ -3937,6 +3988,7 @@ revoke all on function
   image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer),
   image_sync.lock_chunk(uuid, uuid),
   image_sync.store_signed(image_sync.runs, image_sync.chunks, text[], text[], bigint[]),
+  image_sync.count_orphaned(image_sync.runs, image_sync.settings, image_sync.chunks, text[]),
   image_sync.account_for_names(image_sync.runs, image_sync.settings, image_sync.signing, text[], jsonb),
   image_sync.measure_range(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
@@ -3955,6 +4007,7 @@ grant execute on function
   image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer),
   image_sync.lock_chunk(uuid, uuid),
   image_sync.store_signed(image_sync.runs, image_sync.chunks, text[], text[], bigint[]),
+  image_sync.count_orphaned(image_sync.runs, image_sync.settings, image_sync.chunks, text[]),
   image_sync.account_for_names(image_sync.runs, image_sync.settings, image_sync.signing, text[], jsonb),
   image_sync.measure_range(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
@@ -6014,6 +6067,7 @@ begin
       select
         coalesce(sum(c.listed), 0) as objects,
         coalesce(sum(c.images), 0) as images,
+        coalesce(sum(c.images - c.vanished), 0) as images_left,
         coalesce(sum(c.not_images), 0) as not_images,
         coalesce(sum(c.excluded), 0) as excluded,
         coalesce(sum(c.empty_files), 0) as empty_files,
@@ -6028,7 +6082,7 @@ begin
         coalesce(sum(c.records_expired), 0) as expired,
         coalesce(sum(c.records - c.records_signed - c.orphans_unsigned), 0) as unsigned_with_object,
         coalesce(sum(c.records_expired - c.orphans_expired), 0) as expired_with_object,
-        coalesce(sum(c.orphaned + c.withdrawn), 0) as orphaned,
+        coalesce(sum(c.orphaned), 0) as orphaned,
         coalesce(sum(c.missing), 0) as missing,
         coalesce(sum(c.collided), 0) as collided,
         coalesce(sum(c.failed), 0) as failed,
@@ -6111,8 +6165,8 @@ begin
       ),
       -- Rounded down: 1 means all of them.
       'coverage', jsonb_build_object(
-        'recorded', case when counted.images > 0 then trunc(counted.recorded::numeric / counted.images, 6) else 1 end,
-        'signed', case when counted.images > 0 then trunc(counted.images_signed::numeric / counted.images, 6) else 1 end
+        'recorded', case when counted.images_left > 0 then trunc(counted.recorded::numeric / counted.images_left, 6) else 1 end,
+        'signed', case when counted.images_left > 0 then trunc(counted.images_signed::numeric / counted.images_left, 6) else 1 end
       ),
       'probe', coalesce(p_probe, '{"checked": 0, "ok": 0, "failures": []}'),
       'other_extensions', jsonb_build_object('count', counted.not_images - counted.excluded - counted.empty_files, 'samples', image_sync.samples(p_run.id, 'other_extensions')),
@@ -8308,7 +8362,7 @@ begin
       when 'unsigned' then c.records > c.records_signed
       when 'expired' then c.records_expired > 0 or c.soonest_expiry <= now()
       when 'expiring' then c.soonest_expiry < now() + p_settings.renew_before
-      when 'orphaned' then c.orphaned + c.withdrawn > 0
+      when 'orphaned' then c.orphaned > 0
       when 'excluded' then c.excluded > 0
       when 'empty' then c.empty_files > 0
       when 'other' then c.not_images > c.excluded + c.empty_files

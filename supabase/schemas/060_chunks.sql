@@ -163,7 +163,7 @@ create index chunks_closed_idx on image_sync.chunks (run_id, closed_at desc null
 
 comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, samples, and for a dry run the orphaned records'' names.';
 
-comment on column image_sync.chunks.withdrawn is 'Names to sign that had no record any more: its object was deleted between listing and signing, and it is orphaned from then on, or it followed its file.';
+comment on column image_sync.chunks.withdrawn is 'Names to sign whose object was deleted or moved between listing and signing: they need no URL any more. Their records, where they have one, count as orphaned if their file is gone.';
 
 alter table image_sync.chunks add column is_stretch boolean not null default false;
 comment on column image_sync.chunks.is_stretch is 'Many chunks in one that has still to be listed: its worker goes over them without the run''s lock.';

@@ -176,6 +176,50 @@ $$;
 comment on function image_sync.store_signed(image_sync.runs, image_sync.chunks, text[], text[], bigint[]) is
   'Inserts the missing records of a chunk and stores its URLs: the chunk with how many, the names that somebody holds, and the problems of those that the table refused.';
 
+-- Records of a chunk whose object was deleted since it was listed: orphaned from now on, as are others of its range. A file that was
+-- never recorded leaves nobody behind, nor does one that was moved: its record follows it.
+create or replace function image_sync.count_orphaned(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks, p_names text[])
+returns image_sync.chunks
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_chunk image_sync.chunks := p_chunk;
+  v_url_base constant text := image_sync.url_base(p_settings);
+  v_found record;
+begin
+  select
+    array_agg(r.file_name) as names,
+    count(*) filter (where not (r.signed and starts_with(r.signed_url, v_url_base))) as unsigned,
+    count(*) filter (where r.expired and starts_with(r.signed_url, v_url_base)) as expired
+  into v_found
+  from image_sync.records r
+  where r.bucket_id = p_run.bucket_id
+    and r.file_name collate "C" = any (p_names)
+    and r.file_name collate "C" > v_chunk.from_key
+    and r.file_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
+    and not exists (
+      select
+      from image_sync.destination_of(r.bucket_id, r.file_name, r.object_id)
+    );
+  if v_found.names is not null then
+    v_chunk.orphaned := v_chunk.orphaned + cardinality(v_found.names);
+    v_chunk.orphans_unsigned := v_chunk.orphans_unsigned + v_found.unsigned;
+    v_chunk.orphans_expired := v_chunk.orphans_expired + v_found.expired;
+    v_chunk.facts := v_chunk.facts || jsonb_build_object('orphaned', image_sync.first_names(
+      v_found.names || array(
+        select jsonb_array_elements_text(v_chunk.facts -> 'orphaned')
+      )
+    ));
+  end if;
+  return v_chunk;
+end;
+$$;
+
+comment on function image_sync.count_orphaned(image_sync.runs, image_sync.settings, image_sync.chunks, text[]) is
+  'A chunk of a sync (not stored) with those of these names that have a record, and a file neither there nor elsewhere, as orphaned records.';
+
 -- Where every name went that a chunk had to sign: stored, held, withdrawn or failed.
 create or replace function image_sync.account_for_names(
   p_run image_sync.runs,
@@ -196,6 +240,7 @@ declare
     from unnest(p_signing.held) as h (name)
     where h.name = any (p_names)
   );
+  v_gone text[];
   v_withdrawn integer;
   v_failures jsonb;
   v_to_sign integer;
@@ -209,11 +254,11 @@ begin
     ));
   end if;
 
-  -- An object that went away since it was listed is no failure: its record is orphaned from now on.
+  -- An object that went away since it was listed is no failure.
   select
-    count(*) filter (where not f.is_object),
+    array_agg(f.name) filter (where not f.is_object),
     p_signing.problems || coalesce(jsonb_agg(image_sync.item_problem(f.name, case when image_sync.is_signable(f.name) then 'signing_failed' else 'unsignable_name' end, f.error)) filter (where f.is_object), '[]')
-  into v_withdrawn, v_failures
+  into v_gone, v_failures
   from (
     select
       e.name,
@@ -228,7 +273,10 @@ begin
       ) as is_object
     from jsonb_to_recordset(p_failures) as e (name text, error text)
   ) as f;
-  v_withdrawn := v_withdrawn + cardinality(p_names) - v_chunk.signed - cardinality(v_held) - jsonb_array_length(p_signing.problems);
+  v_withdrawn := coalesce(cardinality(v_gone), 0) + cardinality(p_names) - v_chunk.signed - cardinality(v_held) - jsonb_array_length(p_signing.problems);
+  if v_gone is not null then
+    v_chunk := image_sync.count_orphaned(p_run, p_settings, v_chunk, v_gone);
+  end if;
 
   -- A call that was repeated gave its worker the names of that moment, which need not be those that were counted first. What
   -- counts is what the worker was given and what is owed still: a name that got lost on the way unbalances the ledger.
@@ -414,6 +462,9 @@ begin
     signed = v_chunk.signed,
     updated = v_chunk.updated,
     withdrawn = v_chunk.withdrawn,
+    orphaned = v_chunk.orphaned,
+    orphans_unsigned = v_chunk.orphans_unsigned,
+    orphans_expired = v_chunk.orphans_expired,
     held = v_chunk.held,
     failed = v_chunk.failed,
     storage_calls = c.storage_calls + p_storage_calls,
@@ -861,6 +912,7 @@ revoke all on function
   image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer),
   image_sync.lock_chunk(uuid, uuid),
   image_sync.store_signed(image_sync.runs, image_sync.chunks, text[], text[], bigint[]),
+  image_sync.count_orphaned(image_sync.runs, image_sync.settings, image_sync.chunks, text[]),
   image_sync.account_for_names(image_sync.runs, image_sync.settings, image_sync.signing, text[], jsonb),
   image_sync.measure_range(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
@@ -879,6 +931,7 @@ grant execute on function
   image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer),
   image_sync.lock_chunk(uuid, uuid),
   image_sync.store_signed(image_sync.runs, image_sync.chunks, text[], text[], bigint[]),
+  image_sync.count_orphaned(image_sync.runs, image_sync.settings, image_sync.chunks, text[]),
   image_sync.account_for_names(image_sync.runs, image_sync.settings, image_sync.signing, text[], jsonb),
   image_sync.measure_range(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),

@@ -17,6 +17,7 @@ begin
       select
         coalesce(sum(c.listed), 0) as objects,
         coalesce(sum(c.images), 0) as images,
+        coalesce(sum(c.images - c.vanished), 0) as images_left,
         coalesce(sum(c.not_images), 0) as not_images,
         coalesce(sum(c.excluded), 0) as excluded,
         coalesce(sum(c.empty_files), 0) as empty_files,
@@ -31,7 +32,7 @@ begin
         coalesce(sum(c.records_expired), 0) as expired,
         coalesce(sum(c.records - c.records_signed - c.orphans_unsigned), 0) as unsigned_with_object,
         coalesce(sum(c.records_expired - c.orphans_expired), 0) as expired_with_object,
-        coalesce(sum(c.orphaned + c.withdrawn), 0) as orphaned,
+        coalesce(sum(c.orphaned), 0) as orphaned,
         coalesce(sum(c.missing), 0) as missing,
         coalesce(sum(c.collided), 0) as collided,
         coalesce(sum(c.failed), 0) as failed,
@@ -114,8 +115,8 @@ begin
       ),
       -- Rounded down: 1 means all of them.
       'coverage', jsonb_build_object(
-        'recorded', case when counted.images > 0 then trunc(counted.recorded::numeric / counted.images, 6) else 1 end,
-        'signed', case when counted.images > 0 then trunc(counted.images_signed::numeric / counted.images, 6) else 1 end
+        'recorded', case when counted.images_left > 0 then trunc(counted.recorded::numeric / counted.images_left, 6) else 1 end,
+        'signed', case when counted.images_left > 0 then trunc(counted.images_signed::numeric / counted.images_left, 6) else 1 end
       ),
       'probe', coalesce(p_probe, '{"checked": 0, "ok": 0, "failures": []}'),
       'other_extensions', jsonb_build_object('count', counted.not_images - counted.excluded - counted.empty_files, 'samples', image_sync.samples(p_run.id, 'other_extensions')),

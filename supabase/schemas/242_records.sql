@@ -199,7 +199,7 @@ begin
       when 'unsigned' then c.records > c.records_signed
       when 'expired' then c.records_expired > 0 or c.soonest_expiry <= now()
       when 'expiring' then c.soonest_expiry < now() + p_settings.renew_before
-      when 'orphaned' then c.orphaned + c.withdrawn > 0
+      when 'orphaned' then c.orphaned > 0
       when 'excluded' then c.excluded > 0
       when 'empty' then c.empty_files > 0
       when 'other' then c.not_images > c.excluded + c.empty_files

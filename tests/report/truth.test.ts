@@ -5,14 +5,19 @@ import {
   addObjects,
   codesOf,
   createBucket,
+  imbalances,
+  moveObjects,
   numberedNames,
   openRun,
+  readLedgers,
   readRecords,
   readReport,
   removeObjects,
   runToEnd,
+  waitForEnd,
 } from "../sync/support/lab.ts";
 import { type LocalLab, openLocalLab } from "../sync/support/local_lab.ts";
+import { NOTHING_SIGNED } from "../../supabase/functions/image-sync/database.ts";
 import type { Finding } from "../../supabase/functions/image-sync/contract.ts";
 import { renderReport } from "../../supabase/functions/image-sync/text.ts";
 
@@ -283,4 +288,42 @@ test("why a file is not in sync has one cause", async () => {
   } finally {
     await lab.sql`alter table public.part_images drop constraint test_part_number_key`;
   }
+});
+
+test("what was deleted or moved while it was signed is an orphan only where a record lost its file", async () => {
+  const known = ["deleted.jpg", "expired.jpg", "moved.jpg", "stays.jpg"];
+  const bucket = await createBucket(lab, { objects: known });
+  await runToEnd(lab, bucket);
+  await lab.sql`
+    update public.part_images
+    set signed_url_expires_at = case file_name when 'expired.jpg' then now() - interval '1 day' end, signed_url = case file_name when 'expired.jpg' then signed_url end
+    where bucket_id = ${bucket} and file_name <> 'stays.jpg'`;
+  await addObjects(lab, bucket, ["new and deleted.jpg", "new.jpg"]);
+
+  const run = await openRun(lab, bucket);
+  const [worker, lease] = [crypto.randomUUID(), crypto.randomUUID()];
+  const answer = await lab.database.advance({ run: run.id, worker, lease, closing: null });
+  if (answer.next !== "sign") throw new Error(`There is nothing to sign: ${JSON.stringify(answer)}`);
+  await removeObjects(lab, bucket, ["deleted.jpg", "expired.jpg", "new and deleted.jpg"]);
+  await moveObjects(lab, bucket, { "moved.jpg": "away/moved.jpg" });
+  const failures = answer.chunk.names.map((name) => ({ name, error: "Object not found" }));
+  await lab.database.advance({
+    run: run.id,
+    worker,
+    lease: null,
+    closing: { ...NOTHING_SIGNED, lease, failures, error: null, storageCalls: 1, retries: 0 },
+  });
+  await lab.call({ method: "POST", query: "", body: JSON.stringify({ bucket }) });
+  expect(await waitForEnd(lab, run.id)).toMatchObject({
+    balanced: true,
+    totals: { withdrawn: 4, failed: 1, orphaned: 2, vanished: 1 },
+  });
+  expect(imbalances(await readLedgers(lab, run.id))).toEqual([]);
+
+  const { difference, findings, coverage } = await readReport(lab, bucket);
+  expect(difference.orphaned).toEqual({ count: 2, samples: ["deleted.jpg", "expired.jpg"] });
+  expect(findings.find(({ code }) => code === "orphaned")).toMatchObject({ count: 2 });
+  expect(coverage.recorded).toBe(1);
+  const { totals } = await runToEnd(lab, bucket);
+  expect(totals).toMatchObject({ moved: 1, orphaned: 2, signed: 2, failed: 0 });
 });
