@@ -1316,7 +1316,6 @@ create or replace function image_sync.move_together(p_moves image_sync.move[])
 returns image_sync.move[]
 language plpgsql
 set search_path = ''
-set lock_timeout = '400ms'
 as $$
 declare
   v_is_unique constant boolean := image_sync.part_number_is_unique();
@@ -1392,82 +1391,222 @@ $$;
 comment on function image_sync.move_together(image_sync.move[]) is
   'Gives each record its new place, without a URL, and returns the moves that were done; a record that is not at its old place any more is passed over. Raises what the table raises, and has moved none then.';
 
--- Moves records; what is held or refused costs itself alone, and those that wait for its place.
-create or replace function image_sync.move_records(p_moves image_sync.move[], out moved image_sync.move[], out problems jsonb)
+-- Moves records together, or says why it did not.
+create or replace function image_sync.try_moves(p_moves image_sync.move[], out moved image_sync.move[], out refusal text)
 language plpgsql
 set search_path = ''
 as $$
+begin
+  moved := image_sync.move_together(p_moves);
+exception
+  when others then
+    moved := '{}';
+    if image_sync.is_held(sqlstate) then
+      perform image_sync.need_table();
+      refusal := 'somebody else holds it. The next run settles it';
+    elsif image_sync.is_refusal(sqlstate) then
+      refusal := 'the table refused to change it: ' || sqlerrm;
+    else
+      raise;
+    end if;
+end;
+$$;
+
+comment on function image_sync.try_moves(image_sync.move[]) is
+  'What move_together returns; or, where a record is held or refused, no move and the refusal in words. Raises what is no matter of a record.';
+
+-- Who waits for whom: who goes to the place that the other one leaves or, where part numbers are unique, gets the one that the other one
+-- gives up. A part number that its owner changed by hand is neither given up nor made anew.
+create or replace function image_sync.find_waiting(p_moves image_sync.move[], out waits_for jsonb, out waiters jsonb)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_is_unique constant boolean := image_sync.part_number_is_unique();
+  v_old_numbers constant text[] := image_sync.part_numbers_of(array(select m.from_name from unnest(p_moves) as m));
+  v_new_numbers constant text[] := image_sync.part_numbers_of(array(select m.to_name from unnest(p_moves) as m));
+begin
+  with move as materialized (
+    select
+      m.place,
+      m.from_bucket,
+      m.from_name,
+      m.to_bucket,
+      m.to_name,
+      case when p.part_number = n.old_number and n.old_number <> n.new_number then n.old_number end as old_number,
+      case when p.part_number = n.old_number and n.old_number <> n.new_number then n.new_number end as new_number
+    from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place)
+    join unnest(v_old_numbers, v_new_numbers) with ordinality as n (old_number, new_number, place)
+      on n.place = m.place
+    join public.part_images p
+      on p.object_id = m.object_id
+      and p.bucket_id = m.from_bucket
+      and p.file_name collate "C" = m.from_name
+  ), waiting as materialized (
+    select m.place, ahead.place as ahead
+    from move m
+    join move ahead
+      on ahead.from_bucket = m.to_bucket
+      and ahead.from_name = m.to_name
+    union
+    select m.place, ahead.place
+    from move m
+    join move ahead
+      on ahead.old_number = m.new_number
+    where v_is_unique
+  )
+  select
+    (
+      select coalesce(jsonb_object_agg(w.place, w.ahead), '{}')
+      from (
+        select waiting.place, jsonb_agg(waiting.ahead) as ahead
+        from waiting
+        group by waiting.place
+      ) as w
+    ),
+    (
+      select coalesce(jsonb_object_agg(w.ahead, w.places), '{}')
+      from (
+        select waiting.ahead, jsonb_agg(waiting.place) as places
+        from waiting
+        group by waiting.ahead
+      ) as w
+    )
+  into waits_for, waiters;
+end;
+$$;
+
+comment on function image_sync.find_waiting(image_sync.move[]) is
+  'Of moves, by their positions from 1: waits_for, those that each one has to wait for ({"1": [2]}), and waiters, those that wait for each one ({"2": [1]}).';
+
+-- Follows a row of waiting moves to its end.
+create or replace function image_sync.follow_waiting(p_waiting jsonb, p_place integer)
+returns integer[]
+language plpgsql
+immutable
+set search_path = ''
+as $$
+begin
+  return array(
+    with recursive reached (place) as (
+      select p_place
+      union
+      select next.place::integer
+      from reached r
+      cross join lateral jsonb_array_elements_text(p_waiting -> r.place::text) as next (place)
+    )
+    select r.place
+    from reached r
+  );
+end;
+$$;
+
+comment on function image_sync.follow_waiting(jsonb, integer) is
+  'The move at this position and all that can be reached from it: with waits_for of find_waiting those without which it cannot be done, with waiters those that cannot be done without it.';
+
+-- Moves records; what is held or refused costs itself alone, and those that wait for its place or its part number.
+-- Who waits for nobody goes by itself, and then those who waited for that one alone: a chain costs one attempt for each of its records,
+-- in whatever order they are. Whoever is left then waits in a ring, or for one, and goes together with those that it waits for. Of two
+-- that want the same part number one stays: which one is not asked before, because a ring may need the other one to be closed.
+create or replace function image_sync.move_records(p_moves image_sync.move[], out moved image_sync.move[], out problems jsonb)
+language plpgsql
+set search_path = ''
+set lock_timeout = '400ms'
+as $$
 declare
   v_since constant timestamptz := clock_timestamp();
-  v_is_unique constant boolean := image_sync.part_number_is_unique();
-  v_left image_sync.move[] := p_moves;
-  v_move image_sync.move;
-  v_has_moved boolean := true;
+  v_keeps_waiting constant text := 'its place or its part number is taken by a record that could not be moved';
+  v_moves image_sync.move[] := p_moves;
+  v_attempt record;
+  v_waiting record;
+  v_waits integer[];
+  v_is_left boolean[];
+  v_reasons text[];
+  v_free integer[];
+  v_tried integer := 0;
+  v_group integer[];
+  v_place integer;
 begin
   problems := '[]';
-  begin
-    moved := image_sync.move_together(p_moves);
+  select t.moved, t.refusal
+  into v_attempt
+  from image_sync.try_moves(p_moves) as t;
+  moved := v_attempt.moved;
+  if v_attempt.refusal is null then
     return;
-  exception
-    when others then
-      if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
-        raise;
-      elsif image_sync.is_held(sqlstate) then
-        perform image_sync.need_table();
-      end if;
-  end;
-
-  moved := '{}';
-  while v_has_moved loop
-    v_has_moved := false;
-    foreach v_move in array v_left loop
-      continue when exists (
-        select
-        from public.part_images p
-        where p.bucket_id = v_move.to_bucket
-          and p.file_name collate "C" = v_move.to_name
-      ) or v_is_unique and exists (
-        select
-        from public.part_images p
-        where p.part_number = (image_sync.part_numbers_of(array[v_move.to_name]))[1]
-          and p.object_id <> v_move.object_id
-          and (p.bucket_id, p.file_name) in (
-            select waiting.from_bucket, waiting.from_name
-            from unnest(v_left) as waiting
-          )
-      );
-      v_left := array_remove(v_left, v_move);
-      perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
-      begin
-        moved := moved || image_sync.move_together(array[v_move]);
-        v_has_moved := true;
-      exception
-        when others then
-          if image_sync.is_held(sqlstate) then
-            problems := problems || image_sync.item_problem(v_move.to_name, 'not_moved', format('Its record is that of %s still: somebody else holds it. The next run settles it', v_move.from_name));
-          elsif image_sync.is_refusal(sqlstate) then
-            problems := problems || image_sync.item_problem(v_move.to_name, 'not_moved', format('Its record is that of %s still: the table refused to change it: %s', v_move.from_name, sqlerrm));
-          else
-            raise;
-          end if;
-      end;
-    end loop;
-  end loop;
-  -- Those that wait for each other's places and part numbers, without the ones that were held or refused.
-  if cardinality(v_left) > 1 then
-    begin
-      moved := moved || image_sync.move_together(v_left);
-      v_left := '{}';
-    exception
-      when others then
-        if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
-          raise;
-        end if;
-    end;
   end if;
-  foreach v_move in array v_left loop
-    problems := problems || image_sync.item_problem(v_move.to_name, 'not_moved', format('Its record is that of %s still: its place or its part number is taken by a record that could not be moved', v_move.from_name));
+
+  select w.waits_for, w.waiters
+  into v_waiting
+  from image_sync.find_waiting(p_moves) as w;
+  v_waits := array(
+    select coalesce(jsonb_array_length(v_waiting.waits_for -> m.place::text), 0)
+    from generate_subscripts(p_moves, 1) as m (place)
+    order by m.place
+  );
+  v_free := array_positions(v_waits, 0);
+  v_is_left := array_fill(true, array[cardinality(p_moves)]);
+  v_reasons := array_fill(v_keeps_waiting, array[cardinality(p_moves)]);
+  loop
+    if v_tried < cardinality(v_free) then
+      v_tried := v_tried + 1;
+      v_place := v_free[v_tried];
+      v_group := array[v_place];
+    else
+      v_place := array_position(v_is_left, true);
+      exit when v_place is null;
+      v_group := array(
+        select g.place
+        from unnest(image_sync.follow_waiting(v_waiting.waits_for, v_place)) as g (place)
+        where v_is_left[g.place]
+      );
+    end if;
+
+    perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
+    select t.moved, t.refusal
+    into v_attempt
+    from image_sync.try_moves(array(
+      select v_moves[g.place]
+      from unnest(v_group) as g (place)
+    )) as t;
+    if v_attempt.refusal is null then
+      moved := moved || v_attempt.moved;
+      foreach v_place in array v_group loop
+        v_is_left[v_place] := false;
+        v_reasons[v_place] := null;
+      end loop;
+      for v_place in
+        select w.place::integer
+        from unnest(v_group) as g (place)
+        cross join lateral jsonb_array_elements_text(v_waiting.waiters -> g.place::text) as w (place)
+      loop
+        v_waits[v_place] := v_waits[v_place] - 1;
+        if v_waits[v_place] = 0 and v_is_left[v_place] then
+          v_free := v_free || v_place;
+        end if;
+      end loop;
+    else
+      if cardinality(v_group) = 1 then
+        v_reasons[v_place] := v_attempt.refusal;
+      end if;
+      foreach v_place in array image_sync.follow_waiting(v_waiting.waiters, v_place) loop
+        v_is_left[v_place] := false;
+      end loop;
+    end if;
   end loop;
+
+  -- Those with a cause of their own come first: only some are named.
+  select coalesce(
+    jsonb_agg(
+      image_sync.item_problem(m.to_name, 'not_moved', format('Its record is that of %s still: %s', m.from_name, v_reasons[m.place]))
+      order by v_reasons[m.place] = v_keeps_waiting, m.place
+    ),
+    '[]'
+  )
+  into problems
+  from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place)
+  where v_reasons[m.place] is not null;
 end;
 $$;
 
@@ -1539,7 +1678,8 @@ begin
     return v_chunk;
   end if;
 
-  -- Where the name has a record after all, that one keeps it; where it has none, no other is inserted beside the one that is to come.
+  -- Where the name has a record after all, and not one that waits itself, that one keeps it; where it has none, no other is inserted
+  -- beside the one that is to come.
   v_unmoved := array(
     select m.to_name
     from unnest(p_moves) as m
@@ -1548,7 +1688,15 @@ begin
       and m.to_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
       and m <> all (v_movement.moved)
   );
-  v_kept := image_sync.count_recorded(p_bucket_id, v_chunk, v_unmoved);
+  v_kept := image_sync.count_recorded(p_bucket_id, v_chunk, array(
+    select u.name
+    from unnest(v_unmoved) as u (name)
+    except
+    select m.from_name
+    from unnest(p_moves) as m
+    where m.from_bucket = p_bucket_id
+      and m <> all (v_movement.moved)
+  ));
   v_chunk.recorded := v_chunk.recorded + v_kept;
   v_chunk.moved := v_chunk.moved - cardinality(v_unmoved);
   v_chunk.unmoved := v_chunk.unmoved + cardinality(v_unmoved) - v_kept;
@@ -1775,6 +1923,9 @@ revoke all on function
   image_sync.find_moves(text[], text[]),
   image_sync.find_followers(text, text[], uuid[], text[]),
   image_sync.move_together(image_sync.move[]),
+  image_sync.try_moves(image_sync.move[]),
+  image_sync.find_waiting(image_sync.move[]),
+  image_sync.follow_waiting(jsonb, integer),
   image_sync.move_records(image_sync.move[]),
   image_sync.count_ahead(text, image_sync.chunks, image_sync.move[]),
   image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
@@ -1790,6 +1941,9 @@ grant execute on function
   image_sync.find_moves(text[], text[]),
   image_sync.find_followers(text, text[], uuid[], text[]),
   image_sync.move_together(image_sync.move[]),
+  image_sync.try_moves(image_sync.move[]),
+  image_sync.find_waiting(image_sync.move[]),
+  image_sync.follow_waiting(jsonb, integer),
   image_sync.move_records(image_sync.move[]),
   image_sync.count_ahead(text, image_sync.chunks, image_sync.move[]),
   image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),

@@ -351,6 +351,27 @@ describe.each([1, 2, 1000])("with part numbers that have to be unique, and chunk
       "y/1.jpg": idOf("y/2.jpg"),
     });
   });
+
+  test.each([
+    ["a third file wants one of them", { "c/0.jpg": "a/1.jpg", "a/1.jpg": "c/0.jpg" }, "c/0.jpg"],
+    ["a file comes from another folder", { "a/1.jpg": "z/0.jpg" }, "z/0.jpg"],
+    ["a file comes from before", { "a/1.jpg": "A/2.jpg" }, "A/2.jpg"],
+  ])("two exchange their part numbers although %s", async (_, others: Record<string, string>, waiting) => {
+    await lab.sql`delete from public.part_images`;
+    // c/0.jpg has no record: its part number is taken.
+    const { bucket, idOf } = await bucketOf(["a/0.jpg", "a/1.jpg", "c/0.jpg", "c/2.jpg"], { chunk_size });
+    await moveObjects(lab, bucket, { ...others, "a/0.jpg": "c/2.jpg", "c/2.jpg": "a/0.jpg" });
+    const run = await sync(bucket);
+    expect(run).toMatchObject({ state: "partial", totals: { moved: 2, unmoved: 1, inserted: 0 } });
+    expect(new Set(run.problems.map(({ name, code }) => `${code} ${name}`))).toEqual(
+      new Set([`not_moved ${waiting}`]),
+    );
+    expect(placesOf(await readRecords(lab, bucket))).toEqual({
+      "c/2.jpg": idOf("a/0.jpg"),
+      "a/0.jpg": idOf("c/2.jpg"),
+      "a/1.jpg": idOf("a/1.jpg"),
+    });
+  });
 });
 
 test("a part number that its owner changed stays, one that was the old name's is made anew", async () => {
@@ -531,6 +552,64 @@ test("a record that somebody holds, or that the table refuses, stays and is name
     "x/c.jpg": idOf("c.jpg"),
   });
 });
+
+test("of two exchanges and a ring the one goes on whose records nobody holds", async () => {
+  const { bucket, idOf } = await bucketOf(numberedNames(7));
+  const [a = "", b = "", c = "", d = "", e = "", f = "", g = ""] = numberedNames(7);
+  await moveObjects(lab, bucket, { [a]: b, [b]: a, [c]: d, [d]: c, [e]: f, [f]: g, [g]: e });
+  const holder = await lab.sql.reserve();
+  try {
+    await holder`begin`;
+    await holder`select from public.part_images where id in ${
+      lab.sql([idOf(b) ?? "", idOf(f) ?? ""])
+    } for update`;
+    expect(await sync(bucket)).toMatchObject({
+      state: "partial",
+      totals: { moved: 2, unmoved: 5, inserted: 0 },
+    });
+    expect(placesOf(await readRecords(lab, bucket))).toMatchObject({
+      [c]: idOf(d),
+      [d]: idOf(c),
+      [b]: idOf(b),
+    });
+  } finally {
+    await holder`rollback`;
+    holder.release();
+  }
+  expect(await sync(bucket)).toMatchObject({ state: "succeeded", totals: { moved: 5, inserted: 0 } });
+  expectSigned(await readRecords(lab, bucket));
+  await expectQuiet(bucket);
+});
+
+test.each([["forwards", 1], ["backwards", -1]])(
+  "a chain of thousands %s stops at a record that somebody holds, and says which",
+  async (_, step) => {
+    const names = numberedNames(3000, 2);
+    const { bucket, idOf } = await bucketOf(names);
+    const next = (place: number) => numberedNames(1, place + 2 + step)[0] ?? "";
+    await moveObjects(lab, bucket, Object.fromEntries(names.map((name, place) => [name, next(place)])));
+    const holder = await lab.sql.reserve();
+    try {
+      await holder`begin`;
+      await holder`select from public.part_images where id = ${idOf(names[1500] ?? "") ?? null} for update`;
+      const run = await sync(bucket);
+      const moved = step > 0 ? 1499 : 1500;
+      expect(run).toMatchObject({ state: "partial", totals: { moved, unmoved: 3000 - moved, inserted: 0 } });
+      expect(run.problems).toEqual(expect.arrayContaining([
+        expect.objectContaining({ name: next(1500), detail: expect.stringMatching(/somebody else holds/) }),
+      ]));
+      expect(run.error).toBeNull();
+    } finally {
+      await holder`rollback`;
+      holder.release();
+    }
+    expect((await sync(bucket)).totals.moved).toBe(step > 0 ? 1501 : 1500);
+    expect(placesOf(await readRecords(lab, bucket))).toEqual(
+      Object.fromEntries(names.map((name, place) => [next(place), idOf(name)])),
+    );
+  },
+  60_000,
+);
 
 test("a chain that is too long for one transaction: its end goes first, and no record is taken for another's", async () => {
   const [{ definition } = { definition: undefined }] = await lab.sql<{ definition: string }[]>`
