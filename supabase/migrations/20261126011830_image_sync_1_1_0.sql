@@ -1417,15 +1417,20 @@ comment on function image_sync.try_moves(image_sync.move[]) is
 
 -- Who waits for whom: who goes to the place that the other one leaves or, where part numbers are unique, gets the one that the other one
 -- gives up. A part number that its owner changed by hand is neither given up nor made anew.
-create or replace function image_sync.find_waiting(p_moves image_sync.move[], out waits_for jsonb, out waiters jsonb)
+create or replace function image_sync.find_waiting(p_moves image_sync.move[], out waits_for jsonb, out waiters jsonb, out in_order integer[])
 language plpgsql
 stable
 set search_path = ''
+-- Thousands of moves are joined with themselves: by their hashes, however many the planner believes there are.
+set enable_nestloop = 'off'
 as $$
 declare
   v_is_unique constant boolean := image_sync.part_number_is_unique();
   v_old_numbers constant text[] := image_sync.part_numbers_of(array(select m.from_name from unnest(p_moves) as m));
   v_new_numbers constant text[] := image_sync.part_numbers_of(array(select m.to_name from unnest(p_moves) as m));
+  v_waits integer[];
+  v_next integer := 1;
+  v_place integer;
 begin
   with move as materialized (
     select
@@ -1439,9 +1444,14 @@ begin
     from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place)
     join unnest(v_old_numbers, v_new_numbers) with ordinality as n (old_number, new_number, place)
       on n.place = m.place
-    join public.part_images p
-      on p.object_id = m.object_id
-      and p.bucket_id = m.from_bucket
+    cross join lateral (
+      select r.bucket_id, r.file_name, r.part_number
+      from public.part_images r
+      where r.object_id = m.object_id
+      -- One look-up by index for each, whatever the planner believes of the table.
+      offset 0
+    ) as p
+    where p.bucket_id = m.from_bucket
       and p.file_name collate "C" = m.from_name
   ), waiting as materialized (
     select m.place, ahead.place as ahead
@@ -1474,11 +1484,27 @@ begin
       ) as w
     )
   into waits_for, waiters;
+
+  v_waits := array(
+    select coalesce(jsonb_array_length(waits_for -> m.place::text), 0)
+    from generate_subscripts(p_moves, 1) as m (place)
+    order by m.place
+  );
+  in_order := array_positions(v_waits, 0);
+  while v_next <= cardinality(in_order) loop
+    for v_place in select jsonb_array_elements_text(waiters -> in_order[v_next]::text) loop
+      v_waits[v_place] := v_waits[v_place] - 1;
+      if v_waits[v_place] = 0 then
+        in_order := in_order || v_place;
+      end if;
+    end loop;
+    v_next := v_next + 1;
+  end loop;
 end;
 $$;
 
 comment on function image_sync.find_waiting(image_sync.move[]) is
-  'Of moves, by their positions from 1: waits_for, those that each one has to wait for ({"1": [2]}), and waiters, those that wait for each one ({"2": [1]}).';
+  'Of moves, by their positions from 1: waits_for, those that each one has to wait for ({"1": [2]}); waiters, those that wait for each one ({"2": [1]}); in_order, those that wait neither in a ring nor for one, each after those that it waits for ({2,1}).';
 
 -- Follows a row of waiting moves to its end.
 create or replace function image_sync.follow_waiting(p_waiting jsonb, p_place integer)
@@ -1503,12 +1529,13 @@ end;
 $$;
 
 comment on function image_sync.follow_waiting(jsonb, integer) is
-  'The move at this position and all that can be reached from it: with waits_for of find_waiting those without which it cannot be done, with waiters those that cannot be done without it.';
+  'The move at this position first, and then all that can be reached from it: with waits_for of find_waiting those without which it cannot be done, with waiters those that cannot be done without it.';
 
 -- Moves records; what is held or refused costs itself alone, and those that wait for its place or its part number.
--- Who waits for nobody goes by itself, and then those who waited for that one alone: a chain costs one attempt for each of its records,
--- in whatever order they are. Whoever is left then waits in a ring, or for one, and goes together with those that it waits for. Of two
--- that want the same part number one stays: which one is not asked before, because a ring may need the other one to be closed.
+-- Who waits for nobody comes first, then those who waited for these. Of a group that fails, half is tried, down to the one that it is
+-- about: a chain of thousands costs some tens of attempts, in whatever order its names are. Whoever is left then waits in a ring, or for
+-- one, and goes together with those that it waits for. Of two that want the same part number one stays: which one is not asked before,
+-- because a ring may need the other one to be closed.
 create or replace function image_sync.move_records(p_moves image_sync.move[], out moved image_sync.move[], out problems jsonb)
 language plpgsql
 set search_path = ''
@@ -1517,14 +1544,14 @@ as $$
 declare
   v_since constant timestamptz := clock_timestamp();
   v_keeps_waiting constant text := 'its place or its part number is taken by a record that could not be moved';
+  v_count constant integer := cardinality(p_moves);
   v_moves image_sync.move[] := p_moves;
   v_attempt record;
   v_waiting record;
-  v_waits integer[];
-  v_is_left boolean[];
-  v_reasons text[];
-  v_free integer[];
-  v_tried integer := 0;
+  v_is_left boolean[] := array_fill(true, array[v_count]);
+  v_reasons text[] := array_fill(v_keeps_waiting, array[v_count]);
+  v_next integer := 1;
+  v_size integer := (v_count + 1) / 2;
   v_group integer[];
   v_place integer;
 begin
@@ -1537,32 +1564,19 @@ begin
     return;
   end if;
 
-  select w.waits_for, w.waiters
+  select w.waits_for, w.waiters, w.in_order
   into v_waiting
   from image_sync.find_waiting(p_moves) as w;
-  v_waits := array(
-    select coalesce(jsonb_array_length(v_waiting.waits_for -> m.place::text), 0)
-    from generate_subscripts(p_moves, 1) as m (place)
-    order by m.place
-  );
-  v_free := array_positions(v_waits, 0);
-  v_is_left := array_fill(true, array[cardinality(p_moves)]);
-  v_reasons := array_fill(v_keeps_waiting, array[cardinality(p_moves)]);
-  loop
-    if v_tried < cardinality(v_free) then
-      v_tried := v_tried + 1;
-      v_place := v_free[v_tried];
-      v_group := array[v_place];
-    else
-      v_place := array_position(v_is_left, true);
-      exit when v_place is null;
-      v_group := array(
-        select g.place
-        from unnest(image_sync.follow_waiting(v_waiting.waits_for, v_place)) as g (place)
-        where v_is_left[g.place]
-      );
-    end if;
-
+  while array_position(v_is_left, true) is not null loop
+    v_group := array(
+      select g.place
+      from unnest(case
+        when v_next <= cardinality(v_waiting.in_order) then v_waiting.in_order[v_next:v_next + v_size - 1]
+        else image_sync.follow_waiting(v_waiting.waits_for, array_position(v_is_left, true))
+      end) with ordinality as g (place, rank)
+      where v_is_left[g.place]
+      order by g.rank
+    );
     perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
     select t.moved, t.refusal
     into v_attempt
@@ -1576,23 +1590,18 @@ begin
         v_is_left[v_place] := false;
         v_reasons[v_place] := null;
       end loop;
-      for v_place in
-        select w.place::integer
-        from unnest(v_group) as g (place)
-        cross join lateral jsonb_array_elements_text(v_waiting.waiters -> g.place::text) as w (place)
-      loop
-        v_waits[v_place] := v_waits[v_place] - 1;
-        if v_waits[v_place] = 0 and v_is_left[v_place] then
-          v_free := v_free || v_place;
-        end if;
-      end loop;
+      v_next := v_next + v_size;
+      v_size := least(v_size * 2, v_count);
+    elsif cardinality(v_group) > 1 and v_next <= cardinality(v_waiting.in_order) then
+      v_size := (v_size + 1) / 2;
     else
       if cardinality(v_group) = 1 then
-        v_reasons[v_place] := v_attempt.refusal;
+        v_reasons[v_group[1]] := v_attempt.refusal;
       end if;
-      foreach v_place in array image_sync.follow_waiting(v_waiting.waiters, v_place) loop
+      foreach v_place in array image_sync.follow_waiting(v_waiting.waiters, v_group[1]) loop
         v_is_left[v_place] := false;
       end loop;
+      v_next := v_next + v_size;
     end if;
   end loop;
 
@@ -1660,8 +1669,9 @@ as $$
 declare
   v_chunk image_sync.chunks := p_chunk;
   v_movement record;
-  v_kept integer;
+  v_waiting image_sync.move[];
   v_unmoved text[];
+  v_kept integer;
 begin
   select m.moved, m.problems
   into v_movement
@@ -1680,22 +1690,27 @@ begin
 
   -- Where the name has a record after all, and not one that waits itself, that one keeps it; where it has none, no other is inserted
   -- beside the one that is to come.
+  v_waiting := array(
+    select m
+    from unnest(p_moves) as m
+    except
+    select m
+    from unnest(v_movement.moved) as m
+  );
   v_unmoved := array(
     select m.to_name
-    from unnest(p_moves) as m
+    from unnest(v_waiting) as m
     where m.to_bucket = p_bucket_id
       and m.to_name collate "C" > v_chunk.from_key
       and m.to_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
-      and m <> all (v_movement.moved)
   );
   v_kept := image_sync.count_recorded(p_bucket_id, v_chunk, array(
     select u.name
     from unnest(v_unmoved) as u (name)
     except
     select m.from_name
-    from unnest(p_moves) as m
+    from unnest(v_waiting) as m
     where m.from_bucket = p_bucket_id
-      and m <> all (v_movement.moved)
   ));
   v_chunk.recorded := v_chunk.recorded + v_kept;
   v_chunk.moved := v_chunk.moved - cardinality(v_unmoved);
@@ -1823,11 +1838,14 @@ declare
   v_names constant text[] := array(
     select p.file_name
     from public.part_images p
-    join image_sync.objects o
-      on o.name collate "C" = p.file_name
-      and o.bucket_id = p_bucket_id
-      and o.name collate "C" > p_from_key
-      and o.name collate "C" <= p_last_key
+    cross join lateral (
+      select o.id
+      from image_sync.objects o
+      where o.bucket_id = p_bucket_id
+        and o.name collate "C" = p.file_name
+      -- One look-up by index for each, whatever the planner believes of the table.
+      offset 0
+    ) as o
     cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
     where p.bucket_id = p_bucket_id
       and p.file_name collate "C" > p_from_key
@@ -1844,11 +1862,10 @@ begin
     select n.name
     from unnest(v_names) as n (name)
     where v_moves is not null
-      and not exists (
-        select
+      and n.name not in (
+        select m.from_name
         from unnest(v_moves) as m
         where m.from_bucket = p_bucket_id
-          and m.from_name = n.name
       )
   );
 end;
@@ -1881,11 +1898,10 @@ begin
       and p.file_name collate "C" > p_chunk.from_key
       and p.file_name collate "C" <= v_last_key
       and o.id is distinct from p.object_id
-      and not exists (
-        select
+      and p.file_name not in (
+        select m.from_name
         from unnest(p_moves) as m
         where m.from_bucket = p_bucket_id
-          and m.from_name = p.file_name
       )
       and (
         p.file_name = any (v_staying)
@@ -2857,10 +2873,14 @@ begin
       from unnest(p_compared.moves) as m
       where m.from_bucket = p_run.bucket_id
         and not exists (
+          -- A look by the key for each: as a join it might read the bucket for every one.
           select
           from public.part_images p
           where p.bucket_id = p_run.bucket_id
-            and p.file_name collate "C" = m.from_name
+            and p.file_name collate "C" >= m.from_name
+            and p.file_name collate "C" <= m.from_name
+          order by p.file_name collate "C"
+          offset 0
         )
     );
     v_names := array(

@@ -625,10 +625,14 @@ begin
       from unnest(p_compared.moves) as m
       where m.from_bucket = p_run.bucket_id
         and not exists (
+          -- A look by the key for each: as a join it might read the bucket for every one.
           select
           from public.part_images p
           where p.bucket_id = p_run.bucket_id
-            and p.file_name collate "C" = m.from_name
+            and p.file_name collate "C" >= m.from_name
+            and p.file_name collate "C" <= m.from_name
+          order by p.file_name collate "C"
+          offset 0
         )
     );
     v_names := array(
