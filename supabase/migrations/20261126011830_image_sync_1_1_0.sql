@@ -1492,7 +1492,7 @@ begin
   );
   in_order := array_positions(v_waits, 0);
   while v_next <= cardinality(in_order) loop
-    for v_place in select jsonb_array_elements_text(waiters -> in_order[v_next]::text) loop
+    for v_place in select jsonb_array_elements_text(waiters -> in_order[v_next]::text)::integer loop
       v_waits[v_place] := v_waits[v_place] - 1;
       if v_waits[v_place] = 0 then
         in_order := in_order || v_place;
