@@ -54,8 +54,8 @@ export default defineConfig({
           name: "together",
           include: ["tests/**/*.test.ts"],
           exclude: [...configDefaults.exclude, ...busy, ...timed],
-          // One more than the processors that there may be: these wait for a third of their time.
-          maxWorkers: 3,
+          // Twice the processors that there may be: these wait for half of their time.
+          maxWorkers: 4,
           sequence: { groupOrder: 0 },
         },
       },
