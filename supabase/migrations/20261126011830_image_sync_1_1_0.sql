@@ -1595,9 +1595,7 @@ begin
     elsif cardinality(v_group) > 1 and v_next <= cardinality(v_waiting.in_order) then
       v_size := (v_size + 1) / 2;
     else
-      if cardinality(v_group) = 1 then
-        v_reasons[v_group[1]] := v_attempt.refusal;
-      end if;
+      v_reasons[v_group[1]] := case when cardinality(v_group) > 1 then format('of %s records that can only move together one stays: ', cardinality(v_group)) else '' end || v_attempt.refusal;
       foreach v_place in array image_sync.follow_waiting(v_waiting.waiters, v_group[1]) loop
         v_is_left[v_place] := false;
       end loop;

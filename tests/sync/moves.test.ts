@@ -553,6 +553,36 @@ test("a record that somebody holds, or that the table refuses, stays and is name
   });
 });
 
+test("an exchange that the table refuses is named each night with what it said; another one goes on", async () => {
+  const { bucket, idOf } = await bucketOf(["a.jpg", "b.jpg", "c.jpg", "d.jpg"]);
+  await moveObjects(lab, bucket, { "a.jpg": "b.jpg", "b.jpg": "a.jpg", "c.jpg": "d.jpg", "d.jpg": "c.jpg" });
+  await lab.sql.unsafe(`
+    create or replace function public.test_refuse_move() returns trigger language plpgsql as $$
+    begin raise exception 'a stays'; end $$;
+    create trigger "test refuses ${bucket}" before update of file_name on public.part_images
+      for each row when (old.bucket_id = '${bucket}' and old.file_name = 'a.jpg') execute function public.test_refuse_move();`);
+  try {
+    for (const moved of [2, 0]) {
+      const run = await sync(bucket);
+      expect(run).toMatchObject({ state: "partial", totals: { moved, unmoved: 2, inserted: 0 } });
+      expect(run.problems.map(({ name }) => name).toSorted()).toEqual(["a.jpg", "b.jpg"]);
+      expect(run.problems[0]?.detail).toMatch(/^Its record is that of .* still: of 2 records .*: a stays$/);
+      expect(codesOf(await readReport(lab, bucket))).toContain("not_moved");
+    }
+  } finally {
+    await lab.sql.unsafe(
+      `drop trigger "test refuses ${bucket}" on public.part_images; drop function public.test_refuse_move()`,
+    );
+  }
+  expect(await sync(bucket)).toMatchObject({ state: "succeeded", totals: { moved: 2, inserted: 0 } });
+  expect(placesOf(await readRecords(lab, bucket))).toEqual({
+    "a.jpg": idOf("b.jpg"),
+    "b.jpg": idOf("a.jpg"),
+    "c.jpg": idOf("d.jpg"),
+    "d.jpg": idOf("c.jpg"),
+  });
+});
+
 test("of two exchanges and a ring the one goes on whose records nobody holds", async () => {
   const { bucket, idOf } = await bucketOf(numberedNames(7));
   const [a = "", b = "", c = "", d = "", e = "", f = "", g = ""] = numberedNames(7);
