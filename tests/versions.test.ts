@@ -40,7 +40,7 @@ test("so does the schema", async () => {
     new URL("../supabase/schemas/040_project.sql", import.meta.url),
     "utf8",
   );
-  expect(/function image_sync\.schema_version\(\)[\s\S]*?return '([\d.]+)'/.exec(project)?.[1]).toBe(VERSION);
+  expect(/function image_sync\.schema_version\(\)[\s\S]*?select '([\d.]+)'/.exec(project)?.[1]).toBe(VERSION);
 });
 
 test.each([

@@ -235,11 +235,6 @@ from functions f
 join pg_catalog.pg_language l
   on l.oid = f.prolang
 union all
--- Of those that are written in standard SQL the database keeps the parsed body alone.
-select 'body', f.name, md5(pg_get_function_sqlbody(f.oid)), false, null, null
-from functions f
-where f.prosqlbody is not null
-union all
 select
   'grant',
   format('%s on %s to %s', lower(g.privilege_type), g.target, r.name),

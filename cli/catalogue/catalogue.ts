@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { z } from "zod";
 import { VERSION } from "../../supabase/functions/image-sync/version.ts";
 import { packageRoot } from "../package_root.ts";
-import { readSchema } from "../project/schema.ts";
+import { readSchema, setOf } from "../project/schema.ts";
 import type { QueryDatabase } from "./database.ts";
 
 const KINDS = [
@@ -133,7 +133,7 @@ export async function mendingSql(drifts: readonly Drift[]): Promise<string> {
   const isBefore = ({ kind }: Drift) => KINDS.indexOf(kind) < KINDS.indexOf("function");
   const sqlOf = (some: readonly Drift[]) => some.flatMap(({ sql }) => sql === null ? [] : [sql]);
   const set = drifts.some(({ sql, kind }) => sql === null || kind === "function" || kind === "view")
-    ? (await readSchema()).filter(({ version }) => version === null).map(({ text }) => text)
+    ? setOf(await readSchema())
     : [];
   const statements = [
     ...sqlOf(drifts.filter(isBefore)),

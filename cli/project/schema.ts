@@ -2,22 +2,19 @@
  * The schema, a noun a file (`supabase/schemas/`), and the migrations that are made of it. A line `-- step 1.0.0` begins what is done
  * once, on the way to that version: tables, types, data. A line `-- set` begins what is said anew by every release: functions and
  * views, each with `create or replace`. A migration is the steps since a version, in the order of versions and files, and then the
- * whole set.
+ * whole set; an upgrade begins with what follows `-- upgrade`, which makes room for the steps.
  */
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { packageRoot } from "../package_root.ts";
 
-/** A stretch of a file: a step on the way to a version, or a part of the set. */
-export type SchemaPart = {
-  readonly file: string;
-  /** Null: of the set. */
-  readonly version: string | null;
-  readonly text: string;
-};
+/** A part of a file: what an upgrade begins with, a step on the way to a version, or a part of the set. */
+export type SchemaPart =
+  & { readonly file: string; readonly text: string }
+  & ({ readonly kind: "upgrade" | "set" } | { readonly kind: "step"; readonly version: string });
 
 const home = join(packageRoot, "supabase/schemas");
-const MARK = /^-- (?:step (\d+\.\d+\.\d+)|set)$/;
+const MARK = /^-- (?:step (\d+\.\d+\.\d+)|(set|upgrade))$/;
 
 /**
  * The parts of the schema, in the order of their files.
@@ -33,14 +30,27 @@ export async function readSchema(directory: string = home): Promise<readonly Sch
 }
 
 function partsOf(file: string, text: string): SchemaPart[] {
-  const parts: { version: string | null; lines: string[] }[] = [];
+  const parts: { mark: RegExpExecArray; lines: string[] }[] = [];
   for (const line of text.split("\n")) {
     const mark = MARK.exec(line);
-    if (mark !== null) parts.push({ version: mark[1] ?? null, lines: [] });
+    if (mark !== null) parts.push({ mark, lines: [] });
     else if (parts.length > 0) parts.at(-1)?.lines.push(line);
-    else throw new Error(`Cannot read ${file}: its first line is neither "-- step VERSION" nor "-- set"`);
+    else {
+      throw new Error(
+        `Cannot read ${file}: its first line is none of "-- step VERSION", "-- set" and "-- upgrade"`,
+      );
+    }
   }
-  return parts.map(({ version, lines }) => ({ file, version, text: lines.join("\n").trim() }));
+  return parts.map(({ mark: [, version, kind], lines }): SchemaPart => {
+    const part = { file, text: lines.join("\n").trim() };
+    if (version !== undefined) return { ...part, kind: "step", version };
+    return { ...part, kind: kind === "upgrade" ? "upgrade" : "set" };
+  });
+}
+
+/** What every release says anew, as SQL. */
+export function setOf(schema: readonly SchemaPart[]): readonly string[] {
+  return schema.filter(({ kind }) => kind === "set").map(({ text }) => text);
 }
 
 /** Compares two versions: negative where the first is older. Source: https://semver.org, 11; without pre-releases. */
@@ -54,17 +64,16 @@ export type Way = { readonly from: string | null; readonly to: string };
 
 /** The migration that goes this way, as it is shipped. */
 export function migrationOf(schema: readonly SchemaPart[], { from, to }: Way): string {
-  const steps = schema
-    .filter(({ version }) => version !== null)
-    .filter(({ version }) => from === null || compareVersions(version ?? "", from) > 0)
-    .toSorted((one, other) => compareVersions(one.version ?? "", other.version ?? ""));
-  const set = schema.filter(({ version }) => version === null);
+  const steps = schema.filter((part) => part.kind === "step")
+    .filter(({ version }) => from === null || compareVersions(version, from) > 0)
+    .toSorted((one, other) => compareVersions(one.version, other.version));
+  const partsOfKind = (wanted: SchemaPart["kind"]) => schema.filter(({ kind }) => kind === wanted);
   const title = from === null ? `image-sync ${to}` : `image-sync ${from} to ${to}`;
   return [
     `-- ${title}: keeps a storage bucket and the table public.part_images in step. Generated from its schema; do not edit.`,
     ...(from === null ? [] : [guard({ from, to })]),
-    ...[...steps, ...set].map(({ file, version, text }) =>
-      `-- ${nounOf(file)}${version === null ? "" : `, ${version}`}\n\n${text}`
+    ...[...(from === null ? [] : partsOfKind("upgrade")), ...steps, ...partsOfKind("set")].map((part) =>
+      `-- ${nounOf(part.file)}${part.kind === "step" ? `, ${part.version}` : ""}\n\n${part.text}`
     ),
   ].join("\n\n") + "\n";
 }

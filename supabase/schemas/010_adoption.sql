@@ -90,14 +90,14 @@ returns text
 language sql
 stable
 set search_path = ''
-return (
+as $$
   select format_type(a.atttypid, null)
   from pg_catalog.pg_attribute a
   where a.attrelid = to_regclass('public.part_images')
     and a.attname = p_column
     and a.attnum > 0
     and not a.attisdropped
-);
+$$;
 
 comment on function image_sync.column_type(text) is 'The type of a column of public.part_images without its length; null where there is no such column.';
 
@@ -369,7 +369,7 @@ returns table (name text, must boolean, dependants text)
 language sql
 stable
 set search_path = ''
-begin atomic
+as $$
   select
     a.attname::text,
     a.atttypid <> 'varchar'::regtype or a.atttypmod <> -1,
@@ -400,7 +400,7 @@ begin atomic
     and a.attname in ('part_number', 'file_name', 'url', 'signed_url', 'bucket_id')
     and a.atttypid in ('varchar'::regtype, 'bpchar'::regtype)
     and not a.attisdropped;
-end;
+$$;
 
 comment on function image_sync.columns_to_convert() is 'The varchar and char columns that become text, whether they have to, and the views, policies, triggers and functions that forbid it.';
 
@@ -515,9 +515,11 @@ returns text
 language sql
 stable
 set search_path = ''
-return case when image_sync.column_type('bucket_id') is null then quote_literal(p_bucket_id) || '::text'
-  else format('coalesce(nullif(p.bucket_id::text, ''''), %L)', p_bucket_id)
-end || ', p.file_name::text collate "C"';
+as $$
+  select case when image_sync.column_type('bucket_id') is null then quote_literal(p_bucket_id) || '::text'
+    else format('coalesce(nullif(p.bucket_id::text, ''''), %L)', p_bucket_id)
+  end || ', p.file_name::text collate "C"'
+$$;
 
 comment on function image_sync.file_expression(text) is 'SQL, of a row p of public.part_images: its bucket and its file. Rows in which both are equal are duplicates.';
 
@@ -527,10 +529,12 @@ returns text
 language sql
 stable
 set search_path = ''
-return format(
-  'public.part_images p join (select p.ctid as row_id, count(*) over (partition by %s) as rows from public.part_images p where p.file_name <> '''') as twins on twins.row_id = p.ctid and twins.rows > 1',
-  image_sync.file_expression(p_bucket_id)
-);
+as $$
+  select format(
+    'public.part_images p join (select p.ctid as row_id, count(*) over (partition by %s) as rows from public.part_images p where p.file_name <> '''') as twins on twins.row_id = p.ctid and twins.rows > 1',
+    image_sync.file_expression(p_bucket_id)
+  )
+$$;
 
 comment on function image_sync.duplicates_expression(text) is 'SQL, to select from: the rows p of public.part_images that are not the only ones of their file.';
 
@@ -541,7 +545,7 @@ returns text
 language sql
 stable
 set search_path = ''
-begin atomic
+as $$
   select coalesce(string_agg(format(
     'exists (select from %s%s as r where %s%s)',
     case when t.relkind = 'r' then 'only ' else '' end,
@@ -580,7 +584,7 @@ begin atomic
     and c.contype = 'f'
     -- A partition's copy of the key is its table's.
     and c.conparentid = 0;
-end;
+$$;
 
 comment on function image_sync.reference_condition() is 'SQL, of a row p of public.part_images: whether a foreign key of any table refers to it.';
 
@@ -590,7 +594,7 @@ returns text
 language sql
 stable
 set search_path = ''
-begin atomic
+as $$
   select format('jsonb_build_object(%s)', string_agg(format('%1$L, p.%1$I', a.attname), ', ' order by a.attnum))
   from pg_catalog.pg_attribute a
   where a.attrelid = to_regclass('public.part_images')
@@ -602,7 +606,7 @@ begin atomic
       order by c.contype = 'f', c.oid
       limit 1
     )::smallint[]);
-end;
+$$;
 
 comment on function image_sync.key_expression() is 'SQL, of a row p of public.part_images: its key as jsonb.';
 
@@ -786,7 +790,7 @@ returns table (columns text[], lacks text, has text)
 language sql
 stable
 set search_path = ''
-begin atomic
+as $$
   with takeable as (
     select
       a.attname::text as name,
@@ -843,7 +847,7 @@ begin atomic
     string_agg(t.other_value || ' is distinct from null', ' or ') filter (where t.name <> 'signed_url_expires_at')
   from takeable t
   group by t.together;
-end;
+$$;
 
 comment on function image_sync.columns_to_take() is 'The columns that a row takes from its duplicates, and SQL that says when the row k lacks them and a duplicate x has them.';
 

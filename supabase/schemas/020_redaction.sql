@@ -6,16 +6,18 @@ returns text
 language sql
 immutable
 set search_path = ''
-return left(
-  regexp_replace(
+as $$
+  select left(
     regexp_replace(
-      regexp_replace(p_words, 'token=[^\s"''&]+', 'token=[redacted]', 'g'),
-      'eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+', '[redacted]', 'g'
+      regexp_replace(
+        regexp_replace(p_words, 'token=[^\s"''&]+', 'token=[redacted]', 'g'),
+        'eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+', '[redacted]', 'g'
+      ),
+      '(sb_secret|sb_publishable|\misr)_[A-Za-z0-9_-]+', '\1_[redacted]', 'g'
     ),
-    '(sb_secret|sb_publishable|\misr)_[A-Za-z0-9_-]+', '\1_[redacted]', 'g'
-  ),
-  500
-);
+    500
+  )
+$$;
 
 comment on function image_sync.redact(text) is
   'Words of foreign origin, fit to be stored: without tokens of signed URLs, JWTs and keys, at most 500 characters.';

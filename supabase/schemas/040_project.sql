@@ -27,7 +27,9 @@ returns text
 language sql
 immutable
 set search_path = ''
-return '1.1.0';
+as $$
+  select '2.0.0'
+$$;
 
 comment on function image_sync.schema_version() is 'The version of the schema.';
 
@@ -37,14 +39,14 @@ returns text
 language sql
 immutable
 set search_path = ''
-return (
+as $$
   select string_agg(
     case
       when c.character ~ '[A-Za-z0-9_.!~*''()-]' then c.character
       else upper(regexp_replace(encode(convert_to(c.character, 'UTF8'), 'hex'), '(..)', '%\1', 'g'))
     end, '' order by c.place)
   from regexp_split_to_table(p_text, '') with ordinality as c (character, place)
-);
+$$;
 
 comment on function image_sync.encode_uri_component(text) is 'The text with everything percent-encoded that JavaScript''s encodeURIComponent() encodes.';
 

@@ -185,7 +185,9 @@ returns text
 language sql
 immutable
 set search_path = ''
-return repeat(U&'\+10FFFF', 700);
+as $$
+  select repeat(U&'\+10FFFF', 700)
+$$;
 
 comment on function image_sync.last_key() is 'A key above all others in byte order: the upper bound of a chunk that reaches to the end of the bucket.';
 

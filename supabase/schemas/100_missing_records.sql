@@ -73,7 +73,9 @@ returns boolean
 language sql
 immutable
 set search_path = ''
-return left(p_sqlstate, 2) not in ('08', '25', '40', '53', '57', '58', 'XX') and p_sqlstate <> '42501';
+as $$
+  select left(p_sqlstate, 2) not in ('08', '25', '40', '53', '57', '58', 'XX') and p_sqlstate <> '42501'
+$$;
 
 comment on function image_sync.is_refusal(text) is 'Whether an error of this SQLSTATE is a refusal of the row that was written, rather than trouble of the server or a missing right.';
 
@@ -83,7 +85,9 @@ returns boolean
 language sql
 immutable
 set search_path = ''
-return p_sqlstate in ('55P03', '40P01');
+as $$
+  select p_sqlstate in ('55P03', '40P01')
+$$;
 
 comment on function image_sync.is_held(text) is 'Whether an error of this SQLSTATE is a lock that was not to be had: lock_not_available or deadlock_detected.';
 
@@ -124,7 +128,9 @@ returns boolean
 language sql
 immutable
 set search_path = ''
-return p_sqlstate in ('23505', '23P01') and p_schema = 'public' and p_table = 'part_images';
+as $$
+  select p_sqlstate in ('23505', '23P01') and p_schema = 'public' and p_table = 'part_images'
+$$;
 
 comment on function image_sync.is_taken(text, text, text) is 'Whether an error of this SQLSTATE and table is a unique or exclusion constraint of public.part_images.';
 
@@ -134,12 +140,12 @@ returns text
 language sql
 stable
 set search_path = ''
-return (
+as $$
   select case when a.attnotnull then '' end
   from pg_catalog.pg_attribute a
   where a.attrelid = 'public.part_images'::regclass
     and a.attname = 'signed_url'
-);
+$$;
 
 comment on function image_sync.no_url() is 'What signed_url holds where there is no URL: null, or the empty text where null is forbidden.';
 
@@ -150,7 +156,9 @@ returns text
 language sql
 volatile
 set search_path = ''
-return case when clock_timestamp() < p_since + interval '1 second' then '20ms' else '1ms' end;
+as $$
+  select case when clock_timestamp() < p_since + interval '1 second' then '20ms' else '1ms' end
+$$;
 
 comment on function image_sync.row_patience(timestamptz) is 'lock_timeout for a single row of many, tried one by one since p_since.';
 
@@ -160,13 +168,15 @@ returns jsonb
 language sql
 immutable
 set search_path = ''
-return jsonb_build_object(
-  'name', p_name,
-  'code', p_code,
-  'detail', coalesce(image_sync.redact(p_words), case p_code
-    when 'row_locked' then 'Somebody else holds it locked: the next run settles it'
-  end)
-);
+as $$
+  select jsonb_build_object(
+    'name', p_name,
+    'code', p_code,
+    'detail', coalesce(image_sync.redact(p_words), case p_code
+      when 'row_locked' then 'Somebody else holds it locked: the next run settles it'
+    end)
+  )
+$$;
 
 comment on function image_sync.item_problem(text, text, text) is 'A named item that failed: name, code, and what was said of it, redacted.';
 
@@ -176,7 +186,9 @@ returns jsonb
 language sql
 immutable
 set search_path = ''
-return jsonb_path_query_array(p_items, '$[0 to 19]');
+as $$
+  select jsonb_path_query_array(p_items, '$[0 to 19]')
+$$;
 
 comment on function image_sync.first_items(jsonb) is 'The first 20 elements of an array.';
 
@@ -186,13 +198,15 @@ returns jsonb
 language sql
 immutable
 set search_path = ''
-return case
-  when p_error is not null then jsonb_build_object(
-    'code', coalesce(left(p_error ->> 'code', 100), 'unknown'),
-    'title', coalesce(image_sync.redact(p_error ->> 'title'), 'Something went wrong'),
-    'detail', coalesce(image_sync.redact(p_error ->> 'detail'), '')
-  )
-end;
+as $$
+  select case
+    when p_error is not null then jsonb_build_object(
+      'code', coalesce(left(p_error ->> 'code', 100), 'unknown'),
+      'title', coalesce(image_sync.redact(p_error ->> 'title'), 'Something went wrong'),
+      'detail', coalesce(image_sync.redact(p_error ->> 'detail'), '')
+    )
+  end
+$$;
 
 comment on function image_sync.clean_fault(jsonb) is 'An error with code, title and detail alone, its words redacted; null for null.';
 
@@ -549,18 +563,20 @@ returns boolean
 language sql
 stable
 set search_path = ''
-return exists (
-  select
-  from pg_catalog.pg_index i
-  join pg_catalog.pg_attribute a
-    on a.attrelid = i.indrelid
-    and a.attnum = i.indkey[0]
-  where i.indrelid = 'public.part_images'::regclass
-    and i.indisunique
-    and i.indnkeyatts = 1
-    and i.indpred is null
-    and a.attname = 'part_number'
-);
+as $$
+  select exists (
+    select
+    from pg_catalog.pg_index i
+    join pg_catalog.pg_attribute a
+      on a.attrelid = i.indrelid
+      and a.attnum = i.indkey[0]
+    where i.indrelid = 'public.part_images'::regclass
+      and i.indisunique
+      and i.indnkeyatts = 1
+      and i.indpred is null
+      and a.attname = 'part_number'
+  )
+$$;
 
 comment on function image_sync.part_number_is_unique() is 'True where the table''s owner made part_number unique.';
 

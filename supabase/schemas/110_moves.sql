@@ -37,7 +37,7 @@ returns table (bucket_id text, name text)
 language sql
 stable
 set search_path = ''
-begin atomic
+as $$
   select o.bucket_id, o.name
   from image_sync.objects o
   join image_sync.settings s
@@ -57,7 +57,7 @@ begin atomic
           or (p.bucket_id, p.file_name collate "C") < (p_bucket_id, p_file_name)
         )
     );
-end;
+$$;
 
 comment on function image_sync.destination_of(text, text, uuid) is 'The bucket and name to which a sync takes the record of this place along; no row where its file is at its place, gone, or left out.';
 
@@ -69,7 +69,9 @@ returns integer
 language sql
 stable
 set search_path = ''
-return coalesce(nullif(current_setting('image_sync.max_moves', true), '')::integer, 5000);
+as $$
+  select coalesce(nullif(current_setting('image_sync.max_moves', true), '')::integer, 5000)
+$$;
 
 comment on function image_sync.max_moves() is 'How many records follow their files in one transaction at most; of a longer chain of names that wait for each other the next syncs move the rest.';
 

@@ -153,7 +153,9 @@ returns text
 language sql
 immutable
 set search_path = ''
-return left(p_name, -(length(split_part(p_name, '.', -1)) + 1));
+as $$
+  select left(p_name, -(length(split_part(p_name, '.', -1)) + 1))
+$$;
 
 comment on function image_sync.stem_of(text) is 'A file''s name with its folders and without its extension.';
 

@@ -62,9 +62,11 @@ returns integer
 language sql
 stable
 set search_path = ''
-return case
-  when p_run.mode = 'verify' then nullif(greatest(ceil(1000 * extract(epoch from p_run.paced_until - clock_timestamp()))::integer, 0), 0)
-end;
+as $$
+  select case
+    when p_run.mode = 'verify' then nullif(greatest(ceil(1000 * extract(epoch from p_run.paced_until - clock_timestamp()))::integer, 0), 0)
+  end
+$$;
 
 comment on function image_sync.pace_left(image_sync.runs) is 'Milliseconds until a verify may open more URLs; null where it may.';
 
@@ -222,23 +224,25 @@ returns jsonb
 language sql
 stable
 set search_path = ''
-return case
-  when jsonb_path_exists(p_probe, '$.failures[*] ? (@.code == "file_gone")') then p_probe || jsonb_build_object('failures', (
-    select jsonb_agg(
-      case
-        when p.failure ->> 'code' = 'file_gone' and exists (
-          select
-          from image_sync.objects o
-          where o.bucket_id = p_bucket_id
-            and o.name collate "C" = p.failure ->> 'name'
-        ) then p.failure || '{"code": "file_lost"}'
-        else p.failure
-      end
-    )
-    from jsonb_array_elements(p_probe -> 'failures') as p (failure)
-  ))
-  else p_probe
-end;
+as $$
+  select case
+    when jsonb_path_exists(p_probe, '$.failures[*] ? (@.code == "file_gone")') then p_probe || jsonb_build_object('failures', (
+      select jsonb_agg(
+        case
+          when p.failure ->> 'code' = 'file_gone' and exists (
+            select
+            from image_sync.objects o
+            where o.bucket_id = p_bucket_id
+              and o.name collate "C" = p.failure ->> 'name'
+          ) then p.failure || '{"code": "file_lost"}'
+          else p.failure
+        end
+      )
+      from jsonb_array_elements(p_probe -> 'failures') as p (failure)
+    ))
+    else p_probe
+  end
+$$;
 
 comment on function image_sync.tell_lost(text, jsonb) is 'What a probe gave, with file_gone turned into file_lost where the object is there.';
 

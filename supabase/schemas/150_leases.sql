@@ -884,7 +884,7 @@ create or replace function image_sync.release_chunks(p_run uuid, p_leases uuid[]
 returns integer
 language sql
 set search_path = ''
-begin atomic
+as $$
   with free as materialized (
     -- A row that somebody else holds is not waited for: its lease runs out.
     select c.number
@@ -903,7 +903,7 @@ begin atomic
   )
   select count(*)::integer
   from released;
-end;
+$$;
 
 comment on function image_sync.release_chunks(uuid, uuid[]) is 'Makes the chunks that hold these leases (null: all leases of the run) pending again and returns how many there were.';
 

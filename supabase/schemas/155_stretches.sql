@@ -10,7 +10,9 @@ returns integer
 language sql
 stable
 set search_path = ''
-return coalesce(nullif(current_setting('image_sync.shortest_stretch', true), '')::integer, 5);
+as $$
+  select coalesce(nullif(current_setting('image_sync.shortest_stretch', true), '')::integer, 5)
+$$;
 
 comment on function image_sync.shortest_stretch() is 'How many chunks a stretch has at least.';
 

@@ -7,7 +7,9 @@ returns jsonb
 language sql
 immutable
 set search_path = ''
-return jsonb_build_object('problem', p_numbers || jsonb_build_object('status', p_status, 'code', p_code, 'title', p_title, 'detail', p_detail));
+as $$
+  select jsonb_build_object('problem', p_numbers || jsonb_build_object('status', p_status, 'code', p_code, 'title', p_title, 'detail', p_detail))
+$$;
 
 comment on function image_sync.problem(integer, text, text, text, jsonb) is 'A refusal as the API answers it: HTTP status, stable code, title, detail with the way out, and the numbers behind it.';
 
@@ -16,7 +18,9 @@ returns jsonb
 language sql
 immutable
 set search_path = ''
-return image_sync.problem(404, 'unknown_run', 'There is no such run', format('Cannot find run %s: it never was, or housekeeping pruned it.', p_run));
+as $$
+  select image_sync.problem(404, 'unknown_run', 'There is no such run', format('Cannot find run %s: it never was, or housekeeping pruned it.', p_run))
+$$;
 
 comment on function image_sync.unknown_run(uuid) is 'The refusal of a request about a run that does not exist.';
 
@@ -73,7 +77,9 @@ returns boolean
 language sql
 immutable
 set search_path = ''
-return p_name ~ '^[A-Za-z0-9_/!.*''() &$@=;:+,?-]+$' and p_name !~ '(^|/)\.{1,2}(/|$)';
+as $$
+  select p_name ~ '^[A-Za-z0-9_/!.*''() &$@=;:+,?-]+$' and p_name !~ '(^|/)\.{1,2}(/|$)'
+$$;
 
 comment on function image_sync.is_signable(text) is 'Whether Storage signs an object of this name.';
 
@@ -181,7 +187,9 @@ returns boolean
 language sql
 immutable
 set search_path = ''
-return coalesce(p_error ->> 'code' in ('function_unknown', 'call_not_queued'), false);
+as $$
+  select coalesce(p_error ->> 'code' in ('function_unknown', 'call_not_queued'), false)
+$$;
 
 comment on function image_sync.is_kick_problem(jsonb) is 'Whether an error of a run says that the function could not be called.';
 
@@ -190,11 +198,13 @@ returns jsonb
 language sql
 immutable
 set search_path = ''
-return jsonb_build_object(
-  'code', 'row_locked',
-  'title', 'Somebody else holds records',
-  'detail', format('%s records were locked by other sessions and left as they are. The next sync settles them; if it does not, look for a session that stays idle in a transaction (pg_stat_activity).', p_held)
-);
+as $$
+  select jsonb_build_object(
+    'code', 'row_locked',
+    'title', 'Somebody else holds records',
+    'detail', format('%s records were locked by other sessions and left as they are. The next sync settles them; if it does not, look for a session that stays idle in a transaction (pg_stat_activity).', p_held)
+  )
+$$;
 
 comment on function image_sync.held_error(bigint) is 'What a run says of records that other sessions held.';
 
@@ -294,13 +304,15 @@ returns integer
 language sql
 immutable
 set search_path = ''
-return nullif(
-  least(
-    p_run.chunk_size * case when p_took < interval '1 second' and p_names >= p_run.chunk_size then 2 else 1 end,
-    p_settings.chunk_size
-  ),
-  case when p_run.chunk_size is null then null else p_settings.chunk_size end
-);
+as $$
+  select nullif(
+    least(
+      p_run.chunk_size * case when p_took < interval '1 second' and p_names >= p_run.chunk_size then 2 else 1 end,
+      p_settings.chunk_size
+    ),
+    case when p_run.chunk_size is null then null else p_settings.chunk_size end
+  )
+$$;
 
 comment on function image_sync.grown_size(image_sync.runs, image_sync.settings, integer, interval) is
   'runs.chunk_size after a chunk of p_names names that took p_took.';

@@ -601,14 +601,16 @@ returns jsonb
 language sql
 stable
 set search_path = ''
-return coalesce(
-  (
-    select jsonb_build_object('run', d.document)
-    from (select image_sync.run_document(p_run) as document) as d
-    where d.document is not null
-  ),
-  image_sync.unknown_run(p_run)
-);
+as $$
+  select coalesce(
+    (
+      select jsonb_build_object('run', d.document)
+      from (select image_sync.run_document(p_run) as document) as d
+      where d.document is not null
+    ),
+    image_sync.unknown_run(p_run)
+  )
+$$;
 
 comment on function public.image_sync_run(uuid) is 'One run with its progress or final report. Problem: unknown_run (404).';
 

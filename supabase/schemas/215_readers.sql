@@ -35,13 +35,15 @@ returns jsonb
 language sql
 immutable
 set search_path = ''
-return jsonb_build_object(
-  'name', p_reader.name,
-  'kind', p_reader.kind,
-  'bucket_id', p_reader.bucket_id,
-  'created_at', p_reader.created_at,
-  'last_used_at', p_reader.last_used_at
-);
+as $$
+  select jsonb_build_object(
+    'name', p_reader.name,
+    'kind', p_reader.kind,
+    'bucket_id', p_reader.bucket_id,
+    'created_at', p_reader.created_at,
+    'last_used_at', p_reader.last_used_at
+  )
+$$;
 
 comment on function image_sync.reader_document(image_sync.readers) is 'A reader as the API shows it: without the hash of its key.';
 
@@ -193,7 +195,7 @@ returns jsonb
 language sql
 stable
 set search_path = ''
-return (
+as $$
   select jsonb_build_object(
     'rare_readers', coalesce(jsonb_agg(format('%s: last used %s', r.name, to_char(r.last_used_at at time zone 'UTC', 'YYYY-MM-DD')) order by r.last_used_at, r.name), '[]'),
     'longest_absence_days', ceil(extract(epoch from now() - min(r.last_used_at)) / 86400)
@@ -202,7 +204,7 @@ return (
   where r.bucket_id = p_settings.bucket_id
     and r.last_used_at < now() - p_settings.signed_url_ttl
     and r.last_used_at > now() - interval '360 days'
-);
+$$;
 
 comment on function image_sync.reader_facts(image_sync.settings) is
   'Readers of the bucket whose last use is longer ago than a URL lives (and less than 360 days), each in words, and the longest of these times in days.';

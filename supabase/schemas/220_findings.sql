@@ -22,7 +22,9 @@ returns jsonb
 language sql
 immutable
 set search_path = ''
-return jsonb_build_object('sql', p_sql);
+as $$
+  select jsonb_build_object('sql', p_sql)
+$$;
 
 comment on function image_sync.sql_of(text) is 'The action {"sql": statements to run as the owner of the schema image_sync}.';
 

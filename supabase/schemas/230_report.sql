@@ -122,13 +122,15 @@ returns boolean
 language sql
 immutable
 set search_path = ''
-return coalesce((p_measured #>> '{coverage,signed}')::numeric, 1) >= 0.99
-  and 100 * (
-    coalesce((p_measured #>> '{difference,orphaned,count}')::bigint, 0)
-    + coalesce((p_measured ->> 'unsigned_with_object')::bigint, 0)
-    + coalesce((p_measured ->> 'expired_with_object')::bigint, 0)
-    + coalesce((p_measured #>> '{moved_away,count}')::bigint, 0)
-  ) <= coalesce((p_measured #>> '{records,total}')::bigint, 0) + coalesce((p_measured #>> '{moved_away,count}')::bigint, 0);
+as $$
+  select coalesce((p_measured #>> '{coverage,signed}')::numeric, 1) >= 0.99
+    and 100 * (
+      coalesce((p_measured #>> '{difference,orphaned,count}')::bigint, 0)
+      + coalesce((p_measured ->> 'unsigned_with_object')::bigint, 0)
+      + coalesce((p_measured ->> 'expired_with_object')::bigint, 0)
+      + coalesce((p_measured #>> '{moved_away,count}')::bigint, 0)
+    ) <= coalesce((p_measured #>> '{records,total}')::bigint, 0) + coalesce((p_measured #>> '{moved_away,count}')::bigint, 0)
+$$;
 
 comment on function image_sync.shows_enough(jsonb) is
   'Whether, by a measurement, at least 99 % of the images have a working URL and at most 1 % of the records show nothing.';
@@ -139,11 +141,13 @@ returns boolean
 language sql
 stable
 set search_path = ''
-return coalesce(
-  (
-    select 100 * sum(u.files) <= (p_facts #>> '{verified,checked}')::bigint
-    from image_sync.unseen(p_facts) u
-  ), true);
+as $$
+  select coalesce(
+    (
+      select 100 * sum(u.files) <= (p_facts #>> '{verified,checked}')::bigint
+      from image_sync.unseen(p_facts) u
+    ), true)
+$$;
 
 comment on function image_sync.shows_what_it_says(jsonb) is
   'Whether, by the newest verify and what came after it, at most 1 % of the URLs show no image; true where there was none.';

@@ -89,11 +89,13 @@ returns jsonb
 language sql
 immutable
 set search_path = ''
-return image_sync.problem(
-  400, 'invalid_setting', 'A setting is not allowed',
-  format('Cannot change %s of bucket %s: %s', p_field, p_bucket, p_message),
-  jsonb_build_object('errors', jsonb_build_array(jsonb_build_object('field', p_field, 'message', p_message)))
-);
+as $$
+  select image_sync.problem(
+    400, 'invalid_setting', 'A setting is not allowed',
+    format('Cannot change %s of bucket %s: %s', p_field, p_bucket, p_message),
+    jsonb_build_object('errors', jsonb_build_array(jsonb_build_object('field', p_field, 'message', p_message)))
+  )
+$$;
 
 comment on function image_sync.setting_refused(text, text, text) is 'The problem for a setting that cannot be changed so, with the field that it is about.';
 

@@ -347,7 +347,7 @@ create or replace function image_sync.archive_orphans(p_run image_sync.runs, p_n
 returns text[]
 language sql
 set search_path = ''
-begin atomic
+as $$
   with removed as (
     delete from public.part_images p
     where p.bucket_id = p_run.bucket_id
@@ -373,7 +373,7 @@ begin atomic
   )
   select coalesce(array_agg(archived.file_name), '{}')
   from archived;
-end;
+$$;
 
 comment on function image_sync.archive_orphans(image_sync.runs, text[]) is 'Moves those of the named records that have no object to the archive and returns their names.';
 

@@ -4,7 +4,9 @@ returns text
 language sql
 immutable
 set search_path = ''
-return p_name || case when p_other_bucket_id <> p_bucket_id then format(' (bucket %s)', p_other_bucket_id) else '' end;
+as $$
+  select p_name || case when p_other_bucket_id <> p_bucket_id then format(' (bucket %s)', p_other_bucket_id) else '' end
+$$;
 
 comment on function image_sync.place_in_words(text, text, text) is 'A name, with its bucket where that is another one.';
 

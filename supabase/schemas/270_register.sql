@@ -24,7 +24,8 @@ returns text
 language sql
 immutable
 set search_path = ''
-return $query$
+as $$
+select $query$
   select distinct on (p.bucket_id, k.look_up_key)
     p.bucket_id,
     k.look_up_key,
@@ -94,7 +95,8 @@ return $query$
       or strpos(p.signed_url, '?token=') > 0 and not starts_with('eyJ', left(split_part(p.signed_url, '?token=', 2), 3))
     )
   order by p.bucket_id, k.look_up_key, length(p.part_number), length(p.file_name), p.file_name collate "C" desc
-$query$;
+$query$
+$$;
 
 comment on function image_sync.register_query() is
   'The query of the register of every bucket: the one place that says what it shows. The views image_sync.register and public.part_register are made of it.';
@@ -160,14 +162,14 @@ returns text
 language sql
 stable
 set search_path = ''
-return (
+as $$
   select s.bucket_id
   from image_sync.settings s
   where s.bucket_id = p_bucket
     or p_bucket is null
   order by s.register desc, s.bucket_id = 'part-images' desc, s.bucket_id collate "C"
   limit 1
-);
+$$;
 
 comment on function image_sync.register_bucket(text) is 'The bucket of a register that is asked for by name or, null, by none; null where it has no settings.';
 
@@ -176,10 +178,12 @@ returns jsonb
 language sql
 immutable
 set search_path = ''
-return image_sync.problem(
-  404, 'unknown_bucket', 'The bucket has no settings',
-  format('Cannot read the register of bucket %s: image_sync.settings has no row for it.', coalesce(p_bucket, '(none)'))
-);
+as $$
+  select image_sync.problem(
+    404, 'unknown_bucket', 'The bucket has no settings',
+    format('Cannot read the register of bucket %s: image_sync.settings has no row for it.', coalesce(p_bucket, '(none)'))
+  )
+$$;
 
 comment on function image_sync.unknown_register(text) is 'The problem unknown_bucket of a register.';
 

@@ -12,11 +12,12 @@ import { type EmptyDatabase, inTransaction, openEmptyDatabase } from "./support/
 import { readOurCatalogue } from "./support/catalogue.ts";
 
 const migrations = join(projectDirectory, "supabase/migrations");
+const released = join(projectDirectory, "tests/schema/fixtures/releases");
 const read = (path: string) => readFile(join(projectDirectory, path), "utf8");
-const releases = z.array(z.object({ version: z.string(), migration: z.string(), sha256: z.string() }))
-  .parse(JSON.parse(await read("supabase/schemas/releases.json")));
-const files = (await readdir(migrations)).filter((name) => name.endsWith(".sql")).sort();
+const releases = z.array(z.object({ version: z.string(), files: z.record(z.string(), z.string()) }))
+  .parse(JSON.parse(await readFile(join(released, "releases.json"), "utf8")));
 const schema = await readSchema();
+const whole = migrationOf(schema, { from: null, to: VERSION });
 
 let db: EmptyDatabase;
 beforeAll(async () => {
@@ -39,28 +40,66 @@ async function catalogueAfter(...texts: readonly string[]): Promise<readonly str
 }
 
 test("the migration of the version at hand is what the schema says", async () => {
-  const before = releases.filter(({ version }) => compareVersions(version, VERSION) < 0).at(-1);
-  const last = files.at(-1) ?? "";
-  expect(last).toMatch(new RegExp(`_image_sync_${VERSION.replaceAll(".", "_")}\\.sql$`));
-  const expected = migrationOf(schema, { from: before?.version ?? null, to: VERSION });
-  expect(await read(`supabase/migrations/${last}`) === expected, "run npm run migration").toBe(true);
+  const files = (await readdir(migrations)).filter((name) => name.endsWith(".sql"));
+  expect(files).toEqual([
+    expect.stringMatching(`^\\d{14}_image_sync_${VERSION.replaceAll(".", "_")}\\.sql$`),
+  ]);
+  expect(await read(`supabase/migrations/${files[0]}`) === whole, "run npm run migration").toBe(true);
 });
 
 test("what is released never changes", async () => {
-  for (const { migration, sha256 } of releases) {
-    const text = await read(`supabase/migrations/${migration}`);
-    expect([migration, createHash("sha256").update(text).digest("hex")]).toEqual([migration, sha256]);
+  for (const { files } of releases) {
+    for (const [name, sha256] of Object.entries(files)) {
+      const bytes = await readFile(join(released, name));
+      expect([name, createHash("sha256").update(bytes).digest("hex")]).toEqual([name, sha256]);
+    }
   }
-  // Beside them stands one migration at most: that of the version at hand.
-  const unreleased = files.filter((file) => !releases.some(({ migration }) => migration === file));
-  expect(unreleased.length).toBeLessThanOrEqual(1);
 });
 
-test("all migrations one after the other give what installing the last version gives", async () => {
-  const texts = await Promise.all(files.map((file) => read(`supabase/migrations/${file}`)));
-  const chained = await catalogueAfter(...texts);
-  expect(chained.length).toBeGreaterThan(300);
-  expect(chained).toEqual(await catalogueAfter(migrationOf(schema, { from: null, to: VERSION })));
+/** The migrations that a project has which installed the first release and went on to this one. */
+async function installedUpTo(version: string): Promise<readonly string[]> {
+  const until = releases.filter((release) => compareVersions(release.version, version) <= 0);
+  return await Promise.all(
+    until.map((release) => readFile(join(released, `${release.version}.sql`), "utf8")),
+  );
+}
+
+describe.each(releases)("an installation of $version", ({ version }) => {
+  test("comes to the catalogue that installing this version gives", async () => {
+    const upgraded = await catalogueAfter(
+      ...await installedUpTo(version),
+      migrationOf(schema, { from: version, to: VERSION }),
+    );
+    expect(upgraded.length).toBeGreaterThan(300);
+    expect(upgraded).toEqual(await catalogueAfter(whole));
+  }, 60_000);
+
+  test("is left as it is where a view of the project's own needs one of our functions", async () => {
+    await inTransaction(db.sql, "select", async (tx) => {
+      await apply(
+        tx,
+        ...await installedUpTo(version),
+        "create view public.of_the_shop as select image_sync.schema_version() as version",
+      );
+      const before = await readOurCatalogue(tx);
+      await expect(tx.savepoint((inner) => apply(inner, migrationOf(schema, { from: version, to: VERSION }))))
+        .rejects.toThrow("Cannot upgrade image-sync: view of_the_shop uses a function or view of the schema");
+      expect(await readOurCatalogue(tx)).toEqual(before);
+    });
+  }, 60_000);
+});
+
+test("readers read on after an upgrade from 1.1.0", async () => {
+  await inTransaction(db.sql, "select", async (tx) => {
+    await apply(
+      tx,
+      ...await installedUpTo("1.1.0"),
+      "create role office; grant select on public.part_register to office",
+      migrationOf(schema, { from: "1.1.0", to: VERSION }),
+    );
+    expect(await tx`select has_table_privilege('office', 'public.part_register', 'select') as reads`)
+      .toEqual([{ reads: true }]);
+  });
 }, 60_000);
 
 // A release that does each kind of thing: a column, a table, a function that goes, one that takes something else, one that changes.
@@ -69,7 +108,7 @@ const next: readonly SchemaPart[] = [
   ...schema.map((part) => ({
     ...part,
     text: part.text
-      .replace(`return '${VERSION}';`, `return '${NEXT}';`)
+      .replace(`select '${VERSION}'`, `select '${NEXT}'`)
       .replace(
         /create or replace function image_sync\.encode_uri_component[\s\S]*?;\n\ncomment on function image_sync\.encode_uri_component\(text\)[^\n]*\n/,
         "",
@@ -85,40 +124,41 @@ const next: readonly SchemaPart[] = [
   })),
   {
     file: "030_settings.sql",
+    kind: "step",
     version: NEXT,
     text: `alter table image_sync.settings add column made_up integer not null default 7;
 comment on column image_sync.settings.made_up is 'Made up.';`,
   },
   {
     file: "040_project.sql",
+    kind: "step",
     version: NEXT,
     text:
       "drop function if exists image_sync.encode_uri_component(text) cascade;\ndrop function if exists image_sync.last_key() cascade;",
   },
   {
     file: "300_made_up.sql",
+    kind: "step",
     version: NEXT,
     text: `create table image_sync.made_up (id integer constraint made_up_pkey primary key);
 alter table image_sync.made_up enable row level security;`,
   },
 ];
 
-const installed = () => Promise.all(files.map((file) => read(`supabase/migrations/${file}`)));
-
 describe("a next release", () => {
   test("comes to the catalogue that installing it gives", async () => {
     const upgraded = await catalogueAfter(
-      ...await installed(),
+      whole,
       migrationOf(next, { from: VERSION, to: NEXT }),
     );
-    const whole = await catalogueAfter(migrationOf(next, { from: null, to: NEXT }));
-    expect(whole.filter((thing) => /made_up|last_key\(p_length/.test(thing)).length).toBeGreaterThan(3);
-    expect(upgraded).toEqual(whole);
+    const fresh = await catalogueAfter(migrationOf(next, { from: null, to: NEXT }));
+    expect(fresh.filter((thing) => /made_up|last_key\(p_length/.test(thing)).length).toBeGreaterThan(3);
+    expect(upgraded).toEqual(fresh);
   }, 60_000);
 
   test("keeps every row, and a run that is open goes on", async () => {
     await inTransaction(db.sql, "select", async (tx) => {
-      await apply(tx, ...await installed());
+      await apply(tx, whole);
       await tx`select image_sync_announce('https://shop.supabase.co', ${VERSION})`;
       await tx`insert into storage.buckets (id, name) values ('part-images', 'part-images') on conflict do nothing`;
       await tx`
@@ -165,7 +205,7 @@ describe("a next release", () => {
         await expect(refused(migrationOf(next, { from: VERSION, to: NEXT }))).rejects.toThrow(
           /version none is installed/,
         );
-        await apply(tx, ...await installed());
+        await apply(tx, whole);
         const before = await readOurCatalogue(tx);
         await expect(refused(migrationOf(next, { from: "98.0.0", to: NEXT })))
           .rejects.toThrow(
@@ -185,7 +225,7 @@ describe("an installation of before the first release", () => {
   test("keeps its settings, its archive and the table; what is the project's own stays", async () => {
     const before = await read("tests/schema/fixtures/before_release.sql");
     await inTransaction(db.sql, before, async (tx) => {
-      await apply(tx, ...await installed());
+      await apply(tx, whole);
       expect(
         await tx`select bucket_id, extensions, signed_url_ttl, renew_before from image_sync.settings order by 1`,
       ).toEqual([

@@ -121,11 +121,11 @@ test("a repository that installed the first release goes on to this one with one
     const manifestPath = join(shop, "supabase/functions/image-sync/image-sync.json");
     const manifest = JSON.parse(await readFile(manifestPath, "utf8"));
     const [first] = JSON.parse(
-      await readFile(join(projectDirectory, "supabase/schemas/releases.json"), "utf8"),
+      await readFile(join(projectDirectory, "tests/schema/fixtures/releases/releases.json"), "utf8"),
     );
     await writeFile(manifestPath, JSON.stringify({ ...manifest, version: first.version }));
     await copyFile(
-      join(projectDirectory, "supabase/migrations", first.migration),
+      join(projectDirectory, "tests/schema/fixtures/releases", `${first.version}.sql`),
       join(shop, "supabase", manifest.migration),
     );
     await supabaseOf(shop, other, "db", "push");

@@ -1,5 +1,5 @@
 /** The version of the function, as package.json has it; announced to the database. */
-export const VERSION = "1.1.0";
+export const VERSION = "2.0.0";
 
 /** How a function goes with a schema: not at all, or better after the schema's or the function's own upgrade, or well. */
 export type Fit = "mismatch" | "older_schema" | "older_function" | "fits";
