@@ -28,6 +28,7 @@ const LINKS: readonly (readonly [lookedAt: string, fine: string, codes: readonly
   ["jobs of pg_cron", "all three are there and ran well", ["job_missing", "job_failed"]],
   ["calls of the schedule", "the function is reached", [
     "function_unknown",
+    "function_outdated",
     "address_stale",
     "last_call_failed",
     "calls_unanswered",

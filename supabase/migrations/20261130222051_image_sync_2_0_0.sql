@@ -1788,6 +1788,22 @@ $$;
 
 comment on function image_sync.schema_version() is 'The version of the schema.';
 
+-- Whether the function that announced itself last knows this schema, as semantic versioning counts; so does one that has not yet.
+create or replace function image_sync.function_fits()
+returns boolean
+language sql
+stable
+set search_path = ''
+as $$
+  select not exists (
+    select
+    from image_sync.project p
+    where split_part(p.function_version, '.', 1) <> split_part(image_sync.schema_version(), '.', 1)
+  )
+$$;
+
+comment on function image_sync.function_fits() is 'False while a function of another major version is deployed: between a push and the deploy after it.';
+
 -- A bucket's name as encodeURIComponent() writes it. Source: ECMA-262, 19.2.6.4.
 create or replace function image_sync.encode_uri_component(p_text text)
 returns text
@@ -1870,12 +1886,14 @@ comment on function public.image_sync_announce(text, text) is
 
 revoke all on function
   image_sync.schema_version(),
+  image_sync.function_fits(),
   image_sync.encode_uri_component(text),
   image_sync.url_base(image_sync.settings)
 from public;
 revoke all on function public.image_sync_announce(text, text) from public, anon, authenticated;
 grant execute on function
   image_sync.schema_version(),
+  image_sync.function_fits(),
   image_sync.encode_uri_component(text),
   image_sync.url_base(image_sync.settings),
   public.image_sync_announce(text, text)
@@ -7142,6 +7160,10 @@ begin
     raise exception 'Cannot advance run %: there is no such run', p_run
       using errcode = 'no_data_found', hint = 'Start one with image_sync_start.';
   end if;
+  -- A worker that was under way when the migrations came does not know what it is answered: its run waits for the next function.
+  if not image_sync.function_fits() then
+    return jsonb_build_object('closed', null, 'next', 'stop');
+  end if;
   select s.*
   into v_settings
   from image_sync.settings s
@@ -8229,7 +8251,7 @@ begin
       limit 1
     ) as d on true;
   end if;
-  v_facts := v_facts || jsonb_build_object('function_url', (
+  v_facts := v_facts || jsonb_build_object('function_fits', image_sync.function_fits(), 'function_url', (
     select a.url
     from image_sync.project a
   ));
@@ -9244,6 +9266,12 @@ begin
       image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
     ),
     (
+      'function_outdated', 'error', 'The deployed function does not know this schema',
+      (not (v_schedule ->> 'function_fits')::boolean)::integer, null,
+      'Runs wait for it. Deploy it, and start a sync by hand: npx supabase functions deploy image-sync --use-api',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
       'address_stale', 'error', 'The schedule calls a function that does not know this database',
       ((v_call ->> 'answered')::boolean and (v_call ->> 'status')::integer = 401)::integer,
       jsonb_build_array(v_schedule ->> 'function_url'),
@@ -9252,7 +9280,7 @@ begin
     ),
     (
       'last_call_failed', 'warning', 'The last call that the schedule queued got an error',
-      ((v_call ->> 'answered')::boolean and coalesce((v_call ->> 'status')::integer not between 200 and 299 and (v_call ->> 'status')::integer <> 401, true))::integer,
+      ((v_call ->> 'answered')::boolean and coalesce((v_call ->> 'status')::integer not between 200 and 299 and (v_call ->> 'status')::integer <> 401, true) and (v_schedule ->> 'function_fits')::boolean)::integer,
       jsonb_build_array(coalesce('HTTP ' || (v_call ->> 'status'), v_call ->> 'error')),
       format('404: the function is not deployed. 503: it did not start, or could not reach the database; its log says more. No answer: %s cannot be reached. A sync started by hand does the work meanwhile.', coalesce(v_schedule ->> 'function_url', 'its address')),
       image_sync.request_of(v_bucket_id, '{"mode": "sync"}')

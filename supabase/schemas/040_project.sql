@@ -33,6 +33,22 @@ $$;
 
 comment on function image_sync.schema_version() is 'The version of the schema.';
 
+-- Whether the function that announced itself last knows this schema, as semantic versioning counts; so does one that has not yet.
+create or replace function image_sync.function_fits()
+returns boolean
+language sql
+stable
+set search_path = ''
+as $$
+  select not exists (
+    select
+    from image_sync.project p
+    where split_part(p.function_version, '.', 1) <> split_part(image_sync.schema_version(), '.', 1)
+  )
+$$;
+
+comment on function image_sync.function_fits() is 'False while a function of another major version is deployed: between a push and the deploy after it.';
+
 -- A bucket's name as encodeURIComponent() writes it. Source: ECMA-262, 19.2.6.4.
 create or replace function image_sync.encode_uri_component(p_text text)
 returns text
@@ -115,12 +131,14 @@ comment on function public.image_sync_announce(text, text) is
 
 revoke all on function
   image_sync.schema_version(),
+  image_sync.function_fits(),
   image_sync.encode_uri_component(text),
   image_sync.url_base(image_sync.settings)
 from public;
 revoke all on function public.image_sync_announce(text, text) from public, anon, authenticated;
 grant execute on function
   image_sync.schema_version(),
+  image_sync.function_fits(),
   image_sync.encode_uri_component(text),
   image_sync.url_base(image_sync.settings),
   public.image_sync_announce(text, text)

@@ -324,6 +324,10 @@ begin
     raise exception 'Cannot advance run %: there is no such run', p_run
       using errcode = 'no_data_found', hint = 'Start one with image_sync_start.';
   end if;
+  -- A worker that was under way when the migrations came does not know what it is answered: its run waits for the next function.
+  if not image_sync.function_fits() then
+    return jsonb_build_object('closed', null, 'next', 'stop');
+  end if;
   select s.*
   into v_settings
   from image_sync.settings s

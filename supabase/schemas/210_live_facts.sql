@@ -203,7 +203,7 @@ begin
       limit 1
     ) as d on true;
   end if;
-  v_facts := v_facts || jsonb_build_object('function_url', (
+  v_facts := v_facts || jsonb_build_object('function_fits', image_sync.function_fits(), 'function_url', (
     select a.url
     from image_sync.project a
   ));

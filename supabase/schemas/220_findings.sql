@@ -589,6 +589,12 @@ begin
       image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
     ),
     (
+      'function_outdated', 'error', 'The deployed function does not know this schema',
+      (not (v_schedule ->> 'function_fits')::boolean)::integer, null,
+      'Runs wait for it. Deploy it, and start a sync by hand: npx supabase functions deploy image-sync --use-api',
+      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
+    ),
+    (
       'address_stale', 'error', 'The schedule calls a function that does not know this database',
       ((v_call ->> 'answered')::boolean and (v_call ->> 'status')::integer = 401)::integer,
       jsonb_build_array(v_schedule ->> 'function_url'),
@@ -597,7 +603,7 @@ begin
     ),
     (
       'last_call_failed', 'warning', 'The last call that the schedule queued got an error',
-      ((v_call ->> 'answered')::boolean and coalesce((v_call ->> 'status')::integer not between 200 and 299 and (v_call ->> 'status')::integer <> 401, true))::integer,
+      ((v_call ->> 'answered')::boolean and coalesce((v_call ->> 'status')::integer not between 200 and 299 and (v_call ->> 'status')::integer <> 401, true) and (v_schedule ->> 'function_fits')::boolean)::integer,
       jsonb_build_array(coalesce('HTTP ' || (v_call ->> 'status'), v_call ->> 'error')),
       format('404: the function is not deployed. 503: it did not start, or could not reach the database; its log says more. No answer: %s cannot be reached. A sync started by hand does the work meanwhile.', coalesce(v_schedule ->> 'function_url', 'its address')),
       image_sync.request_of(v_bucket_id, '{"mode": "sync"}')

@@ -480,6 +480,10 @@ export const faults: Readonly<Record<string, FaultCase>> = {
         insert into image_sync.project (url, function_version) values (${lab.stack.url}, 'test')
         on conflict do nothing`,
   },
+  function_outdated: {
+    level: "error",
+    make: ({ admin }) => admin`update image_sync.project set function_version = '1.1.0'`,
+  },
   address_stale: {
     level: "error",
     async make(scene, bucket) {

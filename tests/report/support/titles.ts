@@ -41,6 +41,7 @@ export const titles: Readonly<Record<string, string>> = {
   job_failed: "A scheduled job failed the last time",
   calls_unanswered: "Calls of the function are not answered",
   function_unknown: "The function has not said where it lives",
+  function_outdated: "The deployed function does not know this schema",
   address_stale: "The schedule calls a function that does not know this database",
   last_call_failed: "The last call that the schedule queued got an error",
   table_public: "Anyone with the publishable key can read the signed URLs",
