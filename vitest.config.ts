@@ -1,3 +1,4 @@
+import "./local/surroundings.mjs";
 import { configDefaults, defineConfig } from "vitest/config";
 import { BaseSequencer, type TestSpecification } from "vitest/node";
 

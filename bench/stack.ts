@@ -1,3 +1,4 @@
+import "../local/surroundings.mjs";
 import { fileURLToPath } from "node:url";
 import postgres, { type Sql } from "postgres";
 import { z } from "zod";

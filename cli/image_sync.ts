@@ -1,4 +1,5 @@
 /** The operator's commands: `deno run -A cli/image_sync.ts status`; see `--help`. */
+import "./loopback.mjs";
 import { join } from "node:path";
 import process from "node:process";
 import { calledAs } from "./called_as.ts";

@@ -4,10 +4,8 @@
 import { spawnSync } from "node:child_process";
 import process from "node:process";
 import { wrongWays } from "./directions.mjs";
+import { projectFiles } from "./files.mjs";
 
-const files = spawnSync("git", ["ls-files", "*.ts", "*.tsx"], { encoding: "utf8" }).stdout.split("\n").filter(
-  Boolean,
-);
 const deno = (...args) => () =>
   spawnSync("deno", args, { stdio: "inherit", shell: process.platform === "win32" }).status === 0;
 
@@ -28,7 +26,7 @@ const CHECKS = [
 ];
 
 function directions() {
-  const wrong = wrongWays(files);
+  const wrong = wrongWays(projectFiles(/\.tsx?$/));
   for (const line of wrong) console.error(line);
   return wrong.length === 0;
 }

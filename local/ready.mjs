@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 // Sees to what `npm start` and `npm test` need before anything of ours can run: plain Node, no dependencies.
+import "./surroundings.mjs";
 import { spawnSync } from "node:child_process";
 import { statSync } from "node:fs";
 import { fileURLToPath } from "node:url";

@@ -1,3 +1,4 @@
+import "./surroundings.mjs";
 import { fileURLToPath } from "node:url";
 import { createControl } from "./gateway/control.ts";
 import { listen, openPool, type Pool } from "./postgres/database.ts";

@@ -1,17 +1,36 @@
 /** Temporary directories that say in their name whose they are: what a killed stack leaves behind, the next one removes. */
+import "./surroundings.mjs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { isAlive } from "./alive.ts";
+import { type Account, isEnteredBy } from "./postgres/binaries.ts";
 
 const PREFIX = "image-sync-";
 
-/** Makes one: `image-sync-KIND-PID-...`. */
-export async function makeTemporary(kind: "files" | "postgres-data"): Promise<string> {
-  return await Deno.makeTempDir({ prefix: `${PREFIX}${kind}-${Deno.pid}-` });
+/** Where another user gets to, whatever TMPDIR names. */
+const OPEN_TO_ALL = "/tmp";
+
+/**
+ * Makes one: `image-sync-KIND-PID-...`.
+ *
+ * @param account who has to get there, if that is another user than this process's
+ */
+export async function makeTemporary(kind: "files" | "postgres-data", account?: Account): Promise<string> {
+  const isReached = account === undefined || await isEnteredBy(account, tmpdir());
+  return await Deno.makeTempDir({
+    dir: isReached ? tmpdir() : OPEN_TO_ALL,
+    prefix: `${PREFIX}${kind}-${Deno.pid}-`,
+  });
 }
 
 /** Removes those of stacks that are gone, and ends a server that still runs on one of them. */
 export async function sweepTemporary(): Promise<void> {
-  const directory = temporaryDirectory();
+  for (const directory of new Set([tmpdir(), ...(Deno.uid() === 0 ? [OPEN_TO_ALL] : [])])) {
+    await sweep(directory);
+  }
+}
+
+async function sweep(directory: string): Promise<void> {
   for await (const { name, isDirectory } of Deno.readDir(directory)) {
     const owner = /^image-sync-(?:files|postgres-data)-(\d+)-[^-]+$/.exec(name)?.[1];
     if (!isDirectory || owner === undefined || isAlive(Number(owner))) continue;
@@ -38,8 +57,4 @@ async function endServer(data: string): Promise<void> {
 async function isOurs(path: string): Promise<boolean> {
   const uid = Deno.uid();
   return uid === null || uid === 0 || (await Deno.lstat(path)).uid === uid;
-}
-
-function temporaryDirectory(): string {
-  return Deno.env.get("TMPDIR") ?? Deno.env.get("TMP") ?? Deno.env.get("TEMP") ?? "/tmp";
 }

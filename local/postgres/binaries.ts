@@ -1,13 +1,16 @@
 import { createRequire } from "node:module";
-import { dirname, join } from "node:path";
+import { dirname, join, resolve } from "node:path";
 
 /** Where the server's programs are, and who must run them. */
 export type PostgresBinaries = {
   /** Directory with `initdb` and `postgres`. */
   readonly directory: string;
   /** The account that the server runs as; undefined when this process's own will do. */
-  readonly account?: { readonly uid: number; readonly gid: number };
+  readonly account?: Account;
 };
+
+/** Another user than this process's. */
+export type Account = { readonly uid: number; readonly gid: number };
 
 /**
  * Finds the Postgres programs: those in `directory`, or the ones that npm installed.
@@ -15,7 +18,7 @@ export type PostgresBinaries = {
  * @throws {Error} when they are missing, or when this is root and no account `postgres` can be made.
  */
 export async function findPostgres(directory: string | undefined): Promise<PostgresBinaries> {
-  const found = directory ?? installedDirectory();
+  const found = directory === undefined ? installedDirectory() : resolve(directory);
   for (const program of ["initdb", "postgres"]) {
     const path = join(found, program);
     const exists = await Deno.stat(path).then((info) => info.isFile, () => false);
@@ -57,47 +60,74 @@ function npmPlatform(): string {
 }
 
 // Postgres refuses to run as root.
-async function postgresAccount(): Promise<{ uid: number; gid: number }> {
+async function postgresAccount(): Promise<Account> {
   const existing = await lookUpAccount();
   if (existing !== undefined) return existing;
-  const made = await new Deno.Command("useradd", { args: ["--system", "--user-group", "postgres"] }).output();
+  const { said } = await run("useradd", ["--system", "--user-group", "postgres"]);
   const account = await lookUpAccount();
   if (account !== undefined) return account;
   throw new Error(
-    "Cannot run Postgres as root, and making an account for it with useradd failed: " +
-      `${new TextDecoder().decode(made.stderr).trim()}. Run this as another user`,
+    `Cannot run Postgres as root, and making an account for it with useradd failed: ${said}. Run this as another user`,
   );
 }
 
-async function lookUpAccount(): Promise<{ uid: number; gid: number } | undefined> {
+async function lookUpAccount(): Promise<Account | undefined> {
   const [uid, gid] = await Promise.all(["-u", "-g"].map(async (flag) => {
-    const { success, stdout } = await new Deno.Command("id", { args: [flag, "postgres"], stderr: "null" })
-      .output();
-    return success ? Number(new TextDecoder().decode(stdout)) : undefined;
+    const { success, said } = await run("id", [flag, "postgres"]);
+    return success ? Number(said) : undefined;
   }));
   return uid === undefined || gid === undefined ? undefined : { uid, gid };
 }
 
-// A checkout below /root is closed to the account postgres: run a copy of the programs from a place that is not.
-async function reachableBy(account: { uid: number; gid: number }, directory: string): Promise<string> {
-  const probe = await new Deno.Command("test", { args: ["-x", join(directory, "postgres")], ...account })
-    .output().catch(() => ({ success: false }));
-  if (probe.success) return directory;
+// A checkout below /root, or one that was made under umask 077, is closed to the account postgres: it runs a copy of the programs.
+async function reachableBy(account: Account, directory: string): Promise<string> {
+  if (await isRunBy(account, directory)) return directory;
   const installation = dirname(directory);
   const { mtime } = await Deno.stat(installation);
   const copy = `/tmp/image-sync-postgres-${mtime?.getTime() ?? 0}`;
-  const bin = join(copy, "bin");
-  if (await Deno.stat(bin).then(() => true, () => false)) return bin;
-  const unfinished = await Deno.makeTempDir({ dir: "/tmp", prefix: "image-sync-postgres-" });
-  const { success, stderr } = await new Deno.Command("cp", { args: ["-R", `${installation}/.`, unfinished] })
-    .output();
-  if (!success) {
+  if (await isGoodCopy(account, copy)) return join(copy, "bin");
+  const made = await Deno.makeTempDir({ dir: "/tmp", prefix: "image-sync-postgres-" });
+  await run("cp", ["-R", `${installation}/.`, made]);
+  await run("chmod", ["-R", "a+rX", made]);
+  if (!await isGoodCopy(account, made)) {
+    await Deno.remove(made, { recursive: true });
     throw new Error(
-      `Cannot copy ${installation} to ${unfinished}: ${new TextDecoder().decode(stderr).trim()}`,
+      `Cannot run Postgres as root: the account postgres can run neither ${directory} nor a copy in /tmp. Run this as another user`,
     );
   }
-  await Deno.chmod(unfinished, 0o755);
-  // Another process may have got there first; its copy is as good.
-  await Deno.rename(unfinished, copy).catch(() => Deno.remove(unfinished, { recursive: true }));
-  return bin;
+  if (await Deno.rename(made, copy).then(() => true, () => false)) return join(copy, "bin");
+  // Another process got there first, or somebody put something else there.
+  if (!await isGoodCopy(account, copy)) return join(made, "bin");
+  await Deno.remove(made, { recursive: true });
+  return join(copy, "bin");
+}
+
+// Everybody may put something into /tmp, under a name that can be guessed.
+async function isGoodCopy(account: Account, copy: string): Promise<boolean> {
+  const isOurs = await Deno.lstat(copy).then(({ uid, isDirectory }) => uid === 0 && isDirectory, () => false);
+  return isOurs && await isRunBy(account, join(copy, "bin"));
+}
+
+/** Whether the account may enter a folder, and every one above it. */
+export async function isEnteredBy(account: Account, folder: string): Promise<boolean> {
+  return (await run("test", ["-x", folder], account)).success;
+}
+
+async function isRunBy(account: Account, directory: string): Promise<boolean> {
+  return (await run(join(directory, "postgres"), ["--version"], account)).success;
+}
+
+/** Runs a program, where everybody may be; one that is not there, or that may not be run, fails as any other does. */
+export async function run(
+  command: string,
+  args: string[],
+  account?: Account,
+): Promise<{ readonly success: boolean; readonly said: string }> {
+  try {
+    const { success, stdout, stderr } = await new Deno.Command(command, { args, ...account, cwd: "/" })
+      .output();
+    return { success, said: new TextDecoder().decode(success ? stdout : stderr).trim() };
+  } catch (error) {
+    return { success: false, said: error instanceof Error ? error.message : String(error) };
+  }
 }

@@ -1,7 +1,7 @@
 import { join } from "node:path";
 import { type Child, startChild } from "../child_process.ts";
 import { makeTemporary } from "../temporary.ts";
-import { findPostgres, type PostgresBinaries } from "./binaries.ts";
+import { findPostgres, type PostgresBinaries, run } from "./binaries.ts";
 import { copyCluster } from "./template.ts";
 
 /** Options of {@linkcode startPostgres}. */
@@ -52,7 +52,7 @@ export function databaseUrl(port: number, role: string): string {
 export async function startPostgres(options: PostgresOptions): Promise<PostgresServer> {
   const binaries = await findPostgres(options.postgresBin);
   const hasCron = options.postgresBin !== undefined && await cronIsInstalled(binaries);
-  const directory = await makeTemporary("postgres-data");
+  const directory = await makeTemporary("postgres-data", binaries.account);
   const data = join(directory, "data");
   try {
     if (binaries.account !== undefined) {
@@ -174,10 +174,9 @@ function serverSettings(hasCron: boolean, { port, durable }: PostgresOptions): s
 
 async function cronIsInstalled(binaries: PostgresBinaries): Promise<boolean> {
   const config = join(binaries.directory, "pg_config");
-  const { success, stdout } = await new Deno.Command(config, { args: ["--pkglibdir"], stderr: "null" })
-    .output().catch(() => ({ success: false, stdout: new Uint8Array() }));
+  const { success, said } = await run(config, ["--pkglibdir"]);
   if (!success) return false;
-  const library = join(new TextDecoder().decode(stdout).trim(), "pg_cron.so");
+  const library = join(said, "pg_cron.so");
   return await Deno.stat(library).then((info) => info.isFile, () => false);
 }
 

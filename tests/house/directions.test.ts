@@ -1,7 +1,7 @@
 /** Which way imports run. */
-import { execFileSync } from "node:child_process";
 import { expect, test } from "vitest";
 import { wrongWays } from "../../local/directions.mjs";
+import { projectFiles } from "../../local/files.mjs";
 
 const FUNCTION = "supabase/functions/image-sync";
 
@@ -23,8 +23,5 @@ test.each([
 });
 
 test("the project's own run the right way", () => {
-  const files = execFileSync("git", ["ls-files", "*.ts", "*.tsx"], { encoding: "utf8" }).split("\n").filter(
-    Boolean,
-  );
-  expect(wrongWays(files)).toEqual([]);
+  expect(wrongWays(projectFiles(/\.tsx?$/))).toEqual([]);
 });

@@ -1,14 +1,11 @@
 /** Each folder says what it is, what may enter it and what must not, before anything else. */
-import { execFileSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { describe, expect, test } from "vitest";
+import { projectFiles } from "../../local/files.mjs";
 import { projectDirectory } from "../support/stack.ts";
 
-const files = execFileSync("git", ["ls-files", "*.ts", "*.tsx", "*.sql", "*.mjs", "*.css"], {
-  encoding: "utf8",
-  cwd: projectDirectory,
-}).split("\n").filter(Boolean);
+const files = projectFiles(/\.(tsx?|sql|mjs|css)$/);
 const folders = [...new Set(files.map(dirname))].filter((folder) => folder !== ".").sort();
 
 // The CLI calls every file there a migration; what they are made of says it for them.

@@ -1,19 +1,16 @@
 /** The pages that people read: as plain text, by an index, and with links that lead somewhere. */
-import { execFileSync } from "node:child_process";
 import { access, readdir, readFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { expect, test } from "vitest";
 import { performanceTables, type Results } from "../../bench/report.ts";
+import { projectFiles } from "../../local/files.mjs";
 import { projectDirectory } from "../support/stack.ts";
 
 const WIDTH = 110;
 const SCREEN = 40;
 
 const read = (path: string) => readFile(join(projectDirectory, path), "utf8");
-const pages = execFileSync("git", ["ls-files", "--cached", "--others", "--exclude-standard", "*.md"], {
-  cwd: projectDirectory,
-  encoding: "utf8",
-}).split("\n").filter(Boolean);
+const pages = projectFiles(/\.md$/);
 
 /** What of a page is wider than people read, each with its place and what to do. */
 function wideLines(page: string, text: string): string[] {
