@@ -7,6 +7,7 @@ const longest = [
   "tests/reliability/disturbances.test.ts",
   "tests/report/findings.test.ts",
   "tests/workflow/start.test.ts",
+  "tests/workflow/machines.test.ts",
   "tests/reliability/faults.test.ts",
   "tests/reliability/crash_matrix.test.ts",
   "tests/local/pg_cron.test.ts",

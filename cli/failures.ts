@@ -95,6 +95,8 @@ function parseProblem(body: string) {
 // The runtimes word these differently, and say the URL again.
 function connectionReason(error: unknown): string {
   const text = causes(error).join(" ");
+  const ofProxy = /the proxy \S+ (?:cannot be reached|does not answer|answers HTTP \d+)/.exec(text);
+  if (ofProxy !== null) return ofProxy[0];
   if (/refused/i.test(text)) return "the connection was refused";
   if (/dns|ENOTFOUND|EAI_AGAIN|lookup/i.test(text)) return "there is no host of that name";
   if (/certificate|tls|ssl/i.test(text)) return "its certificate is not accepted";

@@ -1,11 +1,11 @@
 /** The operator's commands: `deno run -A cli/image_sync.ts status`; see `--help`. */
-import "./loopback.mjs";
 import { join } from "node:path";
 import process from "node:process";
 import { calledAs } from "./called_as.ts";
 import type { Host } from "./host.ts";
 import { main } from "./main.ts";
 import { packageRoot } from "./package_root.ts";
+import { goThroughProxy } from "./proxy.ts";
 
 const host: Host = {
   env: process.env,
@@ -28,4 +28,5 @@ process.stdout.on("error", (error: NodeJS.ErrnoException) => {
   if (error.code !== "EPIPE") throw error;
 });
 
+goThroughProxy();
 process.exitCode = await main(process.argv.slice(2), host);

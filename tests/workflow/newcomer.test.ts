@@ -10,8 +10,11 @@ import { projectDirectory } from "../support/stack.ts";
 let clone: string;
 beforeAll(async () => {
   clone = await mkdtemp(join(tmpdir(), "image-sync-clone-"));
-  const files = ["start.mjs", "ready.mjs", "check.mjs", "directions.mjs"].map((name) => `local/${name}`);
-  for (const path of ["package.json", "package-lock.json", ".npmrc", "cli/image-sync.mjs", ...files]) {
+  const files = ["start", "ready", "check", "directions", "files", "surroundings"].map((name) =>
+    `local/${name}.mjs`
+  );
+  const commands = ["cli/image-sync.mjs", "cli/loopback.mjs"];
+  for (const path of ["package.json", "package-lock.json", ".npmrc", ...commands, ...files]) {
     await mkdir(join(clone, dirname(path)), { recursive: true });
     await copyFile(join(projectDirectory, path), join(clone, path));
   }

@@ -1,6 +1,9 @@
 /** The package as somebody installs it: the commands under plain Node, with neither Deno nor Postgres, in a folder that has nothing. */
 import { execFile, spawn } from "node:child_process";
+import { once } from "node:events";
 import { lstat, mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
@@ -96,7 +99,69 @@ describe("the package", () => {
   });
 });
 
+/** A proxy that connects nobody: what it was asked for, and what began behind its answer. */
+async function serveProxy(answer: string) {
+  const asked: { place: string | undefined; account: string | undefined; began: string }[] = [];
+  const server = createServer().on("connect", ({ url, headers }, socket) => {
+    const request = { place: url, account: headers["proxy-authorization"], began: "" };
+    asked.push(request);
+    socket.on("error", () => {}).once("data", (bytes: Buffer) => {
+      request.began = bytes.toString("latin1");
+      socket.destroy();
+    });
+    socket.write(`HTTP/1.1 ${answer}\r\n\r\n`);
+  }).listen(0, "127.0.0.1");
+  onTestFinished(() => void server.close());
+  await once(server, "listening");
+  return { asked, host: `127.0.0.1:${(server.address() as AddressInfo).port}` };
+}
+
+const PROXIES = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"].flatMap((name) => [name, name.toLowerCase()]);
+
 describe("under plain Node", () => {
+  test("a project on this machine is asked itself, whatever proxy the environment names", async () => {
+    const proxies = Object.fromEntries(PROXIES.map((name) => [name, "http://127.0.0.1:9"]));
+    const { stdout } = await type(["status", "--json"], {
+      ...project(),
+      ...proxies,
+      NODE_USE_ENV_PROXY: "1",
+    });
+    expect(reportSchema.parse(JSON.parse(stdout)).bucket.id).toBe("part-images");
+  });
+
+  const hosted = { SUPABASE_URL: "https://ref.example.test", SUPABASE_SECRET_KEY: "sb_secret_x" };
+
+  test.each(PROXIES.filter((name) => !/^http_/i.test(name)))(
+    "a hosted project is asked through the proxy that %s names, with its account and TLS to the project itself",
+    async (name) => {
+      const { asked, host } = await serveProxy("200 OK");
+      expect(await type(["status"], { ...hosted, [name]: `http://me:p%40ss@${host}` })).toMatchObject({
+        status: 2,
+      });
+      const account = `Basic ${btoa("me:p@ss")}`;
+      expect(asked[0]).toMatchObject({ place: "ref.example.test:443", account });
+      const hello = asked[0]?.began ?? "";
+      expect(hello.charCodeAt(0)).toBe(22); // a handshake of TLS
+      expect(hello).toContain("ref.example.test");
+    },
+  );
+
+  test("a proxy that refuses, or is not there, is named; one that the project is excepted from is not asked", async () => {
+    const { asked, host } = await serveProxy("407 Proxy Authentication Required");
+    const refused = await type(["status"], { ...hosted, HTTPS_PROXY: `http://${host}` });
+    expect(refused.stderr).toContain(
+      `Cannot reach https://ref.example.test: the proxy ${host} answers HTTP 407;`,
+    );
+    const gone = await type(["status"], { ...hosted, HTTPS_PROXY: "127.0.0.1:9" });
+    expect(gone.stderr).toContain("the proxy 127.0.0.1:9 cannot be reached;");
+    const before = asked.length;
+    for (const NO_PROXY of ["example.test", ".example.test", "*", "other, ref.example.test:443"]) {
+      const direct = await type(["status"], { ...hosted, HTTPS_PROXY: `http://${host}`, NO_PROXY });
+      expect(direct.stderr).not.toContain("proxy");
+    }
+    expect(asked).toHaveLength(before);
+  });
+
   test("--version is the package's", async () => {
     expect(await type(["--version"])).toEqual({ status: 0, stdout: `${VERSION}\n`, stderr: "" });
   });
