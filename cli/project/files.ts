@@ -1,7 +1,7 @@
 /** What of ours goes into somebody's project: the function, one migration, a block of config.toml, and a manifest of what is ours. */
 import { createHash } from "node:crypto";
 import { readdir, readFile } from "node:fs/promises";
-import { join } from "node:path";
+import { join, posix } from "node:path";
 import { z } from "zod";
 import { VERSION } from "../../supabase/functions/image-sync/version.ts";
 import { packageRoot } from "../package_root.ts";
@@ -24,11 +24,16 @@ verify_jwt = false
 export const manifestSchema = z.looseObject({
   version: z.string(),
   /** The name of the migration's file. */
-  migration: z.string(),
+  migration: z.string().regex(/^(migrations\/[^/\\]+)?$/),
   /** SHA-256 of each file by its path below `supabase/`. */
-  files: z.record(z.string(), z.string()),
+  files: z.record(z.string().refine(isOfFunction), z.string()),
 });
 export type Manifest = z.infer<typeof manifestSchema>;
+
+// The list lies in the repository, where everybody edits: it is not what decides which other files go.
+function isOfFunction(path: string): boolean {
+  return path.startsWith(`${FUNCTION_DIRECTORY}/`) && posix.normalize(path) === path && !path.includes("\\");
+}
 
 /** The function's files by their path below `supabase/`. */
 export async function readFunctionFiles(): Promise<ReadonlyMap<string, string>> {

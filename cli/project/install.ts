@@ -13,7 +13,7 @@ import {
   stat,
   writeFile,
 } from "node:fs/promises";
-import { basename, dirname, join, relative } from "node:path";
+import { basename, dirname, join, relative, sep } from "node:path";
 import process from "node:process";
 import { VERSION } from "../../supabase/functions/image-sync/version.ts";
 import { CommandError } from "../command_error.ts";
@@ -143,6 +143,7 @@ async function planFiles(
     before: manifestBefore,
     after: manifestText,
   });
+  await expectInside(directory, supabase, changes);
   return { directory: supabase, changes, advice: advice === undefined ? [] : [advice] };
 }
 
@@ -188,7 +189,36 @@ export async function planRemoval({ directory, force, now }: InstallOptions): Pr
     before: config,
     after: text,
   });
+  await expectInside(directory, supabase, changes);
   return { directory: supabase, changes, advice: advice === undefined ? [] : [advice] };
+}
+
+/** Refuses to follow a link out of the repository: what lies elsewhere is somebody else's. */
+async function expectInside(directory: string, supabase: string, changes: readonly Change[]): Promise<void> {
+  const folder = await placeOf(directory === supabase ? dirname(directory) : directory);
+  const repository = await findRoot(folder) ?? folder;
+  for (const { path, kind } of changes) {
+    const place = kind === "same" || kind === "keep" ? repository : await placeOf(join(supabase, path));
+    if (place === repository || place.startsWith(join(repository, sep))) continue;
+    throw new CommandError(
+      "outside",
+      `Cannot ${kind} ${
+        join(supabase, path)
+      }: a link leads to ${place}, outside of ${repository}; put the file or folder itself in ` +
+        "its place. Nothing was changed",
+    );
+  }
+}
+
+/** The folder with `.git`: this one, or the closest above. */
+async function findRoot(folder: string): Promise<string | undefined> {
+  if (await lstat(join(folder, ".git")).then(() => true, () => false)) return folder;
+  return folder === dirname(folder) ? undefined : await findRoot(dirname(folder));
+}
+
+/** Where a path leads once its links were followed, also one that is still to be made. */
+async function placeOf(path: string): Promise<string> {
+  return await realpath(path).catch(async () => join(await placeOf(dirname(path)), basename(path)));
 }
 
 /**
@@ -249,7 +279,8 @@ async function writeWhole(path: string, text: string): Promise<void> {
   await mkdir(dirname(path), { recursive: true });
   const target = await realpath(path).catch(() => path);
   const unfinished = `${target}.${process.pid}.unfinished`;
-  await writeFile(unfinished, text);
+  await rm(unfinished, { force: true }); // a link, or what another crash left
+  await writeFile(unfinished, text, { flag: "wx" });
   await rename(unfinished, target);
 }
 

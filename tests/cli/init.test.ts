@@ -1,5 +1,16 @@
 /** `init`: what of ours goes into somebody's repository, and that nothing of theirs changes. */
-import { chmod, lstat, mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from "node:fs/promises";
+import {
+  chmod,
+  lstat,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  symlink,
+  writeFile,
+} from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import process from "node:process";
@@ -183,6 +194,101 @@ describe("wherever it is", () => {
     const files = await read();
     expect(files["shared/config.toml"]).toContain("[functions.image-sync]");
     expect(files["functions/image-sync/index.ts"]).toBeDefined();
+  });
+
+  describe("a link that leads out of the repository is not followed", () => {
+    let outside: string;
+    beforeEach(async () => {
+      outside = await mkdtemp(join(tmpdir(), "image-sync-outside-"));
+      onTestFinished(() => rm(outside, { recursive: true }));
+      await mkdir(join(outside, "project/supabase"), { recursive: true });
+      await writeFile(join(outside, "project/supabase/config.toml"), config);
+    });
+    const outsideNow = async () => (await readdir(outside, { recursive: true })).sort();
+
+    test.each([
+      ["its folder supabase", "supabase", "project/supabase"],
+      ["its functions", "supabase/functions", "project"],
+      ["the function's own folder", "supabase/functions/image-sync", "project"],
+      ["its migrations", "supabase/migrations", "project"],
+      ["its configuration", "supabase/config.toml", "project/supabase/config.toml"],
+      ["an application in it", "apps/shop", "project"],
+    ])("%s", async (_what, path, target) => {
+      await put({ "package.json": "{}\n" });
+      await mkdir(join(directory, dirname(path)), { recursive: true });
+      if (path.startsWith("supabase/functions") || path.startsWith("supabase/migrations")) {
+        await put({ "supabase/config.toml": config });
+      }
+      await symlink(join(outside, target), join(directory, path));
+      const [before, there] = [await read(), await outsideNow()];
+      for (const args of [["--dry-run"], ["--yes"], ["--yes", "--force"]]) {
+        const { status, stderr } = await init(...args);
+        expect({ status, stderr }).toMatchObject({
+          status: 2,
+          stderr: expect.stringMatching(
+            /Cannot (create|update) .*: a link leads to .*, outside of .*Nothing was changed/,
+          ),
+        });
+      }
+      expect([await read(), await outsideNow()]).toEqual([before, there]);
+      expect(await readFile(join(outside, "project/supabase/config.toml"), "utf8")).toBe(config);
+    });
+
+    test("nor by uninstall", async () => {
+      await put(shop);
+      await init("--yes");
+      const ours = join(directory, "supabase/functions/image-sync");
+      await rename(ours, join(outside, "image-sync"));
+      await symlink(join(outside, "image-sync"), ours);
+      const there = await outsideNow();
+      const { status, stderr } = await runCommand(["uninstall", "--yes", "--force"], { directory });
+      expect({ status, stderr }).toMatchObject({
+        status: 2,
+        stderr: expect.stringContaining("a link leads to"),
+      });
+      expect(await outsideNow()).toEqual(there);
+    });
+  });
+
+  test("from a folder deep in a repository a link leads anywhere in it", async () => {
+    await put({
+      ".git/HEAD": "ref: refs/heads/main\n",
+      "shared/supabase/config.toml": config,
+      "apps/shop/package.json": "{}\n",
+    });
+    await symlink("../../shared/supabase", join(directory, "apps/shop/supabase"));
+    expect((await init("apps/shop", "--yes")).status).toBe(0);
+    expect(Object.keys(await read())).toContain("shared/supabase/functions/image-sync/index.ts");
+  });
+
+  test.each([
+    ["../../x"],
+    ["../../../etc/x"],
+    ["functions/image-sync/../../../x"],
+    ["functions/image-sync/../../functions/checkout/index.ts"],
+    ["functions/checkout/index.ts"],
+    ["functions/image-sync-of-mine/index.ts"],
+    ["functions/image-sync/..\\..\\..\\x"],
+    ["functions/image-sync//index.ts"],
+    ["/x"],
+  ])("a list of what is ours that names %s deletes nothing", async (path) => {
+    await put({ ...shop, x: "mine\n", "functions/image-sync-of-mine/index.ts": "mine\n" });
+    await init("--yes");
+    const manifestPath = "supabase/functions/image-sync/image-sync.json";
+    const manifest = JSON.parse((await read())[manifestPath] ?? "");
+    const { createHash } = await import("node:crypto");
+    manifest.files[path] = createHash("sha256").update("mine\n").digest("hex");
+    manifest.version = "1.0.0";
+    await put({ [manifestPath]: JSON.stringify(manifest) });
+    const before = await read();
+    for (const command of ["upgrade", "uninstall"]) {
+      const { status, stderr } = await runCommand([command, "--yes", "--force"], { directory });
+      expect({ status, stderr }).toMatchObject({
+        status: 2,
+        stderr: expect.stringContaining("is not as image-sync writes it"),
+      });
+    }
+    expect(await read()).toEqual(before);
   });
 
   test("what cannot be written is found out before anything is", async () => {
