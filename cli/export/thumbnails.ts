@@ -12,8 +12,11 @@ export const THUMBNAIL_LIMITS = {
   pictures: 20_000,
   /** Of a file, in bytes. */
   fileBytes: 25_000_000,
-  /** Of a file's picture, before anything of it is decoded: a small file can claim to be a huge one. */
-  filePixels: 100_000_000,
+  /**
+   * Of all pictures that are being decoded, and so of one: a small file can be a huge picture, and what is interlaced, or AVIF, is held
+   * whole, with 3 to 18 bytes a pixel.
+   */
+  pixels: 100_000_000,
   /** For one file, in ms. */
   fileTimeout: 30_000,
 } as const;
@@ -100,22 +103,47 @@ async function makeThumbnail(row: Row, options: ThumbnailOptions, scale: Scale) 
 async function createScaler(size: number): Promise<Scale> {
   const { default: sharp } = await optionalPackage("sharp", () => import("sharp"));
   sharp.cache(false); // no file comes twice
+  const whenTheyFit = createPixelBound();
   return async (file) => {
     try {
-      const { data, info } = await sharp(file, {
-        limitInputPixels: THUMBNAIL_LIMITS.filePixels,
+      const picture = sharp(file, {
+        limitInputPixels: THUMBNAIL_LIMITS.pixels,
         sequentialRead: true,
         failOn: "error",
-      })
-        .autoOrient()
-        .resize({ width: size, height: size, fit: "inside", withoutEnlargement: true })
-        .flatten({ background: "#ffffff" })
-        .toColorspace("srgb")
-        .jpeg({ quality: JPEG_QUALITY })
-        .toBuffer({ resolveWithObject: true });
+      });
+      const { width, height } = await picture.metadata(); // of the header; above the limit it throws
+      const { data, info } = await whenTheyFit(width * height, () =>
+        picture
+          .autoOrient()
+          .resize({ width: size, height: size, fit: "inside", withoutEnlargement: true })
+          .flatten({ background: "#ffffff" })
+          .toColorspace("srgb")
+          .jpeg({ quality: JPEG_QUALITY })
+          .toBuffer({ resolveWithObject: true }));
       return { jpeg: data, width: info.width, height: info.height };
     } catch (error) {
       throw unreadable(file, error);
+    }
+  };
+}
+
+/** Has work of so many pixels wait, one after the other, until there is room for it. */
+function createPixelBound(): <T>(pixels: number, work: () => Promise<T>) => Promise<T> {
+  const turn = pLimit(1);
+  let decoding = 0;
+  let oneEnded = () => {};
+  return async (pixels, work) => {
+    await turn(async () => {
+      while (decoding + pixels > THUMBNAIL_LIMITS.pixels) {
+        await new Promise<void>((resolve) => oneEnded = resolve);
+      }
+      decoding += pixels;
+    });
+    try {
+      return await work();
+    } finally {
+      decoding -= pixels;
+      oneEnded();
     }
   };
 }
@@ -124,7 +152,7 @@ function unreadable(file: Uint8Array, error: unknown): LeftOut {
   if (file.byteLength === 0) return new LeftOut("the file is empty");
   const words = error instanceof Error ? error.message : String(error);
   if (/pixel limit/i.test(words)) {
-    return new LeftOut(`the picture has more than ${THUMBNAIL_LIMITS.filePixels / 1e6} million pixels`);
+    return new LeftOut(`the picture has more than ${THUMBNAIL_LIMITS.pixels / 1e6} million pixels`);
   }
   if (/unsupported image format/i.test(words)) return new LeftOut("the file is no picture");
   return new LeftOut("the picture is damaged");
