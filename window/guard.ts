@@ -13,6 +13,8 @@ export type Shown = { Variables: { pictureOrigins: readonly string[] } };
 export type Guard = {
   /** Good for one browser, once. */
   readonly token: string;
+  /** Settles when a browser came with it. */
+  readonly entered: Promise<void>;
   /** What a form that posts to this path has to bring along. */
   readonly csrf: (path: string) => string;
   /** Stands before every route; answers what may not pass. */
@@ -20,6 +22,8 @@ export type Guard = {
 };
 
 const TOKEN_BYTES = 32;
+/** A redirect would go on in the name of the page that led here, and the cookie would not be sent: a page of ours goes on in its own. */
+const GO_ON = '<!doctype html><title>image-sync</title><a href="/">Open the window</a>\n';
 /** The largest form, in bytes. */
 const MAX_FORM_BYTES = 65_536;
 
@@ -35,6 +39,8 @@ export function createGuard(origin: string, token: string = secret()): Guard {
   // Cookies are shared by all ports of a host.
   const cookie = `image_sync_window_${new URL(origin).port}`;
   let isTokenUsed = false;
+  let enter = () => {};
+  const entered = new Promise<void>((resolve) => enter = resolve);
   const csrf = (path: string) => createHmac("sha256", key).update(path).digest("base64url");
 
   const middleware: MiddlewareHandler<Shown> = async (context, next) => {
@@ -61,10 +67,16 @@ export function createGuard(origin: string, token: string = secret()): Guard {
           );
         }
         isTokenUsed = true;
+        enter();
         setCookie(context, cookie, session, { httpOnly: true, sameSite: "Strict", path: "/" });
       }
       // The token leaves the address bar and the history.
-      return withHeaders(context.redirect("/", 303), []);
+      return withHeaders(
+        isLedHere(req.raw.headers)
+          ? await context.html(GO_ON, 200, { refresh: "0; url=/" })
+          : context.redirect("/", 303),
+        [],
+      );
     }
     if (!isOwnRequest(origin, req.raw.headers)) {
       return refuse(403, "Only the window's own pages may ask for this");
@@ -88,7 +100,12 @@ export function createGuard(origin: string, token: string = secret()): Guard {
     await next();
     context.res = withHeaders(context.res, context.get("pictureOrigins"));
   };
-  return { token, csrf, middleware };
+  return { token, entered, csrf, middleware };
+}
+
+/** Whether a page of somewhere else leads here, as the one does that the browser was opened with. */
+function isLedHere(headers: Headers): boolean {
+  return headers.get("sec-fetch-site") === "cross-site";
 }
 
 /**

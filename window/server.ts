@@ -29,6 +29,8 @@ export type OpenWindow = {
   /** What to open, once: with the token. */
   readonly address: string;
   readonly origin: string;
+  /** Settles when a browser was opened with the address. */
+  readonly entered: Promise<void>;
   close(): Promise<void>;
 };
 
@@ -53,6 +55,7 @@ export async function openWindow(options: WindowOptions): Promise<OpenWindow> {
   answer = (request) => app.fetch(request);
   return {
     origin,
+    entered: guard.entered,
     address: `${origin}/?token=${guard.token}`,
     close: () =>
       new Promise((resolve) => {

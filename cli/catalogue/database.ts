@@ -71,6 +71,23 @@ export function hostOf(url: string): string {
   return parse(url).host;
 }
 
+/** A database's URL and its password apart, for programs whose arguments every user can read. */
+export function withoutPassword(url: string): { readonly url: string; readonly password: string } {
+  const parsed = parse(url);
+  const password = parsed.searchParams.get("password") ?? decoded(parsed.password);
+  parsed.searchParams.delete("password");
+  parsed.password = "";
+  return { url: parsed.href, password };
+}
+
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
 function wordsOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   const code = "code" in error ? error.code : undefined;

@@ -1,7 +1,7 @@
 import { dirname } from "node:path";
 import { renderReport } from "../../supabase/functions/image-sync/text.ts";
 import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
-import { hostOf } from "../catalogue/database.ts";
+import { hostOf, withoutPassword } from "../catalogue/database.ts";
 import { confirm } from "../ask.ts";
 import { createClient } from "../client.ts";
 import { CommandError, exitStatus } from "../command_error.ts";
@@ -27,17 +27,27 @@ export type DeployOptions = {
 };
 
 /** One call of the CLI, and how it is shown: without what nobody should see. Docker is not needed. */
-type Step = { readonly args: readonly string[]; readonly shown: string };
+type Step = {
+  readonly args: readonly string[];
+  readonly shown: string;
+  /** What only the step's own process is to see: every user can read the arguments of a program. */
+  readonly env?: Readonly<Record<string, string>>;
+};
 
 // Nobody can be asked by the CLI, which sees no terminal: what it would ask was agreed to before.
 function stepsOf(cli: SupabaseCli, dbUrl: string | undefined): readonly Step[] {
   const push = (remote: string) => ["db", "push", remote, "--yes"];
   const deployment = ["functions", "deploy", "image-sync", "--use-api", "--yes"];
+  const pushTo = ({ url, password }: { url: string; password: string }, host: string): Step => ({
+    args: push(`--remote=${url}`),
+    shown: say(push(`--remote=postgresql://...@${host}`)),
+    ...(password === "" ? {} : { env: { PGPASSWORD: password } }),
+  });
   const say = (args: readonly string[]) => `${cli.name} ${args.join(" ")}`;
   return [
     dbUrl === undefined
       ? { args: push("--remote"), shown: say(push("--remote")) }
-      : { args: push(`--remote=${dbUrl}`), shown: say(push(`--remote=postgresql://...@${hostOf(dbUrl)}`)) },
+      : pushTo(withoutPassword(dbUrl), hostOf(dbUrl)),
     { args: deployment, shown: say(deployment) },
   ];
 }
@@ -97,8 +107,8 @@ function refuseOtherProject(ref: string, { env }: Host): void {
   );
 }
 
-async function runStep(cli: SupabaseCli, { args, shown }: Step): Promise<void> {
-  const { code } = await cli.run(args, true);
+async function runStep(cli: SupabaseCli, { args, shown, env }: Step): Promise<void> {
+  const { code } = await cli.run(args, true, env);
   if (code === 0) return;
   const refused = args[0] === "db"
     ? "; where it says that the remote has migrations that are not here, fetch them into the repository (npx supabase migration " +

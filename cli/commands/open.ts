@@ -1,4 +1,7 @@
 import { spawn } from "node:child_process";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { homedir } from "node:os";
+import { join } from "node:path";
 import process from "node:process";
 import { exitStatus } from "../command_error.ts";
 import { CommandError } from "../command_error.ts";
@@ -36,26 +39,50 @@ export async function open(
       { cause: error },
     );
   });
+  const page = browser && host.stderr.isTTY === true ? await writePage(window.address) : undefined;
   try {
     output.show(
       { address: window.address },
       () => `Open this once, in one browser: ${window.address}\nCtrl-C closes it\n`,
     );
-    if (browser && host.stderr.isTTY === true) launch(window.address);
+    if (page !== undefined) {
+      void window.entered.then(page.remove);
+      launch(page.path);
+    }
     await new Promise<void>((resolve) => host.onInterrupt(resolve));
     return exitStatus.fine;
   } finally {
+    await page?.remove();
     await window.close();
   }
 }
 
-/** Best effort: the address was printed. It is no argument of a shell. */
-function launch(address: string): void {
+/**
+ * A page that leads to the address and that no other user of the machine can read, as each can read the arguments of a program. In the home
+ * directory: a browser that is confined to it sees no other place. Best effort: the address is printed.
+ */
+async function writePage(
+  address: string,
+): Promise<{ path: string; remove: () => Promise<void> } | undefined> {
+  try {
+    const folder = await mkdtemp(join(homedir(), "image-sync-open-"));
+    const path = join(folder, "window.html");
+    const text =
+      `<!doctype html><title>image-sync</title><meta http-equiv="refresh" content="0; url=${address}">\n`;
+    await writeFile(path, text, { mode: 0o600 });
+    return { path, remove: () => rm(folder, { recursive: true, force: true }) };
+  } catch {
+    return undefined;
+  }
+}
+
+/** Best effort too. What it opens is no argument of a shell. */
+function launch(path: string): void {
   const [command, ...args] = process.platform === "darwin"
-    ? ["open", address]
+    ? ["open", path]
     : process.platform === "win32"
-    ? ["rundll32", "url.dll,FileProtocolHandler", address]
-    : ["xdg-open", address];
+    ? ["rundll32", "url.dll,FileProtocolHandler", path]
+    : ["xdg-open", path];
   if (command === undefined) return;
   spawn(command, args, { stdio: "ignore", detached: true }).on("error", () => {}).unref();
 }

@@ -17,7 +17,7 @@ export type SupabaseCli = {
   /** Whether it is the repository's own, not one that npx fetches. */
   readonly isOwn: boolean;
   /** Runs a command. `isShown`: what it says goes to the person, its questions too; else it is returned. */
-  run(args: readonly string[], isShown: boolean): Promise<Ran>;
+  run(args: readonly string[], isShown: boolean, env?: Readonly<Record<string, string>>): Promise<Ran>;
 };
 
 /** Finds it: the project's own, one of a folder above, or what npx fetches. */
@@ -30,11 +30,11 @@ export async function findSupabaseCli(root: string, host: Host): Promise<Supabas
   return {
     name: "npx supabase",
     isOwn: own !== undefined,
-    run: (args, isShown) =>
+    run: (args, isShown, env) =>
       new Promise((resolve, reject) => {
         const child = spawn(program, [...before, ...args], {
           cwd: root,
-          env: { ...process.env, ...host.env },
+          env: { ...process.env, ...host.env, ...env },
           stdio: ["inherit", "pipe", isShown ? "pipe" : "ignore"],
           shell: process.platform === "win32",
         });

@@ -63,6 +63,26 @@ describe("deploy", () => {
     expect(stdout).toContain("Next: npx image-sync status");
   });
 
+  test.each([
+    [
+      "postgresql://postgres:p%40ss%20w%C3%B6rd@db.example.com:6543/postgres?sslmode=require",
+      "p@ss wörd",
+      "?sslmode=require",
+    ],
+    ["postgresql://postgres:100%@db.example.com:6543/postgres", "100%", ""],
+    ["postgresql://postgres@db.example.com:6543/postgres?password=p%40ss", "p@ss", ""],
+    ["postgresql://postgres@db.example.com:6543/postgres", "", ""],
+  ])("gives the password of %s to the CLI where no other user reads it", async (dbUrl, password, rest) => {
+    await putCli({ db: `echo "password $PGPASSWORD" >> "${join(directory, "told")}"` });
+    expect(await deploy(["--yes", "--db-url", dbUrl], { env: { PGPASSWORD: "" } })).toMatchObject({
+      status: 0,
+    });
+    expect((await told()).slice(1, 3)).toEqual([
+      `db push --remote=postgresql://postgres@db.example.com:6543/postgres${rest} --yes`,
+      `password ${password}`,
+    ]);
+  });
+
   test("does nothing in a dry run, or before somebody agreed", async () => {
     expect((await deploy(["--dry-run"])).stdout).toContain("dry run");
     expect(await deploy([])).toMatchObject({ status: 2, stderr: expect.stringContaining("add --yes") });
