@@ -70,7 +70,7 @@ test("without a home directory to write to the address is printed, and nothing i
   vi.stubEnv("HOME", join(home, "not there"));
   const ended = runCommand(["open", "--url", "http://127.0.0.1:9", "--key", "sb_secret_x"], {
     terminal: true,
-    onReady: (press) => setTimeout(press, 500),
+    onReady: (press) => press(),
   });
   expect(await ended).toMatchObject({ status: 0, stdout: expect.stringContaining("?token=") });
   expect(await readdir(home)).not.toContain("started");
