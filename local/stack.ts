@@ -16,6 +16,7 @@ import { defaultStateFile, readRunningStack, removeRunningStack, writeRunningSta
 import { createStorage } from "./storage/storage.ts";
 import { createStorageFiles } from "./storage/files.ts";
 import { createUrlSigner, type UrlSigner } from "./storage/signing.ts";
+import { createSwitches } from "./gateway/switches.ts";
 import { sweepTemporary } from "./temporary.ts";
 
 /** Options of {@linkcode startStack}. */
@@ -234,7 +235,8 @@ type GatewayContext = {
 async function openGateway(port: number, context: GatewayContext): Promise<void> {
   const { keys, counter, signer, server, functionProcess, scheduler, onStop } = context;
   const storageUrl = server.url("supabase_storage_admin");
-  const files = await createStorageFiles();
+  const switches = createSwitches();
+  const files = await createStorageFiles(() => switches.backend);
   onStop(files.close);
   const rest = createRest({
     sql: connect(server.url("authenticator"), { onStop, max: 20 }),
@@ -253,7 +255,6 @@ async function openGateway(port: number, context: GatewayContext): Promise<void>
     counter,
     imageTransformation: context.imageTransformation,
   });
-  let latency = 0;
   const control = createControl({
     keys,
     counter,
@@ -261,7 +262,7 @@ async function openGateway(port: number, context: GatewayContext): Promise<void>
     signer,
     functionProcess,
     scheduler,
-    setLatency: (milliseconds) => latency = milliseconds,
+    switches,
   });
   const app = createGateway({
     functions: functionProcess === undefined ? {} : { [functionName]: functionProcess },
@@ -269,7 +270,7 @@ async function openGateway(port: number, context: GatewayContext): Promise<void>
     storage,
     control,
     counter,
-    latency: () => latency,
+    switches,
   });
   const http = Deno.serve({ hostname: "127.0.0.1", port, onListen: () => {} }, app.fetch);
   onStop(async () => {

@@ -5,6 +5,7 @@ import { roleOfKey, type StackKeys } from "./keys.ts";
 import type { PostgresServer } from "../postgres/server.ts";
 import type { RequestCounter } from "./request_counts.ts";
 import type { Scheduler } from "../cron/scheduler.ts";
+import type { Switches } from "./switches.ts";
 import type { UrlSigner } from "../storage/signing.ts";
 
 /** What the control endpoints act on. */
@@ -17,14 +18,20 @@ export type ControlOptions = {
   readonly functionProcess: FunctionProcess | undefined;
   /** Absent when the real pg_cron runs the jobs. */
   readonly scheduler: Scheduler | undefined;
-  readonly setLatency: (milliseconds: number) => void;
+  readonly switches: Switches;
 };
 
 const latencySchema = z.object({ ms: z.number().min(0).max(60_000) });
+const backendSchema = z.object({ backend: z.enum(["s3", "file"]) });
+const injectionSchema = z.object({
+  status: z.union([z.literal(401), z.literal(402), z.literal(403), z.literal(540), z.literal(546)]),
+  path: z.string().startsWith("/"),
+  times: z.int().positive().default(Infinity),
+});
 
 /** Makes the endpoints below `/_local`, for tests, the demo and measurements. Each needs a secret key in `apikey`. */
 export function createControl(options: ControlOptions): Hono {
-  const { keys, counter, postgres, signer, scheduler } = options;
+  const { keys, counter, postgres, signer, scheduler, switches } = options;
   const app = new Hono();
   app.use(async (context, next) => {
     if (roleOfKey(keys, context.req.header("apikey") ?? "") !== "service_role") {
@@ -39,11 +46,19 @@ export function createControl(options: ControlOptions): Hono {
     counter.reset();
     return context.body(null, 204);
   });
-  app.put("/latency", async (context) => {
-    const body = latencySchema.safeParse(await context.req.json().catch(() => undefined));
-    if (!body.success) return context.json({ message: z.prettifyError(body.error) }, 400);
-    options.setLatency(body.data.ms);
-    return context.json(body.data);
+  const put = <T extends object>(path: string, schema: z.ZodType<T>, set: (value: T) => void) =>
+    app.put(path, async (context) => {
+      const body = schema.safeParse(await context.req.json().catch(() => undefined));
+      if (!body.success) return context.json({ message: z.prettifyError(body.error) }, 400);
+      set(body.data);
+      return context.json(body.data);
+    });
+  put("/latency", latencySchema, ({ ms }) => switches.latency = ms);
+  put("/storage/backend", backendSchema, ({ backend }) => switches.backend = backend);
+  put("/answer", injectionSchema, (injection) => switches.injection = injection);
+  app.delete("/answer", (context) => {
+    switches.injection = undefined;
+    return context.body(null, 204);
   });
   app.post("/cron/run", async (context) => {
     const job = context.req.query("job") ?? "";

@@ -1,6 +1,7 @@
 import { Hono, type MiddlewareHandler } from "hono";
 import type { FunctionProcess } from "../functions/function.ts";
 import type { RequestCounter } from "./request_counts.ts";
+import { injectedAnswer, type Switches } from "./switches.ts";
 
 /** What the gateway routes to. */
 export type GatewayParts = {
@@ -13,8 +14,7 @@ export type GatewayParts = {
   /** The stack's own endpoints, which the platform does not have. */
   readonly control: Hono;
   readonly counter: RequestCounter;
-  /** Added to every request of a client, in ms. */
-  readonly latency: () => number;
+  readonly switches: Switches;
 };
 
 // The platform answers for a function that has not answered by then.
@@ -24,7 +24,7 @@ const functionTimeout = 150_000;
 export function createGateway(parts: GatewayParts): Hono {
   const app = new Hono();
   app.route("/_local", parts.control);
-  app.use(delayBy(parts.latency));
+  app.use(applySwitches(parts.switches));
   app.route("/rest/v1", parts.rest);
   app.route("/storage/v1", parts.storage);
   app.all(
@@ -39,9 +39,12 @@ export function createGateway(parts: GatewayParts): Hono {
 /** How late a timer fires at least, in ms: set to 10 after 11.4 at the median, set to 9 after 10.4 (Deno 2.9 on Linux). */
 const TIMER_DELAY_MS = 1;
 
-function delayBy(latency: () => number): MiddlewareHandler {
-  return async (_context, next) => {
-    if (latency() > 0) await new Promise((resolve) => setTimeout(resolve, latency() - TIMER_DELAY_MS));
+function applySwitches(switches: Switches): MiddlewareHandler {
+  return async (context, next) => {
+    const { latency } = switches;
+    if (latency > 0) await new Promise((resolve) => setTimeout(resolve, latency - TIMER_DELAY_MS));
+    const injected = injectedAnswer(switches, context.req.url);
+    if (injected !== undefined) return injected;
     await next();
   };
 }
@@ -63,7 +66,8 @@ async function forward(parts: GatewayParts, name: string, request: Request): Pro
       headers: functionHeaders(request),
       body: request.body,
       redirect: "manual",
-      signal: AbortSignal.any([timeout, request.signal]),
+      // Not the caller's signal: the platform lets a function go on whose caller has left.
+      signal: timeout,
     });
     return clientResponse(request.method, response);
   } catch {
@@ -100,7 +104,19 @@ function clientResponse(method: string, response: Response): Response {
   if (method === "GET" && type.startsWith("text/html")) {
     headers.set("content-type", type.replace("html", "plain"));
   }
-  return new Response(response.body, { status: response.status, headers });
+  return new Response(response.body && outliving(response.body), { status: response.status, headers });
+}
+
+/** The same bytes; whoever stops reading them does not stop the function from writing them. */
+function outliving(body: ReadableStream<Uint8Array>): ReadableStream<Uint8Array> {
+  const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();
+  const writer = writable.getWriter();
+  const pump = async () => {
+    for await (const part of body) await writer.write(part).catch(() => {});
+    await writer.close();
+  };
+  pump().catch((error: unknown) => writer.abort(error).catch(() => {}));
+  return readable;
 }
 
 function refuse(status: number, code: string, message: string): Response {

@@ -3,13 +3,15 @@ export type StorageError = {
   readonly httpStatus: number;
   readonly statusCode: string;
   readonly error: string;
-  readonly message: string;
+  /** Absent where S3's own words are handed on. */
+  readonly message?: string;
+  readonly code?: string;
 };
 
 /** Thrown by the storage code to be answered as it is. */
 export class StorageFailure extends Error {
   constructor(readonly answer: StorageError) {
-    super(answer.message);
+    super(answer.message ?? answer.error);
   }
 }
 
@@ -32,9 +34,19 @@ export const storageFailures = {
   noSuchBucket: () => failure(400, "404", "Bucket not found", "Bucket not found"),
   rangeNotSatisfiable: () => failure(416, "416", "InvalidRange", "The requested range is not satisfiable"),
   noSuchObject: () => failure(400, "404", "not_found", "Object not found"),
+  /** The row is there, its content is not: as the S3 backend says it. */
+  noSuchContent: () =>
+    new StorageFailure({ httpStatus: 400, statusCode: "404", error: "Not found", code: "NoSuchKey" }),
   duplicate: () => failure(400, "409", "Duplicate", "The resource already exists"),
   invalidName: (name: string) => failure(400, "400", "InvalidKey", `Invalid key: ${name}`),
-  invalidBucketName: () => failure(400, "400", "Invalid Input", "Bucket name invalid"),
+  invalidBucketName: () =>
+    new StorageFailure({
+      httpStatus: 400,
+      statusCode: "400",
+      error: "InvalidBucketName",
+      message: "Bucket name invalid",
+      code: "InvalidBucketName",
+    }),
   invalidMimeType: (type: string) =>
     failure(400, "415", "invalid_mime_type", `mime type ${type} is not supported`),
   bucketNotEmpty: () =>

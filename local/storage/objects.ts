@@ -79,7 +79,7 @@ export function createStorageObjects(sql: Pool, files: StorageFiles): StorageObj
     if (row === undefined) throw storageFailures.noSuchObject();
     return await upload(sql, files, {
       ...destination,
-      content: await contentOf(files, row),
+      content: await files.read(row.version),
       mimetype: row.metadata?.mimetype ?? "application/octet-stream",
       cacheControl: row.metadata?.cacheControl ?? "max-age=3600",
       userMetadata: row.user_metadata,
@@ -115,7 +115,7 @@ async function move(
   { bucketId, name }: ObjectPlace,
 ): Promise<void> {
   const version = randomUUID();
-  await files.write(version, await contentOf(files, row));
+  await files.write(version, await files.read(row.version));
   try {
     await sql.query("update storage.objects set bucket_id = $2, name = $3, version = $4 where id = $1", [
       row.id,
@@ -128,15 +128,6 @@ async function move(
     return explainConflict(error);
   }
   if (row.version !== null) await files.remove(row.version);
-}
-
-/** The content of an object; a row without a file is the service's fault, not the caller's. */
-export async function contentOf(files: StorageFiles, row: ObjectRow): Promise<Uint8Array<ArrayBuffer>> {
-  const content = row.version === null ? undefined : await files.read(row.version);
-  if (content === undefined) {
-    throw storageFailures.internal(`The file of ${row.bucket_id}/${row.name} does not exist`);
-  }
-  return content;
 }
 
 async function upload(sql: Pool, files: StorageFiles, file: Upload): Promise<{ id: string }> {

@@ -1,4 +1,4 @@
-import { isObjectName } from "./names.ts";
+import { isBucketName, isObjectName } from "./names.ts";
 import { type Context, Hono } from "hono";
 import { databaseErrorOf, type Pool } from "../postgres/database.ts";
 import { type ApiRole, roleOfKey, type StackKeys } from "../gateway/keys.ts";
@@ -7,7 +7,7 @@ import { type BucketRequest, createStorageBuckets } from "./buckets.ts";
 import { StorageFailure, storageFailures } from "./errors.ts";
 import type { StorageFiles } from "./files.ts";
 import { listFolder, listKeys } from "./listing.ts";
-import { contentOf, createStorageObjects, type ObjectRow, type Upload } from "./objects.ts";
+import { createStorageObjects, type ObjectRow, type Upload } from "./objects.ts";
 import { render, toClaim } from "./rendering.ts";
 import { readJson, requestSchemas } from "./requests.ts";
 import type { UrlSigner } from "./signing.ts";
@@ -46,6 +46,7 @@ function addSigning(app: Hono, options: StorageOptions): void {
   app.post("/object/sign/:bucket", async (context) => {
     const { objects } = enter(context, options, "sign_many");
     const { bucket } = context.req.param();
+    if (!isBucketName(bucket)) throw storageFailures.invalidBucketName();
     const { expiresIn, paths } = await readJson(context.req.raw, requestSchemas.signMany);
     const existing = await objects.existing(bucket, paths);
     return context.json(
@@ -59,6 +60,7 @@ function addSigning(app: Hono, options: StorageOptions): void {
   app.post("/object/sign/:bucket/:name{.+}", async (context) => {
     const { objects } = enter(context, options, "sign_one");
     const { bucket, name } = context.req.param();
+    if (!isBucketName(bucket)) throw storageFailures.invalidBucketName();
     const { expiresIn, transform = {} } = await readJson(context.req.raw, requestSchemas.signOne);
     if (await objects.find(bucket, name) === undefined) throw storageFailures.noSuchObject();
     // The service signs the path of the request, in which escaped characters that mean something in a URL stay escaped.
@@ -96,7 +98,7 @@ function addOpening(app: Hono, options: StorageOptions): void {
     const { row, claim } = await open(context, context.req.param());
     if (row === undefined) throw storageFailures.noSuchObject();
     const accept = context.req.header("accept") ?? "";
-    const { content, contentType } = await render(await contentOf(files, row), { claim, accept });
+    const { content, contentType } = await render(await files.read(row.version), { claim, accept });
     return new Response(content, {
       headers: {
         "content-type": contentType,
@@ -246,7 +248,7 @@ async function serveFile(
   range: string | undefined,
 ): Promise<Response> {
   if (row === undefined) throw storageFailures.noSuchObject();
-  const whole = await contentOf(files, row);
+  const whole = await files.read(row.version);
   const [from, to] = readRange(range, whole.byteLength);
   const content = whole.subarray(from, to);
   const isPart = content.byteLength < whole.byteLength;

@@ -1,5 +1,5 @@
 import { fileURLToPath } from "node:url";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { type LocalStack, startLocalStack } from "../support/stack.ts";
 
 const entry = fileURLToPath(new URL("./fixtures/echo_function.ts", import.meta.url));
@@ -63,6 +63,22 @@ describe("the function behind the gateway", () => {
     const after = await (await call("/image-sync")).json();
     expect(after.pid).not.toBe(before.pid);
   });
+
+  test.each([["before it answers", "patient"], ["while it answers", "long"]])(
+    "goes on when its caller leaves %s",
+    async (_when, path) => {
+      const caller = new AbortController();
+      const left = call(`/image-sync/${path}`, { signal: caller.signal });
+      if (path === "long") await left;
+      else await new Promise((resolve) => setTimeout(resolve, 50));
+      caller.abort();
+      await left.then((response) => response.text()).catch(() => {});
+      await vi.waitFor(
+        async () => expect((await control("/logs", "GET")).lines).toContain(`${path} ended, not given up`),
+        { timeout: 5000 },
+      );
+    },
+  );
 
   test("leaves its output where it can be read", async () => {
     await call("/image-sync/once", { method: "PUT" });

@@ -125,12 +125,32 @@ describe("net.http_post", () => {
     await expect(call).rejects.toThrow('Content-Type header must be "application/json"');
   });
 
-  test("is not for service_role", async () => {
+  test("is not for service_role, who can read and write the queue as everybody can", async () => {
     const call = sql.begin(async (transaction) => {
       await transaction`set local role service_role`;
       await transaction`select net.http_post(${address})`;
     });
     await expect(call).rejects.toMatchObject({ code: "42501" });
+    for (const role of ["service_role", "anon"]) {
+      await sql.begin(async (transaction) => {
+        await transaction.unsafe(`set local role ${role}`);
+        await transaction`select * from net.http_request_queue`;
+        await transaction`delete from net._http_response`;
+        await transaction`select nextval('net.http_request_queue_id_seq')`;
+      });
+    }
+  });
+
+  test("forgets what it was to send when the database crashes, and counts from 1 again", async () => {
+    await responseTo(await post(`${address}/before`));
+    for (const step of ["crash", "restart"]) {
+      const request = { method: "POST", headers: { apikey: stack.secretKey } };
+      expect((await fetch(`${stack.url}/_local/postgres/${step}`, request)).ok).toBe(true);
+    }
+    const id = await vi.waitFor(() => post(`${address}/after`), { timeout: 10_000, interval: 100 });
+    expect(id).toBe("1");
+    expect(await responseTo(id)).toMatchObject({ status_code: 200 });
+    expect([...await sql`select id from net._http_response`]).toEqual([{ id: "1" }]);
   });
 });
 

@@ -1,6 +1,16 @@
 import postgres, { type Sql } from "postgres";
 import type { SupabaseClient } from "@supabase/supabase-js";
-import { afterAll, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
+import {
+  afterAll,
+  afterEach,
+  beforeAll,
+  beforeEach,
+  describe,
+  expect,
+  onTestFinished,
+  test,
+  vi,
+} from "vitest";
 import { createTestClient } from "../support/client.ts";
 import { type LocalStack, startLocalStack } from "../support/stack.ts";
 
@@ -32,6 +42,16 @@ async function post(path: string, body?: unknown, key = stack.secretKey): Promis
     headers: { apikey: key, authorization: `Bearer ${key}`, "content-type": "application/json" },
     ...(body === undefined ? {} : { body: JSON.stringify(body) }),
   });
+}
+
+/** What the real service has no endpoint for. */
+async function setSwitch(method: "PUT" | "DELETE", path: string, body?: unknown): Promise<void> {
+  const { ok } = await fetch(`${stack.url}/_local${path}`, {
+    method,
+    headers: { apikey: stack.secretKey },
+    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+  });
+  expect(ok).toBe(true);
 }
 
 async function upload(...names: readonly string[]): Promise<void> {
@@ -189,6 +209,11 @@ describe("signing many paths", () => {
     expect(asked.error).toMatchObject({ status: 400, statusCode: "404" });
   });
 
+  test("refuses a bucket whose name is not of its characters", async () => {
+    const { error } = await supabase.storage.from("büro").createSignedUrls(["a.jpg"], 60);
+    expect(error).toMatchObject({ status: 400, code: "InvalidBucketName" });
+  });
+
   test("signs a thousand paths about as fast as the real service", async () => {
     const paths = Array.from({ length: 1000 }, (_, place) => `${place}.jpg`);
     await insertRows(paths);
@@ -263,11 +288,23 @@ describe("opening a signed URL", () => {
     expect(error).not.toBeNull();
   });
 
-  test("is a 500 for a row without a file, which lists and signs all the same", async () => {
+  test("is refused in S3's words for a row without a file, which lists and signs all the same", async () => {
     await insertRows(["ghost.jpg"]);
     const { data } = await supabase.storage.from(bucket).list();
     expect(data?.map(({ name }) => name)).toEqual(["ghost.jpg"]);
-    expect((await fetch(await sign("ghost.jpg"))).status).toBe(500);
+    const response = await fetch(await sign("ghost.jpg"));
+    expect([response.status, await response.json()]).toEqual([
+      400,
+      { statusCode: "404", error: "Not found", code: "NoSuchKey" },
+    ]);
+  });
+
+  test("is a 500 for a row without a file where files lie on a file system", async () => {
+    await insertRows(["ghost.jpg"]);
+    await setSwitch("PUT", "/storage/backend", { backend: "file" });
+    onTestFinished(() => setSwitch("PUT", "/storage/backend", { backend: "s3" }));
+    const response = await fetch(await sign("ghost.jpg"));
+    expect([response.status, await response.json()]).toMatchObject([500, { statusCode: "500" }]);
   });
 });
 
@@ -335,6 +372,43 @@ describe("the table storage.objects", () => {
     const [index] = await sql`
       select indexdef from pg_indexes where indexname = 'idx_objects_bucket_id_name'`;
     expect(index?.indexdef).toMatch(/\(bucket_id, name COLLATE "C"\)/);
+  });
+});
+
+test.each([["end.jpg ", "end.jpg"], ["a#b.jpg", "a"], ["a\\b.jpg", "a/b.jpg"], ["dir//x.jpg", "dir/x.jpg"]])(
+  "a file that is uploaded as %j is stored as %j",
+  async (name, stored) => {
+    const { data } = await supabase.storage.from(bucket).upload(name, jpeg, { contentType: "image/jpeg" });
+    expect(data?.fullPath).toBe(`${bucket}/${stored}`);
+  },
+);
+
+describe("an answer that the platform gives in place of a service", () => {
+  const look = async (path: string) => {
+    const response = await fetch(stack.url + path, { headers: { apikey: stack.secretKey } });
+    return [response.status, response.headers.get("content-type"), await response.text()];
+  };
+  afterEach(() => setSwitch("DELETE", "/answer"));
+
+  test.each([
+    [401, "application/json", "Missing authorization header"],
+    [402, "application/json", "exceed_egress_quota"],
+    [403, "text/html; charset=UTF-8", "<!DOCTYPE html>"],
+    [540, "application/json", "Project paused"],
+    [546, "application/json", "WORKER_LIMIT"],
+  ])("is a %i for every path, until it is switched off", async (status, type, words) => {
+    await setSwitch("PUT", "/answer", { status, path: "/" });
+    for (const path of ["/storage/v1/bucket", "/rest/v1/rpc/x", "/functions/v1/image-sync", "/elsewhere"]) {
+      expect(await look(path)).toEqual([status, type, expect.stringContaining(words)]);
+    }
+    await setSwitch("DELETE", "/answer");
+    expect((await look("/storage/v1/bucket"))[0]).toBe(200);
+  });
+
+  test("comes below one path alone, and as often as it is told", async () => {
+    await setSwitch("PUT", "/answer", { status: 402, path: "/storage/v1/bucket", times: 2 });
+    expect((await look("/storage/v1/object/x"))[0]).not.toBe(402);
+    for (const status of [402, 402, 200]) expect((await look("/storage/v1/bucket"))[0]).toBe(status);
   });
 });
 

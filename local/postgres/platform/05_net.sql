@@ -1,11 +1,12 @@
 -- pg_net: requests queued in a transaction, sent by a worker after its commit (local/net/http_queue.ts).
--- The real extension lets everybody use it; here postgres alone may, so that code which needs more says so.
+-- As in the real extension everybody may read and write its tables, and a crash forgets them and begins their ids at 1 again. The
+-- real one lets everybody call its functions too; here postgres alone may, so that code which needs more says so.
 
 create schema net;
 
 create domain net.http_method as text check (value ilike 'get' or value ilike 'post' or value ilike 'delete');
 
-create sequence net.http_request_queue_id_seq;
+create unlogged sequence net.http_request_queue_id_seq;
 
 create unlogged table net.http_request_queue (
   id bigint not null default nextval('net.http_request_queue_id_seq'),
@@ -113,7 +114,7 @@ end
 $$;
 
 revoke all on all functions in schema net from public;
-grant usage on schema net to postgres;
-grant all on all tables in schema net to postgres;
-grant all on all sequences in schema net to postgres;
+grant usage on schema net to public;
+grant all on all tables in schema net to public;
+grant all on all sequences in schema net to public;
 grant execute on all functions in schema net to postgres;
