@@ -59,7 +59,7 @@ describe("a request", () => {
     expect([response.status, server.bodies]).toEqual([200, ["the same", "the same"]]);
   });
 
-  test.each([204, 400, 401, 403, 404, 405, 409, 413, 422, 501, 505])(
+  test.each([204, 400, 402, 403, 404, 405, 409, 413, 422, 501, 505])(
     "is made once when a %i answers it",
     async (code) => {
       const server = serverOf(new Response(null, { status: code }));
@@ -67,6 +67,36 @@ describe("a request", () => {
       expect(server.times).toHaveLength(1);
     },
   );
+
+  test.each([["a key that is refused", 401, {}], ["a function that is not known", 404, {
+    code: "PGRST202",
+  }]])(
+    "is made once more, a second later, after %s",
+    async (_what, code, body) => {
+      vi.useFakeTimers();
+      const server = serverOf(status(code, body), status(200));
+      const request = createOutbound({ fetch: server.send }).fetch(rpcUrl, {
+        method: "POST",
+        body: "the same",
+      });
+      await vi.advanceTimersByTimeAsync(990);
+      expect(server.times).toHaveLength(1);
+      await vi.advanceTimersByTimeAsync(20);
+      expect([(await request).status, server.bodies]).toEqual([200, ["the same", "the same"]]);
+
+      const refusing = serverOf(status(code, body));
+      const refused = createOutbound({ fetch: refusing.send }).fetch(rpcUrl);
+      await vi.advanceTimersByTimeAsync(60_000);
+      expect([(await refused).status, refusing.times.length]).toEqual([code, 2]);
+    },
+  );
+
+  test("is made once more where a key is refused between other troubles", async () => {
+    const server = serverOf(status(503), status(401), status(503), status(200));
+    const outbound = quick(server.send, { secondDelayMs: 1 });
+    expect((await outbound.fetch(storageUrl)).status).toBe(200);
+    expect(outbound.takeCounts()).toEqual({ storageCalls: 4, retries: 3 });
+  });
 
   test("is made again where a 400 hides in its body what may pass, and not where it hides something else", async () => {
     const slow = serverOf(status(400, { statusCode: "544", error: "DatabaseTimeout" }), status(200));

@@ -6,7 +6,7 @@ import pRetry, { AbortError } from "p-retry";
 import { log, messageOf } from "./log.ts";
 
 /** What may succeed a moment later (Supabase's own list for Storage and the Data API; 544 is a database timeout). */
-const RETRYABLE = new Set([408, 429, 500, 502, 503, 504, 520, 522, 524, 544]);
+export const RETRYABLE: ReadonlySet<number> = new Set([408, 429, 500, 502, 503, 504, 520, 522, 524, 544]);
 /**
  * Of the errors that the database itself reports, by SQLSTATE, those that a moment may mend: a deadlock, a serialization failure, a
  * connection or server that goes away, too many connections. A statement timeout (57014) costs its time again, and a lock
@@ -24,6 +24,8 @@ export type OutboundOptions = {
   readonly retries?: number;
   /** The first wait; doubled each time, with jitter. Default 250. */
   readonly firstDelayMs?: number;
+  /** How long after the gateway refused a key, or the Data API knew no function, it is asked again, once. Default 1,000. */
+  readonly secondDelayMs?: number;
   /** What sends a request. Default: the global `fetch`. */
   readonly fetch?: typeof fetch;
 };
@@ -55,7 +57,8 @@ class RetryableResponse extends Error {
  * with the last network error or a `TimeoutError`. A `Retry-After` (seconds or a date) that would not fit is not waited for.
  */
 export function createOutbound(options: OutboundOptions = {}): Outbound {
-  const { attemptMs = 15_000, totalMs = 25_000, retries = 5, firstDelayMs = 250 } = options;
+  const { attemptMs = 15_000, totalMs = 25_000, retries = 5, firstDelayMs = 250, secondDelayMs = 1_000 } =
+    options;
   const send = options.fetch ?? fetch;
   let storageCalls = 0;
   let repeated = 0;
@@ -63,11 +66,19 @@ export function createOutbound(options: OutboundOptions = {}): Outbound {
   async function outboundFetch(input: RequestInfo | URL, init?: RequestInit): Promise<Response> {
     const started = Date.now();
     const isStorage = urlOf(input).includes("/storage/v1/");
+    let isSecond = false;
     try {
       return await pRetry(async (attempt) => {
         if (isStorage) storageCalls++;
         if (attempt > 1) repeated++;
-        const response = await attemptOnce(send, input, init, attemptMs);
+        let response = await attemptOnce(send, input, init, attemptMs);
+        if (!isSecond && await isReloading(response)) {
+          isSecond = true;
+          repeated++;
+          if (isStorage) storageCalls++;
+          await new Promise((resolve) => setTimeout(resolve, secondDelayMs));
+          response = await attemptOnce(send, input, init, attemptMs);
+        }
         if (await isRetryable(response)) throw new RetryableResponse(response);
         return response;
       }, {
@@ -140,6 +151,13 @@ async function isRetryable(response: Response): Promise<boolean> {
   if (response.status === 400) return RETRYABLE.has(Number(fieldOf(body, "statusCode") ?? NaN));
   const code = fieldOf(body, "code");
   return typeof code !== "string" || !/^[0-9A-Z]{5}$/.test(code) || PASSING_SQLSTATE.test(code);
+}
+
+/** While the Data API reads its schema anew, or the gateway its keys, a single request may meet neither: that proves nothing. */
+async function isReloading(response: Response): Promise<boolean> {
+  if (response.status === 401) return true;
+  if (response.status !== 404) return false;
+  return fieldOf(await response.clone().json().catch(() => null), "code") === "PGRST202";
 }
 
 function fieldOf(body: unknown, name: string): unknown {
