@@ -92,7 +92,9 @@ $$;
 comment on function image_sync.lease_targets(image_sync.runs, image_sync.settings, text[]) is
   'The URLs of these names as [{"name", "url"}], for the worker''s eyes alone; the run''s next chunk waits until they can have been opened at settings.verify_rate.';
 
--- What Storage rejected is signed anew by the next sync, once its expiry is forgotten. A row that somebody holds is not waited for,
+-- A token that Storage says is dead (InvalidJWT; no other answer brings a URL along) is signed anew by the next sync, once its expiry is
+-- forgotten. Where the run has seen no image yet it is rather the key than these files: then nothing is forgotten, and the next sync
+-- renews all (image_sync.renews_all). A row that somebody holds is not waited for,
 -- and a table that refuses keeps what it has: the verify says of each all the same what was to be seen.
 create or replace function image_sync.forget_rejected(p_run image_sync.runs, p_chunk image_sync.chunks, p_failures jsonb)
 returns integer
@@ -103,16 +105,23 @@ as $$
 declare
   v_forgotten integer;
 begin
+  if p_chunk.shown = 0 and not exists (
+    select
+    from image_sync.chunks c
+    where c.run_id = p_run.id
+      and c.shown > 0
+  ) then
+    return 0;
+  end if;
   with free as materialized (
     select p.bucket_id, p.file_name
-    from jsonb_to_recordset(p_failures) as e (name text, code text, url text)
+    from jsonb_to_recordset(p_failures) as e (name text, url text)
     join public.part_images p
       on p.bucket_id = p_run.bucket_id
       and p.file_name collate "C" = e.name
       and p.file_name collate "C" > p_chunk.from_key
       and p.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
       and p.signed_url = e.url
-    where e.code = 'url_rejected'
     for update of p skip locked
   ), forgotten as (
     update public.part_images p
@@ -140,12 +149,11 @@ end;
 $$;
 
 comment on function image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb) is
-  'Forgets the expiry of the chunk''s records whose URL was rejected, unless they have got another one meanwhile, are held, or the table refuses. Returns how many.';
+  'Forgets the expiry of the chunk''s records whose URL came along as dead, where the run has seen an image, unless they have got another one meanwhile, are held, or the table refuses. Returns how many.';
 
 -- Closes a chunk of a verify.
 --   p_shown     the names whose URL showed an image
---   p_failures  [{"name", "code", "error", "url"}], the URL only where it was rejected: such a record's expiry is forgotten, so that
---               the next sync signs it anew, unless it has got another URL meanwhile
+--   p_failures  [{"name", "code", "error", "url"}], the URL only where Storage said that its token is dead
 create or replace function image_sync.close_verified(p_run image_sync.runs, p_token uuid, p_shown text[], p_failures jsonb, p_storage_calls integer, p_retries integer)
 returns text
 language plpgsql
@@ -191,6 +199,7 @@ begin
   into v_failures, v_counts
   from numbered n;
 
+  v_chunk.shown := cardinality(p_shown);
   v_forgotten := image_sync.forget_rejected(p_run, v_chunk, p_failures);
 
   update image_sync.chunks c
@@ -201,7 +210,8 @@ begin
     broken = jsonb_array_length(p_failures),
     updated = v_forgotten,
     records_expired = c.records_expired + v_forgotten,
-    images_signed = greatest(c.images_signed - v_forgotten, 0),
+    -- What Storage rejects is no working URL, forgotten or not.
+    images_signed = greatest(c.images_signed - coalesce((v_counts ->> 'url_rejected')::integer, 0), 0),
     facts = c.facts || jsonb_build_object('broken', v_counts),
     problems = c.problems || v_failures,
     storage_calls = c.storage_calls + p_storage_calls,
@@ -216,9 +226,10 @@ end;
 $$;
 
 comment on function image_sync.close_verified(image_sync.runs, uuid, text[], jsonb, integer, integer) is
-  'Closes a chunk whose URLs were opened: counts what showed an image and what did not, by reason, and makes the next sync sign anew what Storage rejected. Returns closed, already_closed or stale.';
+  'Closes a chunk whose URLs were opened: counts what showed an image and what did not, by reason, and makes the next sync sign anew what has a dead token. Returns closed, already_closed or stale.';
 
--- A file that Storage does not find although its object is there is lost, not deleted.
+-- A file that Storage does not find is lost where its object is there, and deleted where it is not: the words of S3 and of Storage
+-- tell that in some versions only.
 create or replace function image_sync.tell_lost(p_bucket_id text, p_probe jsonb)
 returns jsonb
 language sql
@@ -226,16 +237,17 @@ stable
 set search_path = ''
 as $$
   select case
-    when jsonb_path_exists(p_probe, '$.failures[*] ? (@.code == "file_gone")') then p_probe || jsonb_build_object('failures', (
+    when jsonb_path_exists(p_probe, '$.failures[*] ? (@.code == "file_gone" || @.code == "file_lost")') then p_probe || jsonb_build_object('failures', (
       select jsonb_agg(
         case
-          when p.failure ->> 'code' = 'file_gone' and exists (
+          when p.failure ->> 'code' not in ('file_gone', 'file_lost') then p.failure
+          when exists (
             select
             from image_sync.objects o
             where o.bucket_id = p_bucket_id
               and o.name collate "C" = p.failure ->> 'name'
           ) then p.failure || '{"code": "file_lost"}'
-          else p.failure
+          else p.failure || '{"code": "file_gone"}'
         end
       )
       from jsonb_array_elements(p_probe -> 'failures') as p (failure)
@@ -244,9 +256,46 @@ as $$
   end
 $$;
 
-comment on function image_sync.tell_lost(text, jsonb) is 'What a probe gave, with file_gone turned into file_lost where the object is there.';
+comment on function image_sync.tell_lost(text, jsonb) is 'What a probe gave, with file_lost where the object of a file that Storage does not find is there, else file_gone.';
+
+-- Where a look at the URLs saw a rejected one and could not forget it, the next sync renews all: after a rotation of the URL-signing key
+-- that is what mends them. By the newest look: a verify, or the probe of a sync; a sync that has renewed all is one too.
+create or replace function image_sync.renews_all(p_bucket_id text)
+returns boolean
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return coalesce(
+    (
+      select case look.mode
+        when 'verify' then (look.report #>> '{verified,kept}')::bigint > 0
+        else jsonb_path_exists(look.report, '$.probe ? (@.ok == 0 && @.checked > 0)')
+          and not jsonb_path_exists(look.report, '$.probe.failures[*] ? (@.code != "url_rejected")')
+      end
+      from image_sync.runs look
+      where look.bucket_id = p_bucket_id
+        and look.finished_at is not null
+        and look.report is not null
+        and (
+          look.mode = 'verify'
+          or look.mode = 'sync' and (
+            (look.report #>> '{probe,checked}')::bigint > 0
+            or look.outcome <> 'failed' and look.options ->> 'renew' = 'all'
+          )
+        )
+      order by look.finished_at desc
+      limit 1
+    ), false);
+end;
+$$;
+
+comment on function image_sync.renews_all(text) is
+  'Whether the next sync of a bucket renews all URLs: the newest look at them saw rejected ones that keep their expiry.';
 
 revoke all on function
+  image_sync.renews_all(text),
   image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb),
   image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
@@ -256,6 +305,7 @@ revoke all on function
   image_sync.tell_lost(text, jsonb)
 from public;
 grant execute on function
+  image_sync.renews_all(text),
   image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb),
   image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),

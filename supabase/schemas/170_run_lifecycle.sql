@@ -43,7 +43,9 @@ declare
 begin
   insert into image_sync.runs (id, bucket_id, mode, trigger, options, plan_id, total_estimate, bucket_created_at)
   values (
-    p_run, p_bucket_id, p_mode, p_trigger, p_options, p_plan, p_total,
+    p_run, p_bucket_id, p_mode, p_trigger,
+    p_options || case when p_mode = 'sync' and image_sync.renews_all(p_bucket_id) then '{"renew": "all"}'::jsonb else '{}' end,
+    p_plan, p_total,
     (
       select b.created_at
       from storage.buckets b
@@ -170,7 +172,8 @@ begin
   returning *
   into v_run;
 
-  if v_run.exhausted and v_run.mode in ('sync', 'analyze', 'verify') then
+  -- A verify that could not reach the URLs has seen nothing of them: what the one before saw stands.
+  if v_run.exhausted and v_run.mode in ('sync', 'analyze', 'verify') and (v_run.mode, v_run.stop_reason) is distinct from ('verify', 'unreachable') then
     update image_sync.runs r
     set report = image_sync.measure(v_run, p_probe) || case when v_run.mode = 'verify' then jsonb_build_object('verified', image_sync.measure_verified(v_run)) else '{}' end
     where r.id = v_run.id;

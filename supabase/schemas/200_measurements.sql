@@ -171,8 +171,22 @@ begin
       'at', clock_timestamp(),
       'checked', coalesce(sum(c.shown + c.broken), 0),
       'ok', coalesce(sum(c.shown), 0),
+      -- Rejected URLs whose expiry was not forgotten.
+      'kept', coalesce(sum((c.facts #>> '{broken,url_rejected}')::bigint), 0) - coalesce(sum(c.updated), 0),
       'failures', (
-        select coalesce(jsonb_object_agg(b.code, jsonb_build_object('count', b.files, 'samples', image_sync.problem_samples(p_run.id, b.code))), '{}')
+        select coalesce(jsonb_object_agg(b.code, jsonb_build_object(
+          'count', b.files,
+          'samples', image_sync.problem_samples(p_run.id, b.code),
+          'said', case when b.code = 'unreachable' then (
+            select p.problem ->> 'detail'
+            from image_sync.chunks h
+            cross join lateral jsonb_array_elements(h.problems) as p (problem)
+            where h.run_id = p_run.id
+              and h.broken > 0
+              and p.problem ->> 'code' = 'unreachable'
+            limit 1
+          ) end
+        )), '{}')
         from (
           select e.code, sum(e.files::bigint) as files
           from image_sync.chunks k
@@ -190,7 +204,7 @@ end;
 $$;
 
 comment on function image_sync.measure_verified(image_sync.runs) is
-  'What a finished verify saw: {"run", "at", "checked", "ok", "failures": {reason: {"count", "samples"}}}. Reasons: file_lost, file_gone, not_an_image, wrong_content_type, url_rejected, unreachable.';
+  'What a finished verify saw: {"run", "at", "checked", "ok", "kept", "failures": {reason: {"count", "samples", "said"}}}; kept: rejected URLs that keep their expiry; said: what answered in Storage''s place. Reasons: file_lost, file_gone, not_an_image, wrong_content_type, url_rejected, unreachable.';
 
 revoke all on function
   image_sync.measure(image_sync.runs, jsonb),

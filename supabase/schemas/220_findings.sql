@@ -48,9 +48,9 @@ begin
   )
   select
     reason.code,
-    greatest(by_verify.files, by_probe.files, 0),
+    greatest(by_verify.files, by_probe.files, unreached.files),
     case when by_verify.files >= by_probe.files then by_verify.samples else by_probe.samples end,
-    by_verify.none_shown or by_probe.none_shown
+    by_verify.none_shown or by_probe.none_shown or unreached.files > 0
   from f
   cross join unnest('{file_lost,file_gone,not_an_image,wrong_content_type,url_rejected,unreachable}'::text[]) as reason (code)
   cross join lateral (
@@ -70,7 +70,11 @@ begin
     from jsonb_array_elements(coalesce(f.probe -> 'failures', '[]')) as p (failure)
     where f.is_older
       and p.failure ->> 'code' = reason.code
-  ) as by_probe;
+  ) as by_probe
+  cross join lateral (
+    -- One at least: the verify ended there.
+    select (reason.code = 'unreachable' and p_facts ->> 'unreached' is not null)::integer as files
+  ) as unreached;
 end;
 $$;
 
@@ -106,7 +110,7 @@ begin
     ),
     (
       'listing_incomplete', 'error', 'The last run stopped before the end of the bucket',
-      (v_last_listing ->> 'state' in ('failed', 'cancelled') and not (v_last_listing ->> 'reached_end')::boolean and coalesce(v_last_listing #>> '{error,code}', '') not in ('bucket_missing', 'function_unknown'))::integer, null,
+      (v_last_listing ->> 'state' in ('failed', 'cancelled') and not (v_last_listing ->> 'reached_end')::boolean and coalesce(v_last_listing #>> '{error,code}', '') not in ('bucket_missing', 'function_unknown', 'unreachable'))::integer, null,
       'Files beyond that point were not looked at. A run lists page by page to the very end and has no limit of 100 files: see the run''s error, mend its cause and start a sync.',
       image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
     )
@@ -343,7 +347,8 @@ begin
     (
       'signing_failed', 'error', 'Error signing URLs',
       (v_last_sync ->> 'stop_reason' in ('signing_failed', 'signing_impossible', 'dead_chunks'))::integer, null,
-      'The Storage API refused to sign. See the run''s error and problems; check that the bucket is the one in the settings, that the function has a secret key, and the status of Storage. Then start a sync.',
+      coalesce((v_last_sync #>> '{error,detail}') || '. ', '')
+        || 'The Storage API did not sign. See the run''s error and problems; check that the bucket is the one in the settings, that the function has a secret key, and the status of Storage. Then start a sync.',
       image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
     ),
     (
@@ -433,7 +438,7 @@ begin
   join (values
     (
       'file_lost', 'Files that are lost or empty in Storage',
-      'Storage has their row and no content: no URL shows them. Upload them again, then start a verify.',
+      'Storage has their row and no content: no URL shows them. Upload them again, then start a verify. Where no file shows, look at Storage first: a database that was restored brings no files along.',
       '{"mode": "verify"}'::jsonb
     ),
     (
@@ -458,7 +463,20 @@ begin
     ),
     (
       'unreachable', 'URLs that could not be opened',
-      'Storage, or the address that readers use (the setting public_url), gave no answer that says anything of the file. Check the status of Storage, then start a verify.',
+      format(
+        '%s. Nothing was changed. Mend that, then start a verify.',
+        rtrim(coalesce(
+          p_facts ->> 'unreached',
+          (
+            select p.failure ->> 'error'
+            from jsonb_array_elements(coalesce(p_facts #> '{measured,probe,failures}', '[]')) as p (failure)
+            where p.failure ->> 'code' = 'unreachable'
+            limit 1
+          ),
+          p_facts #>> '{verified,failures,unreachable,said}',
+          'Storage, or the address that readers use (the setting public_url), gave no answer that says anything of the file'
+        ), '.')
+      ),
       '{"mode": "verify"}'
     )
   ) as told (code, title, remediation, request) on told.code = u.code;

@@ -74,6 +74,21 @@ begin
         order by r.finished_at desc
         limit 1
       ),
+      -- What ended the last verify early, unless URLs were opened since.
+      'unreached', (
+        select r.error ->> 'detail'
+        from (
+          select l.*
+          from image_sync.runs l
+          where l.bucket_id = p_bucket_id
+            and (l.mode = 'verify' and l.finished_at is not null or l.mode = 'sync' and (l.report #>> '{probe,ok}')::bigint > 0)
+            and l.outcome <> 'cancelled'
+          order by l.finished_at desc
+          limit 1
+        ) as r
+        where r.mode = 'verify'
+          and r.stop_reason = 'unreachable'
+      ),
       'last_sync', image_sync.last_run(p_bucket_id, array['sync']),
       'last_listing', image_sync.last_run(p_bucket_id, array['sync', 'analyze', 'verify'])
     )

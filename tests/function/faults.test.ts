@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
-import { DatabaseError } from "../../supabase/functions/image-sync/database.ts";
+import { createDatabase, DatabaseError } from "../../supabase/functions/image-sync/database.ts";
 import { faultOf, isPassing } from "../../supabase/functions/image-sync/faults.ts";
+import { createTestClient } from "../support/client.ts";
 
 const fault = (code: string, status: number, message = "no") =>
   faultOf(new DatabaseError("image_sync_advance", code, status, message));
@@ -30,6 +31,29 @@ describe("an error of the database", () => {
   test("names the command that works on a linked project", () => {
     expect(fault("PGRST202", 404).detail).toContain("npx supabase db push --remote");
   });
+});
+
+describe("an answer that the database did not give", () => {
+  test.each([[402, "exceeded its quota"], [403, "firewall"], [540, "paused"], [546, "compute limit"]])(
+    "is told in its words and what it means: %i",
+    async (status, meaning) => {
+      const answer = new Response("<h1>Words of a page</h1>", {
+        status,
+        headers: { "content-type": "text/html" },
+      });
+      const client = createTestClient("http://127.0.0.1:9", "sb_secret_x", () => Promise.resolve(answer));
+      const error: unknown = await createDatabase(client).readRun(crypto.randomUUID()).catch((
+        error: unknown,
+      ) => error);
+      expect(error).toBeInstanceOf(DatabaseError);
+      const told = faultOf(error as DatabaseError);
+      expect(told).toMatchObject({ code: "database_unavailable", title: "The database did not answer" });
+      expect(told.detail).toContain(`HTTP ${status}: "Words of a page"`);
+      expect(told.detail).toContain(meaning);
+      // The run waits: nothing of it has failed.
+      expect((error as DatabaseError).isRefusal).toBe(false);
+    },
+  );
 });
 
 describe("a right that is missing", () => {

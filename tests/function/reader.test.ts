@@ -1,4 +1,5 @@
-import { expect, test } from "vitest";
+import pLimit from "p-limit";
+import { describe, expect, test } from "vitest";
 import { limitOpen, openUrls, probe } from "../../supabase/functions/image-sync/reader.ts";
 
 const base = "https://ref.example/storage/v1/object/sign/part-images/";
@@ -63,6 +64,9 @@ test("a redirect shows no image", async () => {
 
 const refusal = (statusCode: string, error: string, status = 400) =>
   answerOf(JSON.stringify({ statusCode, error, message: "words" }), status, "application/json");
+const s3Missing = JSON.stringify({ statusCode: "404", error: "Not found", code: "NoSuchKey" });
+const deletedWithCode = JSON.stringify({ statusCode: "404", error: "not_found", code: "NoSuchKey" });
+const databaseError = JSON.stringify({ statusCode: "500", error: "DatabaseError", code: "DatabaseError" });
 const text = (words: string) => new TextEncoder().encode(words);
 
 test.each<[string, () => Promise<Response>, string | null]>([
@@ -78,14 +82,30 @@ test.each<[string, () => Promise<Response>, string | null]>([
   ],
   ["one without any type", answerOf(jpeg, 200, null), "wrong_content_type"],
   ["nothing", answerOf(null), "file_lost"],
-  ["no first byte", answerOf(null, 416, null), "file_lost"],
-  ["a row without a file", refusal("500", "Internal", 500), "file_lost"],
+  ["no first byte", refusal("416", "InvalidRange", 416), "file_lost"],
+  ["no first byte, in S3's words", refusal("416", "The requested range is not satisfiable"), "file_lost"],
+  ["a row without a file", answerOf(s3Missing, 400, "application/json"), "file_lost"],
+  ["the same on a file system", refusal("500", "Internal", 500), "file_lost"],
   ["a file that was deleted", refusal("404", "not_found"), "file_gone"],
-  ["the same, said by the status", refusal("404", "NoSuchKey", 404), "file_gone"],
+  ["the same with a code", answerOf(deletedWithCode, 400, "application/json"), "file_gone"],
   ["a token of another key", refusal("400", "InvalidJWT"), "url_rejected"],
   ["a token of another file", refusal("400", "InvalidSignature"), "url_rejected"],
   ["a name that Storage does not open", refusal("400", "InvalidKey"), "url_rejected"],
-  ["a gateway that says no", answerOf("no", 403, "text/plain"), "url_rejected"],
+  ["a gateway that says no", answerOf("no", 403, "text/plain"), "unreachable"],
+  [
+    "a page in place of the image",
+    answerOf(text("<!doctype html><p>Sign in"), 200, "text/html"),
+    "unreachable",
+  ],
+  ["a page in place of an error", answerOf("<h1>Not here</h1>", 404, "text/html"), "unreachable"],
+  ["a gateway that knows no such path", answerOf(`{"message":"no Route matched"}`, 404), "unreachable"],
+  ["an error of Storage that says nothing of the file", refusal("400", "TenantNotFound"), "unreachable"],
+  ["a database that fails Storage", answerOf(databaseError, 500, "application/json"), "unreachable"],
+  [
+    "a code that Storage might have, from somebody else",
+    answerOf(`{"error":"InvalidJWT"}`, 401),
+    "unreachable",
+  ],
   ["a Storage that is away", answerOf("away", 503, "text/plain"), "unreachable"],
   ["a database that is slow", refusal("544", "DatabaseTimeout", 544), "unreachable"],
   ["too many requests", refusal("429", "ResourceLocked"), "unreachable"],
@@ -100,6 +120,64 @@ test("a Storage that stumbled once is asked again", async () => {
   const answers = [answerOf("away", 503, "text/plain"), image];
   const { result } = await probeUrl(`${base}a.jpg`, () => (answers.shift() ?? image)());
   expect(result.failures).toEqual([]);
+});
+
+describe("where nothing reaches Storage", () => {
+  const blocked = answerOf("<html><style>p{}</style><h1>Blocked</h1> by\n a firewall", 403, "text/html");
+  const targets = Array.from(
+    { length: 500 },
+    (_, place) => ({ name: `${place}`, url: `${base}${place}?token=x` }),
+  );
+
+  test("no more is opened, and one failure says what answered and what that means", async () => {
+    let sent = 0;
+    const sight = await openUrls({ targets, base }, () => {
+      sent++;
+      return blocked();
+    });
+    expect(sight.shown).toEqual([]);
+    expect(sight.failures).toEqual([sight.end]);
+    expect(sight.end?.error).toBe(
+      'HTTP 403: "Blocked by a firewall". 403 usually means that a firewall or proxy in front of the project blocks the request: allow it there',
+    );
+    expect(sent).toBeLessThanOrEqual(30);
+  });
+
+  test("a moment that passes ends nothing", async () => {
+    let sent = 0;
+    const sight = await openUrls({ targets, base }, () => (++sent <= 10 ? blocked() : image()));
+    expect(sight).toMatchObject({ failures: [], end: null });
+    expect(sight.shown).toHaveLength(500);
+  });
+
+  test("one file alone that is kept from us is named, and the others are opened", async () => {
+    const sight = await openUrls(
+      { targets, base, rate: 150 },
+      (url) => String(url).includes("/7?") ? blocked() : image(),
+    );
+    expect(sight).toMatchObject({ end: null, failures: [{ name: "7", code: "unreachable", status: 403 }] });
+    expect(sight.shown).toHaveLength(499);
+  });
+
+  test("what was seen before is kept", async () => {
+    let sent = 0;
+    const sight = await openUrls(
+      { targets, base, limit: pLimit(1) },
+      () => (++sent <= 40 ? image() : blocked()),
+    );
+    expect(sight.shown).toHaveLength(40);
+    expect(sight.end).toMatchObject({ name: "40", code: "unreachable" });
+  });
+
+  test("nothing of a key or a token is quoted", async () => {
+    const words = `{"message":"sb_secret_abcdef at ?token=eyJh.eyJi.c ${"long ".repeat(200)}"}`;
+    const { end } = await openUrls({ targets, base }, answerOf(words, 402, "application/json"));
+    expect(end?.error).toMatch(
+      /^HTTP 402: ".*…"\. 402 usually means that the organisation has exceeded its quota/,
+    );
+    expect(end?.error?.length).toBeLessThan(400);
+    expect(end?.error).not.toMatch(/abcdef|eyJ/);
+  });
 });
 
 test("no more than its first bytes are fetched of an endless file", async () => {
@@ -120,7 +198,7 @@ test("URLs are opened no faster than the rate, and each has a place in the resul
   const started = Date.now();
   const sight = await openUrls({ targets, base, rate: 100 }, image);
   expect(Date.now() - started).toBeGreaterThanOrEqual(280);
-  expect(sight).toEqual({ shown: targets.map(({ name }) => name), failures: [] });
+  expect(sight).toEqual({ shown: targets.map(({ name }) => name), failures: [], end: null });
 });
 
 test("what cannot be opened before the deadline is said to be so", async () => {

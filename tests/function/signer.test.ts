@@ -1,7 +1,13 @@
 import type { SupabaseClient } from "@supabase/supabase-js";
 import { beforeEach, describe, expect, test, vi } from "vitest";
 import { workChunk } from "../../supabase/functions/image-sync/pipeline.ts";
-import { createSigner, type Signed, SigningError } from "../../supabase/functions/image-sync/signer.ts";
+import {
+  createSigner,
+  type Signed,
+  SigningError,
+  unopened,
+} from "../../supabase/functions/image-sync/signer.ts";
+import { createTestClient } from "../support/client.ts";
 
 const projectUrl = "https://project.example.com";
 const expiry = 1_900_000_000;
@@ -232,6 +238,56 @@ describe("a refusal of the whole call", () => {
       expect(storage.calls).toHaveLength(1);
     },
   );
+});
+
+describe("an answer that Storage did not give", () => {
+  const signThrough = (status: number, body: string, type = "text/html") => {
+    const send = () => Promise.resolve(new Response(body, { status, headers: { "content-type": type } }));
+    const client = createTestClient(projectUrl, "sb_secret_x", unopened(send));
+    return createSigner(client, projectUrl)({
+      bucket: "part-images",
+      names: numbered(4),
+      expiresIn: 60,
+      publicUrl: null,
+    }).catch((error: unknown) => error);
+  };
+
+  test.each([
+    [401, true, "verify_jwt"],
+    [402, true, "exceeded its quota"],
+    [403, true, "firewall"],
+    [540, true, "paused"],
+    [546, true, "compute limit"],
+    [502, false, "overloaded or away"],
+  ])("is told in its words and what it means: %i, final: %s", async (status, isFinal, meaning) => {
+    const error = await signThrough(status, "<h1>Words of a page</h1>");
+    expect(error).toBeInstanceOf(SigningError);
+    expect(error).toMatchObject({
+      isFinal,
+      fault: {
+        code: "signing_failed",
+        title: "Storage did not answer",
+        detail: expect.stringContaining(`HTTP ${status}: "Words of a page"`),
+      },
+    });
+    expect((error as SigningError).fault.detail).toContain(meaning);
+  });
+
+  test("is none where the bucket's name is refused: that is final, and says what to do", async () => {
+    const body = {
+      statusCode: "400",
+      error: "InvalidBucketName",
+      code: "InvalidBucketName",
+      message: "Bucket name invalid",
+    };
+    expect(await signThrough(400, JSON.stringify(body), "application/json")).toMatchObject({
+      isFinal: true,
+      fault: {
+        title: "Storage refused to sign",
+        detail: expect.stringMatching(/Bucket name invalid.*letters a to z/),
+      },
+    });
+  });
 });
 
 describe("a chunk", () => {

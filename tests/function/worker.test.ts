@@ -111,7 +111,7 @@ function opener() {
     seen.waiting--;
     onEndNear?.();
     await sleep(5);
-    return { shown: [], failures: [] };
+    return { shown: [], failures: [], end: null };
   };
   return { open, seen };
 }

@@ -166,7 +166,7 @@ test("one damaged file among the probed ones is a warning that names it", async 
   const { findings, probe, healthy } = await report(bucket);
   expect(findings).toMatchObject([{ code: "file_lost", level: "warning" }]);
   expect(new Set(findings[0]?.samples)).toEqual(new Set(["damaged.jpg"]));
-  expect(probe.failures[0]).toMatchObject({ name: "damaged.jpg", status: 500 });
+  expect(probe.failures[0]).toMatchObject({ name: "damaged.jpg", status: 400, error: "NoSuchKey" });
   expect(healthy).toBe(true);
 });
 

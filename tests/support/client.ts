@@ -8,9 +8,10 @@ class NoWebSocket extends EventTarget {
   }
 }
 
-/** The real supabase-js for a server's side: it keeps no session and refreshes none. */
-export function createTestClient(url: string, key: string): SupabaseClient {
+/** The real supabase-js for a server's side: it keeps no session and refreshes none. `send` sends its requests. */
+export function createTestClient(url: string, key: string, send: typeof fetch = fetch): SupabaseClient {
   return createClient(url, key, {
+    global: { fetch: send },
     auth: { persistSession: false, autoRefreshToken: false, detectSessionInUrl: false },
     realtime: { transport: NoWebSocket as unknown as typeof WebSocket },
   });

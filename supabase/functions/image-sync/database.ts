@@ -57,23 +57,27 @@ import {
 import type { Database as Schema, Json } from "./database.types.ts";
 import { messageOf } from "./log.ts";
 import { ProblemError } from "./problem.ts";
+import { explain } from "./text/unexplained.ts";
 
 /** A call of the database that failed, retries included. */
 export class DatabaseError extends Error {
   constructor(
     readonly rpc: string,
-    /** SQLSTATE or PostgREST code; empty where no answer came. */
+    /** SQLSTATE or PostgREST code; empty where the database did not answer. */
     readonly code: string,
     /** HTTP status; 0 where no answer came. */
     readonly status: number,
-    detail: string,
+    readonly detail: string,
   ) {
     super(`${rpc} failed: ${detail}`);
   }
 
   /** Whether the database refused for a reason that another attempt will not mend. */
   get isRefusal(): boolean {
-    return this.status >= 400 && this.status < 500 && this.status !== 408 && this.status !== 429;
+    // 413: the gateway does not let through what the call carries.
+    return this.status === 413 ||
+      this.code !== "" && this.status >= 400 && this.status < 500 && this.status !== 408 &&
+        this.status !== 429;
   }
 }
 
@@ -204,6 +208,20 @@ type Args<Name extends keyof Rpcs> = {
     : Rpcs[Name]["Args"][Key];
 };
 
+/** What the database or PostgREST calls an error by; anything else was said by somebody in front of them. */
+const OWN_CODE = /^([0-9A-Z]{5}|PGRST\w+)$/;
+
+function databaseError(
+  rpc: string,
+  error: { readonly code?: string; readonly message: string },
+  status: number,
+): DatabaseError {
+  const code = OWN_CODE.exec(error.code ?? "")?.[0] ?? "";
+  const isExplained = code !== "" || status === 0;
+  const detail = isExplained ? messageOf(error) : explain({ status, text: error.message });
+  return new DatabaseError(rpc, code, status, detail);
+}
+
 /** Speaks to the database through the Data API with the client's secret key. */
 export function createDatabase(client: SupabaseClient<Schema>): Database {
   async function call<Name extends keyof Rpcs & string, T>(
@@ -212,7 +230,7 @@ export function createDatabase(client: SupabaseClient<Schema>): Database {
     schema: z.ZodType<T>,
   ): Promise<T> {
     const { data, error, status } = await client.rpc(rpc, args as Rpcs[Name]["Args"]);
-    if (error) throw new DatabaseError(rpc, error.code ?? "", status, messageOf(error));
+    if (error) throw databaseError(rpc, error, status);
     const parsed = schema.safeParse(data);
     if (parsed.success) return parsed.data;
     throw new DatabaseError(

@@ -23,6 +23,9 @@ export function isPassing(fault: Fault): boolean {
 
 /** The fault behind an error of the database. Its words never speak of Storage unless Storage's tables are refused. */
 export function faultOf(error: DatabaseError): Fault {
+  if (error.code === "" && error.status > 0 && !error.isRefusal) {
+    return { code: "database_unavailable", title: "The database did not answer", detail: error.detail };
+  }
   const code = CODES.find(([sqlstate]) => sqlstate.test(error.code))?.[1] ??
     (error.isRefusal || error.code !== "" ? "database_refused" : "database_unavailable");
   if (code === "permission_denied") return permissionFault(error.message);

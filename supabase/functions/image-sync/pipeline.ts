@@ -3,7 +3,7 @@ import type { Chunk, OpenChunk } from "./contract.ts";
 import { type Closing, NOTHING_SIGNED } from "./database.ts";
 import { logChunk, messageOf } from "./log.ts";
 import type { OutboundCounts } from "./outbound.ts";
-import type { Failure, OpenRequest, Sight } from "./reader.ts";
+import { DEAD_TOKEN, type Failure, type OpenRequest, type Sight } from "./reader.ts";
 import { type Signer, SigningError } from "./signer.ts";
 
 /** The part of a lease that opening URLs may take; what is left is for closing the chunk. */
@@ -20,7 +20,10 @@ export type Pipeline = {
 
 type SigningPipeline = Omit<Pipeline, "open">;
 
-/** Opens the chunk's URLs; `onEndNear` is called when it is nearly done. Never throws. */
+/**
+ * Opens the chunk's URLs; `onEndNear` is called when it is nearly done. Never throws. What it is closed with has an error where the
+ * URLs cannot be reached: then nothing is known of them.
+ */
 export async function openChunk(
   { open, takeCounts }: Pick<Pipeline, "open" | "takeCounts">,
   lease: string,
@@ -29,12 +32,18 @@ export async function openChunk(
 ): Promise<Closing> {
   const started = Date.now();
   const { number, targets, rate, publicUrl, leaseMs } = chunk;
-  const { shown, failures } = await open(
+  const { shown, failures, end } = await open(
     { targets, rate, deadlineMs: leaseMs * PART_OF_LEASE, onEndNear },
     publicUrl,
   );
   const urls = new Map(targets.map(({ name, url }) => [name, url]));
-  logChunk({ number, signed: 0, failed: failures.length, error: null, ms: Date.now() - started });
+  logChunk({
+    number,
+    signed: 0,
+    failed: failures.length,
+    error: end?.error ?? null,
+    ms: Date.now() - started,
+  });
   return {
     lease,
     ...NOTHING_SIGNED,
@@ -43,15 +52,20 @@ export async function openChunk(
       name: failure.name,
       code: failure.code,
       error: describe(failure),
-      ...(failure.code === "url_rejected" ? { url: urls.get(failure.name) ?? "" } : {}),
+      ...(failure.error === DEAD_TOKEN ? { url: urls.get(failure.name) ?? "" } : {}),
     })),
-    error: null,
-    storageCalls: targets.length,
+    error: end === null ? null : {
+      code: "unreachable",
+      title: "The URLs cannot be opened",
+      detail: `${describe(end)}. Nothing was changed`,
+    },
+    storageCalls: shown.length + failures.length,
     retries: takeCounts().retries,
   };
 }
 
-function describe({ status, content_type, error }: Failure): string {
+function describe({ code, status, content_type, error }: Failure): string {
+  if (code === "unreachable" && error !== null) return error;
   return [status === null ? null : `HTTP ${status}`, content_type, error].filter((part) => part !== null)
     .join(", ");
 }

@@ -4,6 +4,8 @@
 import type { SupabaseClient } from "@supabase/supabase-js";
 import { type Fault, LAST_EXPIRY, tokenPayloadSchema } from "./contract.ts";
 import { messageOf } from "./log.ts";
+import { RETRYABLE } from "./outbound.ts";
+import { explain, isStorages } from "./text/unexplained.ts";
 
 /** Storage refuses more paths in one call. */
 const MAX_PATHS = 1_000;
@@ -55,12 +57,24 @@ export function unopened(send: typeof fetch): typeof fetch {
   return async (input, init) => {
     const response = await send(input, init);
     const url = input instanceof Request ? input.url : String(input);
-    if (!response.ok || !url.includes("/storage/v1/object/sign/")) return response;
+    if (!url.includes("/storage/v1/object/sign/")) return response;
+    if (!response.ok) {
+      const text = await response.clone().text();
+      if (isStorages(text)) return response;
+      throw new UnexplainedError(explain({ status: response.status, text }), response.status);
+    }
     Object.defineProperty(response, "json", {
       value: async () => [{ [UNOPENED]: JSON.parse(await response.text()) as unknown }],
     });
     return response;
   };
+}
+
+/** Somebody else answered in Storage's place. */
+class UnexplainedError extends Error {
+  constructor(message: string, readonly status: number) {
+    super(message);
+  }
 }
 
 /** The items of an answer, handed on as it is or opened by supabase-js. Throws where it is no list of items. */
@@ -235,16 +249,35 @@ function isInvalidRequest(error: unknown): boolean {
 
 function toSigningError(error: unknown, bucket: string): SigningError {
   const status = statusOf(error);
-  const isFinal = ["401", "403", "404"].includes(status);
+  const unexplained = originOf(error);
+  const isFinal = ["401", "403", "404"].includes(status) || codeOf(error) === "InvalidBucketName" ||
+    (unexplained !== null && !RETRYABLE.has(unexplained.status));
   return new SigningError({
     code: "signing_failed",
-    title: "Storage refused to sign",
+    title: unexplained === null ? "Storage refused to sign" : "Storage did not answer",
     detail: `Cannot sign files of bucket ${bucket}: ${messageOf(error)}${
       status ? ` (status ${status})` : ""
-    }. ${
-      isFinal
-        ? "Check that the bucket exists and that the function has a secret key"
-        : "Storage may be unavailable"
-    }`,
+    }${unexplained === null ? `. ${wayOut(error, isFinal)}` : ""}`,
   }, isFinal);
+}
+
+function wayOut(error: unknown, isFinal: boolean): string {
+  if (codeOf(error) === "InvalidBucketName") {
+    return "Storage signs nothing in a bucket of such a name: copy its files to one named with letters a to z and digits";
+  }
+  return isFinal
+    ? "Check that the bucket exists and that the function has a secret key"
+    : "Storage may be unavailable";
+}
+
+/** supabase-js wraps what its `fetch` throws. */
+function originOf(error: unknown): UnexplainedError | null {
+  const origin = error !== null && typeof error === "object" && "originalError" in error
+    ? error.originalError
+    : error;
+  return origin instanceof UnexplainedError ? origin : null;
+}
+
+function codeOf(error: unknown): unknown {
+  return error !== null && typeof error === "object" && "code" in error ? error.code : undefined;
 }

@@ -157,6 +157,8 @@ async function runLane(state: State, lane: number): Promise<void> {
       closing = await openChunk(state.pipeline, lease, answer.chunk, () => {
         if (state.failure === null && state.lanes.size < OPENING_LANES) startLanes(state, 1);
       });
+      // The next chunk's URLs are reached no better, and of this one's nothing is known.
+      if (closing.error !== null) return await fail(state, closing.error);
       if (state.lanes.size > 1) {
         await advance(state, null, closing);
         closing = null;
