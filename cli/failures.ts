@@ -2,6 +2,7 @@
 import { z } from "zod";
 import { type Problem, problemSchema } from "../supabase/functions/image-sync/contract.ts";
 import { safeText } from "../supabase/functions/image-sync/text/safe_text.ts";
+import { explain } from "../supabase/functions/image-sync/text/unexplained.ts";
 import { CommandError } from "./command_error.ts";
 import { isClone } from "./package_root.ts";
 
@@ -38,6 +39,7 @@ export function noSense(url: string, error: unknown): CommandError {
 /** The function, or what stands before it, answered with an error status. */
 export function refusal(url: string, status: number, body: string): CommandError {
   const problem = parseProblem(body);
+  if (problem === undefined && IN_ITS_PLACE.has(status)) return answeredInItsPlace(url, status, body);
   if (status === 401 || status === 403) return wrongKey(url, status);
   if (problem !== undefined) return refusedBy(problem, status);
   if (status === 404) return notDeployed(url);
@@ -49,6 +51,18 @@ export function refusal(url: string, status: number, body: string): CommandError
   }
   if (status === 429 || status >= 500) return overloaded(url, status);
   return noSense(url, new Error(`HTTP ${status}`));
+}
+
+/** What the platform or somebody in front of it answers for a function; its own answers are problems. */
+const IN_ITS_PLACE = new Set([401, 402, 403, 540, 546]);
+
+function answeredInItsPlace(url: string, status: number, body: string): CommandError {
+  const said = safeText(explain({ status, text: body }));
+  return new CommandError(
+    status === 401 || status === 403 ? "unauthorized" : "unavailable",
+    `Cannot use the function at ${url}: ${said}`,
+    { transient: status === 546 },
+  );
 }
 
 function wrongKey(url: string, status: number): CommandError {

@@ -1,6 +1,7 @@
 /** Small pictures of the files behind the URLs, fetched and scaled several at a time, handed over in the order of their rows. */
 import pLimit from "p-limit";
 import pRetry from "p-retry";
+import { explain, isStorages } from "../../supabase/functions/image-sync/text/unexplained.ts";
 import { CommandError } from "../command_error.ts";
 import { optionalPackage } from "./optional_package.ts";
 import type { Row } from "./register.ts";
@@ -189,9 +190,13 @@ async function fetchOnce(address: string, interrupt: AbortSignal): Promise<Uint8
       signal: AbortSignal.any([interrupt, timeout]),
     });
     if (response.status === 200) return await readBounded(response);
-    await response.body?.cancel();
-    const kind = TRANSIENT.has(response.status) ? "unanswered" : "broken";
-    throw new LeftOut(`Storage answers HTTP ${response.status} instead of the file`, kind);
+    const text = await response.text();
+    const { status } = response;
+    if (!isStorages(text)) throw new LeftOut(explain({ status, text }), "unanswered");
+    throw new LeftOut(
+      `Storage answers HTTP ${status} instead of the file`,
+      TRANSIENT.has(status) ? "unanswered" : "broken",
+    );
   } catch (error) {
     if (error instanceof LeftOut || interrupt.aborted) throw error;
     const reason = timeout.aborted

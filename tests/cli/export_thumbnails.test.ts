@@ -53,7 +53,7 @@ beforeAll(async () => {
       }
       response.end();
     },
-    "gone.jpg": (response) => response.writeHead(400).end('{"error":"not_found"}'),
+    "gone.jpg": (response) => response.writeHead(400).end('{"statusCode":"404","error":"not_found"}'),
     "moved.jpg": (response) =>
       response.writeHead(302, { location: "/storage/v1/object/sign/part-images/wide.jpg" }).end(),
   };
@@ -119,7 +119,8 @@ readBack(`a workbook with thumbnails, read by openpyxl${unless}`, () => {
       "bomb.jpg": "the picture has more than 100 million pixels",
       "large.jpg": "the file has more than 25 MB",
       "gone.jpg": "Storage answers HTTP 400 instead of the file",
-      "moved.jpg": "Storage answers HTTP 302 instead of the file",
+      "moved.jpg":
+        "HTTP 302, a redirect to another address. The address is not the project's own: check it, and the setting public_url",
     };
     const names = ["wide.jpg", ...Object.keys(reasons), "tall.jpg"];
     const { url } = await serveFiles(names);

@@ -59,6 +59,30 @@ describe("an error is a sentence with the way out, and the exit status is 2", ()
       says: /HTTP 546/,
     },
     {
+      title: "the quota is exceeded",
+      url: () => answering(402, { message: "Service for this project is restricted" }),
+      code: "unavailable",
+      says: /HTTP 402: "Service for this project is restricted"\. 402 usually means .*exceeded its quota/,
+    },
+    {
+      title: "a firewall answers with a page",
+      url: () => answering(403, "<!doctype html><title>Blocked</title>"),
+      code: "unauthorized",
+      says: /HTTP 403: "Blocked"\. 403 usually means .*firewall or proxy/,
+    },
+    {
+      title: "the project is paused",
+      url: () => answering(540, { message: "Project paused" }),
+      code: "unavailable",
+      says: /HTTP 540: "Project paused"\. 540 usually means .*restore it/,
+    },
+    {
+      title: "the gateway wants a key of its own",
+      url: () => answering(401, { message: "Missing authorization header" }),
+      code: "unauthorized",
+      says: /HTTP 401: "Missing authorization header"\. 401 usually means .*verify_jwt/,
+    },
+    {
       title: "the function refuses",
       url: () =>
         answering(
