@@ -4680,7 +4680,9 @@ $$;
 comment on function image_sync.lease_targets(image_sync.runs, image_sync.settings, text[]) is
   'The URLs of these names as [{"name", "url"}], for the worker''s eyes alone; the run''s next chunk waits until they can have been opened at settings.verify_rate.';
 
--- What Storage rejected is signed anew by the next sync, once its expiry is forgotten. A row that somebody holds is not waited for,
+-- A token that Storage says is dead (InvalidJWT; no other answer brings a URL along) is signed anew by the next sync, once its expiry is
+-- forgotten. Where the run has seen no image yet it is rather the key than these files: then nothing is forgotten, and the next sync
+-- renews all (image_sync.renews_all). A row that somebody holds is not waited for,
 -- and a table that refuses keeps what it has: the verify says of each all the same what was to be seen.
 create or replace function image_sync.forget_rejected(p_run image_sync.runs, p_chunk image_sync.chunks, p_failures jsonb)
 returns integer
@@ -4691,16 +4693,23 @@ as $$
 declare
   v_forgotten integer;
 begin
+  if p_chunk.shown = 0 and not exists (
+    select
+    from image_sync.chunks c
+    where c.run_id = p_run.id
+      and c.shown > 0
+  ) then
+    return 0;
+  end if;
   with free as materialized (
     select p.bucket_id, p.file_name
-    from jsonb_to_recordset(p_failures) as e (name text, code text, url text)
+    from jsonb_to_recordset(p_failures) as e (name text, url text)
     join public.part_images p
       on p.bucket_id = p_run.bucket_id
       and p.file_name collate "C" = e.name
       and p.file_name collate "C" > p_chunk.from_key
       and p.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
       and p.signed_url = e.url
-    where e.code = 'url_rejected'
     for update of p skip locked
   ), forgotten as (
     update public.part_images p
@@ -4728,12 +4737,11 @@ end;
 $$;
 
 comment on function image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb) is
-  'Forgets the expiry of the chunk''s records whose URL was rejected, unless they have got another one meanwhile, are held, or the table refuses. Returns how many.';
+  'Forgets the expiry of the chunk''s records whose URL came along as dead, where the run has seen an image, unless they have got another one meanwhile, are held, or the table refuses. Returns how many.';
 
 -- Closes a chunk of a verify.
 --   p_shown     the names whose URL showed an image
---   p_failures  [{"name", "code", "error", "url"}], the URL only where it was rejected: such a record's expiry is forgotten, so that
---               the next sync signs it anew, unless it has got another URL meanwhile
+--   p_failures  [{"name", "code", "error", "url"}], the URL only where Storage said that its token is dead
 create or replace function image_sync.close_verified(p_run image_sync.runs, p_token uuid, p_shown text[], p_failures jsonb, p_storage_calls integer, p_retries integer)
 returns text
 language plpgsql
@@ -4779,6 +4787,7 @@ begin
   into v_failures, v_counts
   from numbered n;
 
+  v_chunk.shown := cardinality(p_shown);
   v_forgotten := image_sync.forget_rejected(p_run, v_chunk, p_failures);
 
   update image_sync.chunks c
@@ -4789,7 +4798,8 @@ begin
     broken = jsonb_array_length(p_failures),
     updated = v_forgotten,
     records_expired = c.records_expired + v_forgotten,
-    images_signed = greatest(c.images_signed - v_forgotten, 0),
+    -- What Storage rejects is no working URL, forgotten or not.
+    images_signed = greatest(c.images_signed - coalesce((v_counts ->> 'url_rejected')::integer, 0), 0),
     facts = c.facts || jsonb_build_object('broken', v_counts),
     problems = c.problems || v_failures,
     storage_calls = c.storage_calls + p_storage_calls,
@@ -4804,9 +4814,10 @@ end;
 $$;
 
 comment on function image_sync.close_verified(image_sync.runs, uuid, text[], jsonb, integer, integer) is
-  'Closes a chunk whose URLs were opened: counts what showed an image and what did not, by reason, and makes the next sync sign anew what Storage rejected. Returns closed, already_closed or stale.';
+  'Closes a chunk whose URLs were opened: counts what showed an image and what did not, by reason, and makes the next sync sign anew what has a dead token. Returns closed, already_closed or stale.';
 
--- A file that Storage does not find although its object is there is lost, not deleted.
+-- A file that Storage does not find is lost where its object is there, and deleted where it is not: the words of S3 and of Storage
+-- tell that in some versions only.
 create or replace function image_sync.tell_lost(p_bucket_id text, p_probe jsonb)
 returns jsonb
 language sql
@@ -4814,16 +4825,17 @@ stable
 set search_path = ''
 as $$
   select case
-    when jsonb_path_exists(p_probe, '$.failures[*] ? (@.code == "file_gone")') then p_probe || jsonb_build_object('failures', (
+    when jsonb_path_exists(p_probe, '$.failures[*] ? (@.code == "file_gone" || @.code == "file_lost")') then p_probe || jsonb_build_object('failures', (
       select jsonb_agg(
         case
-          when p.failure ->> 'code' = 'file_gone' and exists (
+          when p.failure ->> 'code' not in ('file_gone', 'file_lost') then p.failure
+          when exists (
             select
             from image_sync.objects o
             where o.bucket_id = p_bucket_id
               and o.name collate "C" = p.failure ->> 'name'
           ) then p.failure || '{"code": "file_lost"}'
-          else p.failure
+          else p.failure || '{"code": "file_gone"}'
         end
       )
       from jsonb_array_elements(p_probe -> 'failures') as p (failure)
@@ -4832,9 +4844,46 @@ as $$
   end
 $$;
 
-comment on function image_sync.tell_lost(text, jsonb) is 'What a probe gave, with file_gone turned into file_lost where the object is there.';
+comment on function image_sync.tell_lost(text, jsonb) is 'What a probe gave, with file_lost where the object of a file that Storage does not find is there, else file_gone.';
+
+-- Where a look at the URLs saw a rejected one and could not forget it, the next sync renews all: after a rotation of the URL-signing key
+-- that is what mends them. By the newest look: a verify, or the probe of a sync; a sync that has renewed all is one too.
+create or replace function image_sync.renews_all(p_bucket_id text)
+returns boolean
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return coalesce(
+    (
+      select case look.mode
+        when 'verify' then (look.report #>> '{verified,kept}')::bigint > 0
+        else jsonb_path_exists(look.report, '$.probe ? (@.ok == 0 && @.checked > 0)')
+          and not jsonb_path_exists(look.report, '$.probe.failures[*] ? (@.code != "url_rejected")')
+      end
+      from image_sync.runs look
+      where look.bucket_id = p_bucket_id
+        and look.finished_at is not null
+        and look.report is not null
+        and (
+          look.mode = 'verify'
+          or look.mode = 'sync' and (
+            (look.report #>> '{probe,checked}')::bigint > 0
+            or look.outcome <> 'failed' and look.options ->> 'renew' = 'all'
+          )
+        )
+      order by look.finished_at desc
+      limit 1
+    ), false);
+end;
+$$;
+
+comment on function image_sync.renews_all(text) is
+  'Whether the next sync of a bucket renews all URLs: the newest look at them saw rejected ones that keep their expiry.';
 
 revoke all on function
+  image_sync.renews_all(text),
   image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb),
   image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
@@ -4844,6 +4893,7 @@ revoke all on function
   image_sync.tell_lost(text, jsonb)
 from public;
 grant execute on function
+  image_sync.renews_all(text),
   image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb),
   image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
   image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
@@ -6334,7 +6384,9 @@ declare
 begin
   insert into image_sync.runs (id, bucket_id, mode, trigger, options, plan_id, total_estimate, bucket_created_at)
   values (
-    p_run, p_bucket_id, p_mode, p_trigger, p_options, p_plan, p_total,
+    p_run, p_bucket_id, p_mode, p_trigger,
+    p_options || case when p_mode = 'sync' and image_sync.renews_all(p_bucket_id) then '{"renew": "all"}'::jsonb else '{}' end,
+    p_plan, p_total,
     (
       select b.created_at
       from storage.buckets b
@@ -6461,7 +6513,8 @@ begin
   returning *
   into v_run;
 
-  if v_run.exhausted and v_run.mode in ('sync', 'analyze', 'verify') then
+  -- A verify that could not reach the URLs has seen nothing of them: what the one before saw stands.
+  if v_run.exhausted and v_run.mode in ('sync', 'analyze', 'verify') and (v_run.mode, v_run.stop_reason) is distinct from ('verify', 'unreachable') then
     update image_sync.runs r
     set report = image_sync.measure(v_run, p_probe) || case when v_run.mode = 'verify' then jsonb_build_object('verified', image_sync.measure_verified(v_run)) else '{}' end
     where r.id = v_run.id;
@@ -8015,8 +8068,22 @@ begin
       'at', clock_timestamp(),
       'checked', coalesce(sum(c.shown + c.broken), 0),
       'ok', coalesce(sum(c.shown), 0),
+      -- Rejected URLs whose expiry was not forgotten.
+      'kept', coalesce(sum((c.facts #>> '{broken,url_rejected}')::bigint), 0) - coalesce(sum(c.updated), 0),
       'failures', (
-        select coalesce(jsonb_object_agg(b.code, jsonb_build_object('count', b.files, 'samples', image_sync.problem_samples(p_run.id, b.code))), '{}')
+        select coalesce(jsonb_object_agg(b.code, jsonb_build_object(
+          'count', b.files,
+          'samples', image_sync.problem_samples(p_run.id, b.code),
+          'said', case when b.code = 'unreachable' then (
+            select p.problem ->> 'detail'
+            from image_sync.chunks h
+            cross join lateral jsonb_array_elements(h.problems) as p (problem)
+            where h.run_id = p_run.id
+              and h.broken > 0
+              and p.problem ->> 'code' = 'unreachable'
+            limit 1
+          ) end
+        )), '{}')
         from (
           select e.code, sum(e.files::bigint) as files
           from image_sync.chunks k
@@ -8034,7 +8101,7 @@ end;
 $$;
 
 comment on function image_sync.measure_verified(image_sync.runs) is
-  'What a finished verify saw: {"run", "at", "checked", "ok", "failures": {reason: {"count", "samples"}}}. Reasons: file_lost, file_gone, not_an_image, wrong_content_type, url_rejected, unreachable.';
+  'What a finished verify saw: {"run", "at", "checked", "ok", "kept", "failures": {reason: {"count", "samples", "said"}}}; kept: rejected URLs that keep their expiry; said: what answered in Storage''s place. Reasons: file_lost, file_gone, not_an_image, wrong_content_type, url_rejected, unreachable.';
 
 revoke all on function
   image_sync.measure(image_sync.runs, jsonb),
@@ -8725,9 +8792,9 @@ begin
   )
   select
     reason.code,
-    greatest(by_verify.files, by_probe.files, 0),
+    greatest(by_verify.files, by_probe.files, unreached.files),
     case when by_verify.files >= by_probe.files then by_verify.samples else by_probe.samples end,
-    by_verify.none_shown or by_probe.none_shown
+    by_verify.none_shown or by_probe.none_shown or unreached.files > 0
   from f
   cross join unnest('{file_lost,file_gone,not_an_image,wrong_content_type,url_rejected,unreachable}'::text[]) as reason (code)
   cross join lateral (
@@ -8747,7 +8814,11 @@ begin
     from jsonb_array_elements(coalesce(f.probe -> 'failures', '[]')) as p (failure)
     where f.is_older
       and p.failure ->> 'code' = reason.code
-  ) as by_probe;
+  ) as by_probe
+  cross join lateral (
+    -- One at least: the verify ended there.
+    select (reason.code = 'unreachable' and p_facts ->> 'unreached' is not null)::integer as files
+  ) as unreached;
 end;
 $$;
 
@@ -8783,7 +8854,7 @@ begin
     ),
     (
       'listing_incomplete', 'error', 'The last run stopped before the end of the bucket',
-      (v_last_listing ->> 'state' in ('failed', 'cancelled') and not (v_last_listing ->> 'reached_end')::boolean and coalesce(v_last_listing #>> '{error,code}', '') not in ('bucket_missing', 'function_unknown'))::integer, null,
+      (v_last_listing ->> 'state' in ('failed', 'cancelled') and not (v_last_listing ->> 'reached_end')::boolean and coalesce(v_last_listing #>> '{error,code}', '') not in ('bucket_missing', 'function_unknown', 'unreachable'))::integer, null,
       'Files beyond that point were not looked at. A run lists page by page to the very end and has no limit of 100 files: see the run''s error, mend its cause and start a sync.',
       image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
     )
@@ -9020,7 +9091,8 @@ begin
     (
       'signing_failed', 'error', 'Error signing URLs',
       (v_last_sync ->> 'stop_reason' in ('signing_failed', 'signing_impossible', 'dead_chunks'))::integer, null,
-      'The Storage API refused to sign. See the run''s error and problems; check that the bucket is the one in the settings, that the function has a secret key, and the status of Storage. Then start a sync.',
+      coalesce((v_last_sync #>> '{error,detail}') || '. ', '')
+        || 'The Storage API did not sign. See the run''s error and problems; check that the bucket is the one in the settings, that the function has a secret key, and the status of Storage. Then start a sync.',
       image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
     ),
     (
@@ -9110,7 +9182,7 @@ begin
   join (values
     (
       'file_lost', 'Files that are lost or empty in Storage',
-      'Storage has their row and no content: no URL shows them. Upload them again, then start a verify.',
+      'Storage has their row and no content: no URL shows them. Upload them again, then start a verify. Where no file shows, look at Storage first: a database that was restored brings no files along.',
       '{"mode": "verify"}'::jsonb
     ),
     (
@@ -9135,7 +9207,20 @@ begin
     ),
     (
       'unreachable', 'URLs that could not be opened',
-      'Storage, or the address that readers use (the setting public_url), gave no answer that says anything of the file. Check the status of Storage, then start a verify.',
+      format(
+        '%s. Nothing was changed. Mend that, then start a verify.',
+        rtrim(coalesce(
+          p_facts ->> 'unreached',
+          (
+            select p.failure ->> 'error'
+            from jsonb_array_elements(coalesce(p_facts #> '{measured,probe,failures}', '[]')) as p (failure)
+            where p.failure ->> 'code' = 'unreachable'
+            limit 1
+          ),
+          p_facts #>> '{verified,failures,unreachable,said}',
+          'Storage, or the address that readers use (the setting public_url), gave no answer that says anything of the file'
+        ), '.')
+      ),
       '{"mode": "verify"}'
     )
   ) as told (code, title, remediation, request) on told.code = u.code;
@@ -9597,6 +9682,21 @@ begin
           and r.report is not null
         order by r.finished_at desc
         limit 1
+      ),
+      -- What ended the last verify early, unless URLs were opened since.
+      'unreached', (
+        select r.error ->> 'detail'
+        from (
+          select l.*
+          from image_sync.runs l
+          where l.bucket_id = p_bucket_id
+            and (l.mode = 'verify' and l.finished_at is not null or l.mode = 'sync' and (l.report #>> '{probe,ok}')::bigint > 0)
+            and l.outcome <> 'cancelled'
+          order by l.finished_at desc
+          limit 1
+        ) as r
+        where r.mode = 'verify'
+          and r.stop_reason = 'unreachable'
       ),
       'last_sync', image_sync.last_run(p_bucket_id, array['sync']),
       'last_listing', image_sync.last_run(p_bucket_id, array['sync', 'analyze', 'verify'])
