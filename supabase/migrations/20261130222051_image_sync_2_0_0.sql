@@ -1746,6 +1746,69 @@ begin
 end;
 $$;
 
+-- chunks, 2.0.0
+
+-- Counters stand in one ledger, by name: a new one has no second place. Those that are zero are left out.
+alter table image_sync.chunks add column ledger jsonb;
+update image_sync.chunks c
+set
+  ledger = (
+    select coalesce(jsonb_object_agg(e.key, e.value), '{}')
+    from jsonb_each(to_jsonb(c)) as e
+    where e.key = any ('{listed,bytes,images,not_images,excluded,empty_files,recorded,inserted,moved,unmoved,moved_ahead,collided,vanished,missing,images_signed,to_sign,signed,updated,withdrawn,failed,held,to_open,shown,broken,orphaned,removed,restored,skipped,linked,records,records_signed,records_expired,several_files,orphans_unsigned,orphans_expired,storage_calls,retries}')
+      and e.value <> '0'
+  ),
+  facts = c.facts || jsonb_strip_nulls(jsonb_build_object('soonest_expiry', c.soonest_expiry));
+alter table image_sync.chunks
+  alter column ledger set default '{}',
+  alter column ledger set not null,
+  drop column listed,
+  drop column bytes,
+  drop column images,
+  drop column not_images,
+  drop column excluded,
+  drop column empty_files,
+  drop column recorded,
+  drop column inserted,
+  drop column moved,
+  drop column unmoved,
+  drop column moved_ahead,
+  drop column collided,
+  drop column vanished,
+  drop column missing,
+  drop column images_signed,
+  drop column to_sign,
+  drop column signed,
+  drop column updated,
+  drop column withdrawn,
+  drop column failed,
+  drop column held,
+  drop column to_open,
+  drop column shown,
+  drop column broken,
+  drop column orphaned,
+  drop column removed,
+  drop column restored,
+  drop column skipped,
+  drop column linked,
+  drop column records,
+  drop column records_signed,
+  drop column records_expired,
+  drop column several_files,
+  drop column orphans_unsigned,
+  drop column orphans_expired,
+  drop column storage_calls,
+  drop column retries,
+  drop column soonest_expiry,
+  drop column listing_took;
+-- The last chunks that were signed, newest first: an order that only this index gives.
+create index chunks_closed_idx on image_sync.chunks (run_id, closed_at desc nulls first) where ledger ? 'to_sign';
+
+comment on column image_sync.chunks.ledger is 'What was counted in the range, by name; what is zero is left out.
+Found: listed, bytes, images, not_images (of these excluded, empty_files), recorded, missing, moved, unmoved, moved_ahead, orphaned, several_files; records, records_signed, records_expired, images_signed, orphans_unsigned, orphans_expired.
+Done: to_sign = signed + withdrawn + failed + held, inserted, updated, linked, collided, vanished; to_open = shown + broken (of these rejected); removed, restored, skipped; storage_calls, retries, listing_ms.';
+comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, the soonest of those days, samples, and for a dry run the orphaned records'' names.';
+
 -- redaction
 
 -- Words that come from elsewhere (a trigger's message, an answer of Storage) may quote a whole row, signed URL and all. They are
@@ -1897,6 +1960,97 @@ grant execute on function
   image_sync.encode_uri_component(text),
   image_sync.url_base(image_sync.settings),
   public.image_sync_announce(text, text)
+to service_role;
+
+-- chunks
+
+-- A ledger is counters by name.
+
+create or replace function image_sync.count_of(p_ledger jsonb, p_name text)
+returns bigint
+language sql
+immutable
+as $$
+  select coalesce((p_ledger ->> p_name)::bigint, 0)
+$$;
+
+comment on function image_sync.count_of(jsonb, text) is 'A counter of a ledger; zero where it is left out. Inlined.';
+
+create or replace function image_sync.add_counts(p_ledger jsonb, p_counts jsonb)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+as $$
+  select coalesce(jsonb_object_agg(c.key, c.value), '{}')
+  from (
+    select e.key, sum(e.value::bigint) as value
+    from (
+      select *
+      from jsonb_each_text(p_ledger)
+      union all
+      select *
+      from jsonb_each_text(p_counts)
+    ) as e
+    group by 1
+    having sum(e.value::bigint) <> 0
+  ) as c
+$$;
+
+comment on function image_sync.add_counts(jsonb, jsonb) is 'The sums of two ledgers, counter by counter; null counts for nothing.';
+
+-- How many names a chunk was about, whatever its run does.
+create or replace function image_sync.names_of(p_ledger jsonb)
+returns integer
+language sql
+immutable
+set search_path = ''
+as $$
+  select greatest(
+    image_sync.count_of(p_ledger, 'listed'),
+    image_sync.count_of(p_ledger, 'records'),
+    image_sync.count_of(p_ledger, 'removed') + image_sync.count_of(p_ledger, 'restored') + image_sync.count_of(p_ledger, 'skipped')
+  )::integer
+$$;
+
+comment on function image_sync.names_of(jsonb) is 'How many objects, records or names of a plan a chunk''s ledger is about.';
+
+-- The counter of what a worker does with a chunk's names.
+create or replace function image_sync.work_of(p_mode text)
+returns text
+language sql
+immutable
+set search_path = ''
+as $$
+  select case p_mode when 'verify' then 'to_open' else 'to_sign' end
+$$;
+
+comment on function image_sync.work_of(text) is 'to_open in a verify, else to_sign.';
+
+create or replace function image_sync.ms_since(p_since timestamptz)
+returns integer
+language sql
+volatile
+set search_path = ''
+as $$
+  select ceil(1000 * extract(epoch from clock_timestamp() - p_since))::integer
+$$;
+
+comment on function image_sync.ms_since(timestamptz) is 'Milliseconds since then, by the clock.';
+
+revoke all on function
+  image_sync.count_of(jsonb, text),
+  image_sync.add_counts(jsonb, jsonb),
+  image_sync.names_of(jsonb),
+  image_sync.work_of(text),
+  image_sync.ms_since(timestamptz)
+from public;
+grant execute on function
+  image_sync.count_of(jsonb, text),
+  image_sync.add_counts(jsonb, jsonb),
+  image_sync.names_of(jsonb),
+  image_sync.work_of(text),
+  image_sync.ms_since(timestamptz)
 to service_role;
 
 -- objects and records
@@ -2461,13 +2615,15 @@ begin
       and m.name <> all (v_held)
   ) as rest;
 
-  v_chunk.inserted := v_chunk.inserted + cardinality(v_inserted);
-  v_chunk.recorded := v_chunk.recorded + v_rest.recorded;
-  v_chunk.vanished := v_chunk.vanished + v_rest.vanished;
-  v_chunk.collided := v_chunk.collided + v_rest.collided;
-  v_chunk.records := v_chunk.records + cardinality(v_inserted) + v_rest.recorded;
   -- What somebody holds may be free when the chunk is closed or tried again.
-  v_chunk.missing := cardinality(v_held);
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
+    'inserted', cardinality(v_inserted),
+    'recorded', v_rest.recorded,
+    'vanished', v_rest.vanished,
+    'collided', v_rest.collided,
+    'records', cardinality(v_inserted) + v_rest.recorded,
+    'missing', cardinality(v_held) - image_sync.count_of(v_chunk.ledger, 'missing')
+  ));
   v_chunk.to_insert_ids := array(
     select m.id
     from unnest(v_held) with ordinality as h (name, place)
@@ -3266,6 +3422,7 @@ declare
   v_waiting image_sync.move[];
   v_unmoved text[];
   v_kept integer;
+  v_missing integer;
 begin
   select m.moved, m.problems
   into v_movement
@@ -3277,7 +3434,7 @@ begin
       and m.to_name collate "C" > v_chunk.from_key
       and m.to_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
   );
-  v_chunk.moved_ahead := v_chunk.moved_ahead + image_sync.count_ahead(p_bucket_id, v_chunk, v_movement.moved);
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('moved_ahead', image_sync.count_ahead(p_bucket_id, v_chunk, v_movement.moved)));
   if cardinality(v_movement.moved) = cardinality(p_moves) then
     return v_chunk;
   end if;
@@ -3306,9 +3463,6 @@ begin
     from unnest(v_waiting) as m
     where m.from_bucket = p_bucket_id
   ));
-  v_chunk.recorded := v_chunk.recorded + v_kept;
-  v_chunk.moved := v_chunk.moved - cardinality(v_unmoved);
-  v_chunk.unmoved := v_chunk.unmoved + cardinality(v_unmoved) - v_kept;
   v_chunk.problems := v_chunk.problems || image_sync.first_items(v_movement.problems);
   -- A record that was to make room and did not is there still: its file is no missing one.
   select coalesce(array_agg(i.name order by i.place), '{}'), coalesce(array_agg(i.id order by i.place), '{}')
@@ -3320,8 +3474,13 @@ begin
     where p.bucket_id = p_bucket_id
       and p.file_name collate "C" = i.name
   );
-  v_chunk.recorded := v_chunk.recorded + v_chunk.missing - cardinality(v_chunk.to_insert);
-  v_chunk.missing := cardinality(v_chunk.to_insert);
+  v_missing := cardinality(v_chunk.to_insert) - image_sync.count_of(v_chunk.ledger, 'missing');
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
+    'recorded', v_kept - v_missing,
+    'moved', -cardinality(v_unmoved),
+    'unmoved', cardinality(v_unmoved) - v_kept,
+    'missing', v_missing
+  ));
   return v_chunk;
 end;
 $$;
@@ -3933,48 +4092,12 @@ begin
   v_chunk.interrupted := 0;
   v_chunk.is_stretch := false;
   v_chunk.past_leases := '{}';
-  v_chunk.listed := 0;
-  v_chunk.bytes := 0;
-  v_chunk.images := 0;
-  v_chunk.not_images := 0;
-  v_chunk.excluded := 0;
-  v_chunk.empty_files := 0;
-  v_chunk.recorded := 0;
-  v_chunk.inserted := 0;
-  v_chunk.moved := 0;
-  v_chunk.unmoved := 0;
-  v_chunk.moved_ahead := 0;
-  v_chunk.collided := 0;
-  v_chunk.vanished := 0;
-  v_chunk.missing := 0;
   v_chunk.to_insert := '{}';
   v_chunk.to_insert_ids := '{}';
   v_chunk.inserted_names := '{}';
   v_chunk.moved_names := '{}';
   v_chunk.departing := '{}';
-  v_chunk.images_signed := 0;
-  v_chunk.to_sign := 0;
-  v_chunk.signed := 0;
-  v_chunk.updated := 0;
-  v_chunk.withdrawn := 0;
-  v_chunk.failed := 0;
-  v_chunk.held := 0;
-  v_chunk.to_open := 0;
-  v_chunk.shown := 0;
-  v_chunk.broken := 0;
-  v_chunk.orphaned := 0;
-  v_chunk.removed := 0;
-  v_chunk.restored := 0;
-  v_chunk.skipped := 0;
-  v_chunk.linked := 0;
-  v_chunk.records := 0;
-  v_chunk.records_signed := 0;
-  v_chunk.records_expired := 0;
-  v_chunk.several_files := 0;
-  v_chunk.orphans_unsigned := 0;
-  v_chunk.orphans_expired := 0;
-  v_chunk.storage_calls := 0;
-  v_chunk.retries := 0;
+  v_chunk.ledger := '{}';
   v_chunk.facts := '{}';
   v_chunk.problems := '[]';
   return v_chunk;
@@ -4011,6 +4134,7 @@ declare
   v_empty text[];
   v_by_extension jsonb;
   v_expiry jsonb;
+  v_soonest_expiry timestamptz;
 begin
   with next_objects as materialized (
     select o.name, o.id, o.extension, o.bytes
@@ -4108,21 +4232,23 @@ begin
     where v_renews_all or (c.kind = 'image' and c.id = c.object_id and c.usable_until >= v_renew_at) is not true
   ), summed as (
     select
-      coalesce(sum(c.files) filter (where c.kind is not null), 0) as listed,
-      coalesce(sum(c.bytes), 0) as bytes,
-      coalesce(sum(c.files) filter (where c.kind = 'image'), 0) as images,
-      coalesce(sum(c.files) filter (where c.kind <> 'image'), 0) as not_images,
-      coalesce(sum(c.files) filter (where c.kind = 'excluded'), 0) as excluded,
-      coalesce(sum(c.files) filter (where c.kind = 'empty'), 0) as empty_files,
-      coalesce(sum(c.files) filter (where c.kind = 'image' and c.is_record), 0) as recorded,
-      coalesce(sum(c.files) filter (where c.kind = 'image' and c.dies_on is not null), 0) as images_signed,
-      coalesce(sum(c.files) filter (where c.kind is null), 0) as orphaned,
-      coalesce(sum(c.files) filter (where c.kind is null and not c.signed), 0) as orphans_unsigned,
-      coalesce(sum(c.files) filter (where c.kind is null and c.signed and c.dies_on is null), 0) as orphans_expired,
-      coalesce(sum(c.files) filter (where c.is_record), 0) as records,
-      coalesce(sum(c.files) filter (where c.signed), 0) as records_signed,
-      -- As image_sync.records.expired, without asking again whether the URL is whole.
-      coalesce(sum(c.files) filter (where c.signed and c.dies_on is null), 0) as records_expired,
+      jsonb_build_object(
+        'listed', sum(c.files) filter (where c.kind is not null),
+        'bytes', sum(c.bytes),
+        'images', sum(c.files) filter (where c.kind = 'image'),
+        'not_images', sum(c.files) filter (where c.kind <> 'image'),
+        'excluded', sum(c.files) filter (where c.kind = 'excluded'),
+        'empty_files', sum(c.files) filter (where c.kind = 'empty'),
+        'recorded', sum(c.files) filter (where c.kind = 'image' and c.is_record),
+        'images_signed', sum(c.files) filter (where c.kind = 'image' and c.dies_on is not null),
+        'orphaned', sum(c.files) filter (where c.kind is null),
+        'orphans_unsigned', sum(c.files) filter (where c.kind is null and not c.signed),
+        'orphans_expired', sum(c.files) filter (where c.kind is null and c.signed and c.dies_on is null),
+        'records', sum(c.files) filter (where c.is_record),
+        'records_signed', sum(c.files) filter (where c.signed),
+        -- As image_sync.records.expired, without asking again whether the URL is whole.
+        'records_expired', sum(c.files) filter (where c.signed and c.dies_on is null)
+      ) as ledger,
       min(c.soonest_expiry) as soonest_expiry
     from counted c
   )
@@ -4131,7 +4257,7 @@ begin
       select range.to_key
       from range
     ),
-    s.listed, s.bytes, s.images, s.not_images, s.excluded, s.empty_files, s.recorded, s.images_signed, s.orphaned, s.orphans_unsigned, s.orphans_expired, s.records, s.records_signed, s.records_expired, s.soonest_expiry,
+    image_sync.add_counts(s.ledger, null), s.soonest_expiry,
     n.to_sign, n.orphans, n.missing, n.missing_ids, coalesce(n.has_unlinked, false), n.changed_names, n.changed_ids, n.changed_kinds, n.pictures, n.others, n.excluded, n.empty_files,
     (
       select jsonb_object_agg(e.extension, e.files)
@@ -4153,7 +4279,7 @@ begin
     )
   into
     v_chunk.to_key,
-    v_chunk.listed, v_chunk.bytes, v_chunk.images, v_chunk.not_images, v_chunk.excluded, v_chunk.empty_files, v_chunk.recorded, v_chunk.images_signed, v_chunk.orphaned, v_chunk.orphans_unsigned, v_chunk.orphans_expired, v_chunk.records, v_chunk.records_signed, v_chunk.records_expired, v_chunk.soonest_expiry,
+    v_chunk.ledger, v_soonest_expiry,
     v_listing.to_sign, v_listing.orphans, v_listing.missing, v_listing.missing_ids, v_listing.has_unlinked, v_listing.changed_names, v_listing.changed_ids, v_listing.changed_kinds, v_listing.pictures, v_others, v_excluded, v_empty,
     v_by_extension,
     v_expiry
@@ -4163,6 +4289,7 @@ begin
   v_chunk.facts := jsonb_strip_nulls(jsonb_build_object(
     'by_extension', v_by_extension,
     'expiry', v_expiry,
+    'soonest_expiry', v_soonest_expiry,
     'other_extensions', image_sync.first_names(v_others),
     'excluded', image_sync.first_names(v_excluded),
     'empty_files', image_sync.first_names(v_empty)
@@ -4204,6 +4331,7 @@ declare
   v_chunk image_sync.chunks := p_listing.chunk;
   v_movement record;
   v_waiting text[];
+  v_left integer;
 begin
   v_listing.moves := image_sync.find_followers(
     p_run.bucket_id,
@@ -4219,7 +4347,7 @@ begin
       from unnest(p_listing.changed_names, p_listing.changed_kinds) as c (name, kind)
       where c.kind = 'image'
     ));
-    v_chunk.recorded := v_chunk.recorded - cardinality(v_waiting);
+    v_left := cardinality(v_waiting);
     -- And no second record is made for a file whose own waits.
     select
       coalesce(array_agg(m.name) filter (where not m.is_known), '{}'),
@@ -4234,7 +4362,7 @@ begin
       ) as is_known
       from unnest(p_listing.missing, p_listing.missing_ids) as n (name, id)
     ) as m;
-    v_chunk.unmoved := cardinality(v_waiting);
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('recorded', -v_left, 'unmoved', cardinality(v_waiting)));
     v_chunk.problems := (
       select coalesce(jsonb_agg(image_sync.item_problem(w.name, 'not_moved', format('Its record is that of another file still: more than %s names wait for each other. The next syncs go on', image_sync.max_moves()))), '[]')
       from unnest(v_waiting[1:20]) as w (name)
@@ -4265,8 +4393,7 @@ begin
     ) as i;
     v_listing.missing := v_movement.missing;
     v_listing.missing_ids := v_movement.missing_ids;
-    v_chunk.moved := v_movement.moved;
-    v_chunk.recorded := v_chunk.recorded - v_movement.left_images;
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('recorded', -v_movement.left_images, 'moved', v_movement.moved));
     v_chunk.facts := v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('moved', v_movement.samples));
   end if;
   v_listing.chunk := v_chunk;
@@ -4304,14 +4431,15 @@ begin
       from unnest(p_listing.orphans) as o (name)
       where o.name <> all (v_chunk.departing)
     );
-    v_chunk.orphaned := cardinality(v_listing.orphans);
-    v_chunk.records := v_chunk.records - cardinality(v_chunk.departing);
-    select
-      v_chunk.records_signed - count(*) filter (where r.signed),
-      v_chunk.records_expired - count(*) filter (where r.expired),
-      v_chunk.orphans_unsigned - count(*) filter (where not r.signed),
-      v_chunk.orphans_expired - count(*) filter (where r.expired)
-    into v_chunk.records_signed, v_chunk.records_expired, v_chunk.orphans_unsigned, v_chunk.orphans_expired
+    select image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
+      'orphaned', -cardinality(v_chunk.departing),
+      'records', -cardinality(v_chunk.departing),
+      'records_signed', -count(*) filter (where r.signed),
+      'records_expired', -count(*) filter (where r.expired),
+      'orphans_unsigned', -count(*) filter (where not r.signed),
+      'orphans_expired', -count(*) filter (where r.expired)
+    ))
+    into v_chunk.ledger
     from (
       select
         r.signed and starts_with(r.signed_url, v_url_base) as signed,
@@ -4359,19 +4487,11 @@ declare
   v_listing image_sync.listing := image_sync.list_chunk(p_run, p_settings, p_chunk, p_to_key, p_size);
   v_chunk image_sync.chunks := v_listing.chunk;
   v_writes constant boolean := p_run.mode = 'sync';
-  v_moved_before integer;
+  v_before integer;
   v_found record;
 begin
-  v_chunk.inserted := 0;
-  v_chunk.moved := 0;
-  v_chunk.unmoved := 0;
-  v_chunk.linked := 0;
   v_chunk.departing := '{}';
-  v_chunk.collided := 0;
-  v_chunk.vanished := 0;
-  v_chunk.several_files := 0;
   v_chunk.problems := '[]';
-  v_chunk.to_open := 0;
   v_listing.moves := '{}';
   v_listing.chunk := v_chunk;
 
@@ -4385,19 +4505,18 @@ begin
   end if;
 
   v_chunk := v_listing.chunk;
-  v_chunk.missing := coalesce(cardinality(v_listing.missing), 0);
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('missing', cardinality(v_listing.missing)));
   v_chunk.to_insert := case when v_writes then coalesce(v_listing.missing, '{}') else '{}' end;
   v_chunk.to_insert_ids := case when v_writes then coalesce(v_listing.missing_ids, '{}') else '{}' end;
   if v_chunk.inserted_names <> '{}' then
-    v_chunk.inserted := image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.inserted_names);
-    v_chunk.recorded := v_chunk.recorded - v_chunk.inserted;
+    v_before := image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.inserted_names);
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('inserted', v_before, 'recorded', -v_before));
   end if;
   if v_chunk.moved_names <> '{}' then
-    v_moved_before := image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.moved_names);
-    v_chunk.moved := v_chunk.moved + v_moved_before;
-    v_chunk.recorded := v_chunk.recorded - v_moved_before;
+    v_before := image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.moved_names);
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('moved', v_before, 'recorded', -v_before));
   end if;
-  if v_chunk.missing > 0 and not v_writes then
+  if v_listing.missing <> '{}' and not v_writes then
     if image_sync.part_number_is_unique() then
       select count(*) as files, (array_agg(m.name order by m.name collate "C"))[1:20] as samples
       into v_found
@@ -4416,17 +4535,16 @@ begin
               and image_sync.part_numbers_of(array[leaving.to_name]) <> array[m.part_number]
           )
       );
-      v_chunk.collided := v_found.files;
-      v_chunk.missing := v_chunk.missing - v_found.files;
+      v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('collided', v_found.files, 'missing', -v_found.files));
       v_chunk.facts := v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('collided', v_found.samples));
     end if;
-    v_chunk.facts := v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('missing', case when v_chunk.missing > 0 then v_listing.missing[1:20] end));
+    v_chunk.facts := v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('missing', case when v_chunk.ledger ? 'missing' then v_listing.missing[1:20] end));
   end if;
   if v_listing.pictures is not null or (v_listing.missing is not null and not v_writes) then
     select f.part_numbers, f.samples
     into v_found
     from image_sync.find_several_files(p_run.bucket_id, p_settings.extensions, coalesce(v_listing.pictures, '{}'), case when v_writes then '{}' else coalesce(v_listing.missing, '{}') end) as f;
-    v_chunk.several_files := v_found.part_numbers;
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('several_files', v_found.part_numbers));
     v_chunk.facts := v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('several_files', v_found.samples));
   end if;
   if v_listing.orphans is not null then
@@ -4489,7 +4607,7 @@ begin
     );
   end if;
   if p_run.mode = 'sync' and p_compared.has_unlinked then
-    v_chunk.linked := image_sync.link_records(p_run.bucket_id, v_chunk, p_compared.moves);
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('linked', image_sync.link_records(p_run.bucket_id, v_chunk, p_compared.moves)));
   end if;
   if p_run.mode = 'sync' and v_chunk.to_insert <> '{}' then
     if image_sync.may_refuse_records() then
@@ -4501,12 +4619,13 @@ begin
     v_names := v_names || v_chunk.to_insert;
   end if;
   v_chunk.relist_size := null;
-  v_chunk.to_sign := case when p_run.mode = 'sync' then cardinality(v_names) else 0 end;
-  if p_run.mode = 'verify' then
-    v_names := image_sync.names_to_open(p_run, p_settings, v_chunk);
-    v_chunk.to_open := cardinality(v_names);
-  end if;
-  if v_chunk.to_sign > 0 or v_chunk.to_open > 0 then
+  v_names := case p_run.mode
+    when 'sync' then v_names
+    when 'verify' then image_sync.names_to_open(p_run, p_settings, v_chunk)
+    else '{}'
+  end;
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(image_sync.work_of(p_run.mode), cardinality(v_names)));
+  if v_names <> '{}' then
     v_chunk.state := 'leased';
     v_chunk.lease_token := p_lease;
     v_chunk.lease_expires_at := clock_timestamp() + p_settings.lease_duration;
@@ -4517,7 +4636,6 @@ begin
     v_chunk.lease_expires_at := null;
     v_chunk.error := null;
     v_chunk.closed_at := clock_timestamp();
-    v_names := '{}';
   end if;
   return (v_chunk, v_names)::image_sync.chunk_to_sign;
 end;
@@ -4550,7 +4668,7 @@ begin
   v_chunk := v_made.chunk;
   v_chunk.number := image_sync.next_number(p_run.id);
   v_chunk.worker_id := p_worker;
-  v_chunk.listing_took := clock_timestamp() - v_since;
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('listing_ms', image_sync.ms_since(v_since)));
   insert into image_sync.chunks
   select v_chunk.*;
   return (v_chunk, v_made.names)::image_sync.chunk_to_sign;
@@ -4693,11 +4811,11 @@ as $$
 declare
   v_forgotten integer;
 begin
-  if p_chunk.shown = 0 and not exists (
+  if not p_chunk.ledger ? 'shown' and not exists (
     select
     from image_sync.chunks c
     where c.run_id = p_run.id
-      and c.shown > 0
+      and c.ledger ? 'shown'
   ) then
     return 0;
   end if;
@@ -4787,23 +4905,26 @@ begin
   into v_failures, v_counts
   from numbered n;
 
-  v_chunk.shown := cardinality(p_shown);
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('shown', cardinality(p_shown)));
   v_forgotten := image_sync.forget_rejected(p_run, v_chunk, p_failures);
 
   update image_sync.chunks c
   set
     state = 'done',
-    to_open = cardinality(p_shown) + jsonb_array_length(p_failures),
-    shown = cardinality(p_shown),
-    broken = jsonb_array_length(p_failures),
-    updated = v_forgotten,
-    records_expired = c.records_expired + v_forgotten,
-    -- What Storage rejects is no working URL, forgotten or not.
-    images_signed = greatest(c.images_signed - coalesce((v_counts ->> 'url_rejected')::integer, 0), 0),
+    ledger = image_sync.add_counts(c.ledger, jsonb_build_object(
+      'to_open', cardinality(p_shown) + jsonb_array_length(p_failures) - image_sync.count_of(c.ledger, 'to_open'),
+      'shown', cardinality(p_shown),
+      'broken', jsonb_array_length(p_failures),
+      'rejected', v_counts -> 'url_rejected',
+      'updated', v_forgotten,
+      'records_expired', v_forgotten,
+      -- What Storage rejects is no working URL, forgotten or not.
+      'images_signed', -least(coalesce((v_counts ->> 'url_rejected')::integer, 0), image_sync.count_of(c.ledger, 'images_signed')),
+      'storage_calls', p_storage_calls,
+      'retries', p_retries
+    )),
     facts = c.facts || jsonb_build_object('broken', v_counts),
     problems = c.problems || v_failures,
-    storage_calls = c.storage_calls + p_storage_calls,
-    retries = c.retries + p_retries,
     lease_expires_at = null,
     error = null,
     closed_at = clock_timestamp()
@@ -4975,26 +5096,22 @@ begin
   set
     state = case when v_is_last then 'dead' else 'pending' end,
     attempts = c.attempts + 1,
-    inserted = v_chunk.inserted,
-    recorded = v_chunk.recorded,
-    collided = v_chunk.collided,
-    vanished = v_chunk.vanished,
-    missing = v_chunk.missing,
     -- What somebody held is missing for good where no attempt is left.
     to_insert = case when v_is_last then '{}' else v_chunk.to_insert end,
     to_insert_ids = case when v_is_last then '{}' else v_chunk.to_insert_ids end,
     inserted_names = case when v_is_last then '{}' else v_chunk.inserted_names || v_insertion.inserted end,
     moved_names = case when v_is_last then '{}' else v_chunk.moved_names end,
-    records = v_chunk.records,
+    -- A chunk that failed costs its records their URLs, not their place in the ledger.
+    ledger = image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
+      'failed', case when v_is_last then image_sync.count_of(c.ledger, 'to_sign') end,
+      'broken', case when v_is_last then image_sync.count_of(c.ledger, 'to_open') end,
+      'storage_calls', p_storage_calls,
+      'retries', p_retries
+    )),
     facts = v_chunk.facts,
     problems = v_chunk.problems,
-    -- A chunk that failed costs its records their URLs, not their place in the ledger.
-    failed = case when v_is_last then c.to_sign else 0 end,
-    broken = case when v_is_last then c.to_open else 0 end,
     not_before = clock_timestamp() + p_settings.retry_delay * power(2, least(c.attempts - c.interrupted, 10)),
     lease_expires_at = null,
-    storage_calls = c.storage_calls + p_storage_calls,
-    retries = c.retries + p_retries,
     error = p_error,
     closed_at = case when v_is_last then clock_timestamp() end
   where c.run_id = p_chunk.run_id
@@ -5052,8 +5169,8 @@ declare
   v_held text[] := v_insertion.held;
   v_problems jsonb := '[]'::jsonb;
   v_update record;
+  v_updated integer := 0;
 begin
-  v_chunk.updated := 0;
   if v_insertion.signed < cardinality(p_names) then
     select u.*
     into v_update
@@ -5064,11 +5181,11 @@ begin
         or s.name <> all (v_insertion.inserted)
     ) as rest
     cross join lateral image_sync.store_urls(p_run.bucket_id, p_chunk.from_key, coalesce(p_chunk.to_key, image_sync.last_key()), rest.names, rest.urls, rest.expires) as u;
-    v_chunk.updated := v_update.stored;
+    v_updated := v_update.stored;
     v_held := v_held || v_update.held;
     v_problems := v_update.problems;
   end if;
-  v_chunk.signed := v_insertion.signed + v_chunk.updated;
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('updated', v_updated, 'signed', v_insertion.signed + v_updated));
   return (v_chunk, v_held, v_problems)::image_sync.signing;
 end;
 $$;
@@ -5104,9 +5221,11 @@ begin
       from image_sync.destination_of(r.bucket_id, r.file_name, r.object_id)
     );
   if v_found.names is not null then
-    v_chunk.orphaned := v_chunk.orphaned + cardinality(v_found.names);
-    v_chunk.orphans_unsigned := v_chunk.orphans_unsigned + v_found.unsigned;
-    v_chunk.orphans_expired := v_chunk.orphans_expired + v_found.expired;
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
+      'orphaned', cardinality(v_found.names),
+      'orphans_unsigned', v_found.unsigned,
+      'orphans_expired', v_found.expired
+    ));
     v_chunk.facts := v_chunk.facts || jsonb_build_object('orphaned', image_sync.first_names(
       v_found.names || array(
         select jsonb_array_elements_text(v_chunk.facts -> 'orphaned')
@@ -5140,10 +5259,11 @@ declare
     from unnest(p_signing.held) as h (name)
     where h.name = any (p_names)
   );
+  v_signed constant bigint := image_sync.count_of(v_chunk.ledger, 'signed');
   v_gone text[];
-  v_withdrawn integer;
+  v_withdrawn bigint;
   v_failures jsonb;
-  v_to_sign integer;
+  v_to_sign bigint;
 begin
   -- A URL of a name that no URL can open is none.
   if p_failures <> '[]' then
@@ -5173,15 +5293,15 @@ begin
       ) as is_object
     from jsonb_to_recordset(p_failures) as e (name text, error text)
   ) as f;
-  v_withdrawn := coalesce(cardinality(v_gone), 0) + cardinality(p_names) - v_chunk.signed - cardinality(v_held) - jsonb_array_length(p_signing.problems);
+  v_withdrawn := coalesce(cardinality(v_gone), 0) + cardinality(p_names) - v_signed - cardinality(v_held) - jsonb_array_length(p_signing.problems);
   if v_gone is not null then
     v_chunk := image_sync.count_orphaned(p_run, p_settings, v_chunk, v_gone);
   end if;
 
   -- A call that was repeated gave its worker the names of that moment, which need not be those that were counted first. What
   -- counts is what the worker was given and what is owed still: a name that got lost on the way unbalances the ledger.
-  v_to_sign := v_chunk.signed + cardinality(v_held) + v_withdrawn + jsonb_array_length(v_failures);
-  if v_to_sign <> v_chunk.to_sign then
+  v_to_sign := v_signed + cardinality(v_held) + v_withdrawn + jsonb_array_length(v_failures);
+  if v_to_sign <> image_sync.count_of(v_chunk.ledger, 'to_sign') then
     select v_to_sign + count(*)
     into v_to_sign
     from unnest(image_sync.names_to_sign(p_run, p_settings, v_chunk)) as owed (name)
@@ -5193,10 +5313,12 @@ begin
       );
   end if;
 
-  v_chunk.to_sign := v_to_sign;
-  v_chunk.withdrawn := v_withdrawn;
-  v_chunk.held := cardinality(v_held);
-  v_chunk.failed := jsonb_array_length(v_failures);
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
+    'to_sign', v_to_sign - image_sync.count_of(v_chunk.ledger, 'to_sign'),
+    'withdrawn', v_withdrawn,
+    'held', cardinality(v_held),
+    'failed', jsonb_array_length(v_failures)
+  ));
   v_chunk.problems := v_chunk.problems || v_failures || (
     select coalesce(jsonb_agg(image_sync.item_problem(h.name, 'row_locked')), '[]')
     from unnest(v_held[1:20]) as h (name)
@@ -5218,7 +5340,8 @@ declare
   v_chunk image_sync.chunks := p_chunk;
   v_url_base constant text := image_sync.url_base(p_settings);
   v_last_key constant text := coalesce(p_chunk.to_key, image_sync.last_key());
-  v_expiry jsonb;
+  v_measured record;
+  v_others bigint := 0;
 begin
   with ranged as materialized (
     select coalesce(r.signed and starts_with(r.signed_url, v_url_base), false) as signed, r.usable_until
@@ -5239,18 +5362,20 @@ begin
     group by 1, 2
   )
   select
-    coalesce(sum(c.records), 0),
-    coalesce(sum(c.records) filter (where c.signed), 0),
-    coalesce(sum(c.records) filter (where c.signed and c.dies_on is null), 0),
-    coalesce(sum(c.records) filter (where c.dies_on is not null), 0),
-    min(c.soonest_expiry) filter (where c.dies_on is not null),
-    jsonb_object_agg(c.dies_on, c.records) filter (where c.dies_on is not null)
-  into v_chunk.records, v_chunk.records_signed, v_chunk.records_expired, v_chunk.images_signed, v_chunk.soonest_expiry, v_expiry
+    coalesce(sum(c.records), 0) as records,
+    coalesce(sum(c.records) filter (where c.signed), 0) as signed,
+    coalesce(sum(c.records) filter (where c.signed and c.dies_on is null), 0) as expired,
+    coalesce(sum(c.records) filter (where c.dies_on is not null), 0) as usable,
+    jsonb_build_object(
+      'soonest_expiry', min(c.soonest_expiry) filter (where c.dies_on is not null),
+      'expiry', jsonb_object_agg(c.dies_on, c.records) filter (where c.dies_on is not null)
+    ) as facts
+  into v_measured
   from counted c;
 
   -- Only where the range holds records of no image are those with a URL told apart.
-  if v_chunk.records > p_chunk.recorded + p_chunk.inserted + p_chunk.moved then
-    v_chunk.images_signed := v_chunk.images_signed - (
+  if v_measured.records > image_sync.count_of(v_chunk.ledger, 'recorded') + image_sync.count_of(v_chunk.ledger, 'inserted') + image_sync.count_of(v_chunk.ledger, 'moved') then
+    v_others := (
       select count(*)
       from image_sync.records r
       left join image_sync.objects o
@@ -5267,7 +5392,13 @@ begin
         and o.name is null
     );
   end if;
-  v_chunk.facts := v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('expiry', v_expiry));
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger - '{records,records_signed,records_expired,images_signed}'::text[], jsonb_build_object(
+    'records', v_measured.records,
+    'records_signed', v_measured.signed,
+    'records_expired', v_measured.expired,
+    'images_signed', v_measured.usable - v_others
+  ));
+  v_chunk.facts := v_chunk.facts - 'soonest_expiry' || jsonb_strip_nulls(v_measured.facts);
   return v_chunk;
 end;
 $$;
@@ -5348,33 +5479,13 @@ begin
   update image_sync.chunks c
   set
     state = 'done',
-    inserted = v_chunk.inserted,
-    recorded = v_chunk.recorded,
-    collided = v_chunk.collided,
-    vanished = v_chunk.vanished,
-    missing = v_chunk.missing,
     to_insert = '{}',
     to_insert_ids = '{}',
     inserted_names = '{}',
     moved_names = '{}',
+    ledger = image_sync.add_counts(v_chunk.ledger, jsonb_build_object('storage_calls', p_storage_calls, 'retries', p_retries)),
     facts = v_chunk.facts,
-    to_sign = v_chunk.to_sign,
-    signed = v_chunk.signed,
-    updated = v_chunk.updated,
-    withdrawn = v_chunk.withdrawn,
-    orphaned = v_chunk.orphaned,
-    orphans_unsigned = v_chunk.orphans_unsigned,
-    orphans_expired = v_chunk.orphans_expired,
-    held = v_chunk.held,
-    failed = v_chunk.failed,
-    storage_calls = c.storage_calls + p_storage_calls,
-    retries = c.retries + p_retries,
     problems = v_chunk.problems,
-    records = v_chunk.records,
-    records_signed = v_chunk.records_signed,
-    records_expired = v_chunk.records_expired,
-    soonest_expiry = v_chunk.soonest_expiry,
-    images_signed = v_chunk.images_signed,
     lease_expires_at = null,
     error = null,
     closed_at = clock_timestamp()
@@ -5437,8 +5548,7 @@ begin
       lease_expires_at = clock_timestamp() + p_settings.lease_duration,
       not_before = null,
       worker_id = p_worker,
-      to_sign = case when p_run.mode = 'sync' then cardinality(v_names) else 0 end,
-      to_open = case when p_run.mode = 'verify' then cardinality(v_names) else 0 end
+      ledger = image_sync.add_counts(c.ledger - image_sync.work_of(p_run.mode), jsonb_build_object(image_sync.work_of(p_run.mode), cardinality(v_names)))
     where c.run_id = v_chunk.run_id
       and c.number = v_chunk.number
     returning c.*
@@ -5484,40 +5594,14 @@ begin
     state = v_chunk.state,
     relist_size = null,
     lease_expires_at = v_chunk.lease_expires_at,
-    listed = v_chunk.listed,
-    bytes = v_chunk.bytes,
-    images = v_chunk.images,
-    not_images = v_chunk.not_images,
-    excluded = v_chunk.excluded,
-    empty_files = v_chunk.empty_files,
-    recorded = v_chunk.recorded,
-    inserted = v_chunk.inserted,
-    moved = v_chunk.moved,
-    unmoved = v_chunk.unmoved,
-    moved_ahead = v_chunk.moved_ahead,
-    collided = v_chunk.collided,
-    vanished = v_chunk.vanished,
-    missing = v_chunk.missing,
     to_insert = v_chunk.to_insert,
     to_insert_ids = v_chunk.to_insert_ids,
     inserted_names = v_chunk.inserted_names,
     moved_names = v_chunk.moved_names,
     departing = v_chunk.departing,
-    linked = c.linked + v_chunk.linked,
-    images_signed = v_chunk.images_signed,
-    to_sign = v_chunk.to_sign,
-    to_open = v_chunk.to_open,
-    orphaned = v_chunk.orphaned,
-    records = v_chunk.records,
-    records_signed = v_chunk.records_signed,
-    records_expired = v_chunk.records_expired,
-    several_files = v_chunk.several_files,
-    orphans_unsigned = v_chunk.orphans_unsigned,
-    orphans_expired = v_chunk.orphans_expired,
-    soonest_expiry = v_chunk.soonest_expiry,
+    ledger = image_sync.add_counts(v_chunk.ledger, image_sync.kept_counts(c.ledger) || jsonb_build_object('listing_ms', image_sync.ms_since(v_since))),
     facts = v_chunk.facts,
     problems = v_chunk.problems,
-    listing_took = clock_timestamp() - v_since,
     error = v_chunk.error,
     closed_at = v_chunk.closed_at
   where c.run_id = p_chunk.run_id
@@ -5567,6 +5651,18 @@ $$;
 comment on function image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]) is
   'Stores a chunk of a range of keys that has still to be listed, p_size names at once. The caller holds the run''s row lock.';
 
+-- What was done in a chunk stays done when it is listed again.
+create or replace function image_sync.kept_counts(p_ledger jsonb)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+as $$
+  select jsonb_build_object('storage_calls', p_ledger -> 'storage_calls', 'retries', p_ledger -> 'retries', 'linked', p_ledger -> 'linked')
+$$;
+
+comment on function image_sync.kept_counts(jsonb) is 'The counters of a ledger that do not begin anew when its chunk is listed again; null where one is zero.';
+
 -- Takes a chunk back to where it is listed again, in parts of half its size: what is listed again is counted again.
 create or replace function image_sync.halve_chunk(p_chunk image_sync.chunks, p_size integer, p_error jsonb)
 returns void
@@ -5582,33 +5678,10 @@ begin
     relist_size = p_size,
     not_before = null,
     lease_expires_at = null,
-    listed = 0,
-    bytes = 0,
-    images = 0,
-    not_images = 0,
-    excluded = 0,
-    empty_files = 0,
-    recorded = 0,
-    inserted = 0,
-    moved = 0,
-    unmoved = 0,
-    collided = 0,
-    vanished = 0,
-    missing = 0,
     to_insert = '{}',
     to_insert_ids = '{}',
     departing = '{}',
-    images_signed = 0,
-    to_sign = 0,
-    to_open = 0,
-    orphaned = 0,
-    records = 0,
-    records_signed = 0,
-    records_expired = 0,
-    several_files = 0,
-    orphans_unsigned = 0,
-    orphans_expired = 0,
-    soonest_expiry = null,
+    ledger = jsonb_strip_nulls(image_sync.kept_counts(c.ledger)),
     facts = '{}',
     problems = '[]',
     error = p_error
@@ -5637,8 +5710,8 @@ declare
   v_chunk image_sync.chunks := v_listed.chunk;
   v_name text := coalesce(v_chunk.to_insert[1], v_listed.names[1], v_chunk.to_key);
   -- Its record was to come along, and does not.
-  v_unmoved constant integer := v_chunk.moved - image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.moved_names);
-  v_to_sign integer := case when p_run.mode = 'sync' then cardinality(v_listed.names) + cardinality(v_chunk.to_insert) else 0 end;
+  v_unmoved constant bigint := image_sync.count_of(v_chunk.ledger, 'moved') - image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.moved_names);
+  v_to_sign constant integer := case when p_run.mode = 'sync' then cardinality(v_listed.names) + cardinality(v_chunk.to_insert) else 0 end;
 begin
   if v_chunk.to_key is distinct from p_chunk.to_key then
     perform image_sync.add_unlisted_chunk(p_run.id, v_chunk.to_key, p_chunk.to_key, p_settings.chunk_size, p_chunk.inserted_names, p_chunk.moved_names);
@@ -5651,34 +5724,15 @@ begin
     interrupted = c.interrupted + 1,
     relist_size = null,
     lease_expires_at = null,
-    listed = v_chunk.listed,
-    bytes = v_chunk.bytes,
-    images = v_chunk.images,
-    not_images = v_chunk.not_images,
-    excluded = v_chunk.excluded,
-    empty_files = v_chunk.empty_files,
-    recorded = v_chunk.recorded,
-    inserted = v_chunk.inserted,
-    moved = v_chunk.moved - v_unmoved,
-    unmoved = v_chunk.unmoved + v_unmoved,
-    missing = v_chunk.missing,
     to_insert = '{}',
     to_insert_ids = '{}',
     inserted_names = '{}',
     moved_names = '{}',
     departing = v_chunk.departing,
-    images_signed = v_chunk.images_signed,
-    to_sign = v_to_sign,
-    to_open = 0,
-    failed = v_to_sign,
-    orphaned = v_chunk.orphaned,
-    records = v_chunk.records,
-    records_signed = v_chunk.records_signed,
-    records_expired = v_chunk.records_expired,
-    several_files = v_chunk.several_files,
-    orphans_unsigned = v_chunk.orphans_unsigned,
-    orphans_expired = v_chunk.orphans_expired,
-    soonest_expiry = v_chunk.soonest_expiry,
+    ledger = image_sync.add_counts(
+      image_sync.add_counts(v_chunk.ledger, image_sync.kept_counts(c.ledger)),
+      jsonb_build_object('moved', -v_unmoved, 'unmoved', v_unmoved, 'to_sign', v_to_sign, 'failed', v_to_sign)
+    ),
     facts = v_chunk.facts,
     problems = jsonb_build_array(image_sync.item_problem(v_name, p_error ->> 'code', p_error ->> 'detail')),
     error = p_error,
@@ -5705,7 +5759,7 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  v_size constant integer := coalesce(p_chunk.relist_size, greatest(p_chunk.listed, p_chunk.records, 1));
+  v_size constant integer := coalesce(p_chunk.relist_size, greatest(image_sync.count_of(p_chunk.ledger, 'listed'), image_sync.count_of(p_chunk.ledger, 'records'), 1));
 begin
   if p_error ->> 'code' <> 'database_timeout' then
     update image_sync.chunks c
@@ -5820,6 +5874,7 @@ revoke all on function
   image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid),
   image_sync.unlisted_chunk(uuid, text, text, integer),
   image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]),
+  image_sync.kept_counts(jsonb),
   image_sync.halve_chunk(image_sync.chunks, integer, jsonb),
   image_sync.give_up_name(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
   image_sync.interrupt_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
@@ -5839,6 +5894,7 @@ grant execute on function
   image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid),
   image_sync.unlisted_chunk(uuid, text, text, integer),
   image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]),
+  image_sync.kept_counts(jsonb),
   image_sync.halve_chunk(image_sync.chunks, integer, jsonb),
   image_sync.give_up_name(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
   image_sync.interrupt_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
@@ -5949,10 +6005,9 @@ begin
     v_chunk := v_compared.chunk;
     if image_sync.is_settled(p_run, v_compared) then
       v_chunk.state := 'done';
-      v_chunk.to_sign := 0;
       v_chunk.worker_id := v_stretch.worker_id;
       v_chunk.closed_at := clock_timestamp();
-      v_chunk.listing_took := v_chunk.closed_at - v_since;
+      v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('listing_ms', image_sync.ms_since(v_since)));
     else
       v_chunk := image_sync.unlisted_chunk(p_run.id, v_from_key, (v_compared.chunk).to_key, v_stretch.relist_size);
     end if;
@@ -5976,7 +6031,7 @@ as $$
 begin
   return p_compared.moves = '{}'
     and (p_compared.chunk).departing = '{}'
-    and (p_compared.chunk).unmoved = 0
+    and not (p_compared.chunk).ledger ? 'unmoved'
     and (
       p_run.mode <> 'sync'
       or p_compared.names = '{}' and (p_compared.chunk).to_insert = '{}' and not p_compared.has_unlinked
@@ -6122,8 +6177,8 @@ $$;
 
 comment on function image_sync.problem_samples(uuid, text) is 'Up to 20 names of items that failed with this code, of 300 characters at most, from the chunks of a run in key order.';
 
--- The totals of a run, from its chunks. Kept in runs.summary when it finishes, because chunks are pruned.
-create or replace function image_sync.summarize(p_run uuid)
+-- The ledger of a run: those of its chunks, added up.
+create or replace function image_sync.run_ledger(p_run uuid)
 returns jsonb
 language plpgsql
 stable
@@ -6133,49 +6188,75 @@ set enable_seqscan = 'off'
 as $$
 begin
   return (
+    select coalesce(jsonb_object_agg(t.name, t.count), '{}')
+    from (
+      select e.key as name, sum(e.value::bigint) as count
+      from image_sync.chunks c
+      cross join lateral jsonb_each_text(c.ledger) as e
+      where c.run_id = p_run
+      group by 1
+    ) as t
+  );
+end;
+$$;
+
+comment on function image_sync.run_ledger(uuid) is 'What the ledgers of a run''s chunks add up to, counter by counter.';
+
+-- Whether every object and every name of a chunk has one end.
+create or replace function image_sync.is_balanced(p_ledger jsonb, p_is_closed boolean)
+returns boolean
+language sql
+immutable
+set search_path = ''
+as $$
+  select image_sync.count_of(p_ledger, 'listed') = image_sync.count_of(p_ledger, 'images') + image_sync.count_of(p_ledger, 'not_images')
+    and image_sync.count_of(p_ledger, 'images') = image_sync.count_of(p_ledger, 'recorded') + image_sync.count_of(p_ledger, 'inserted') + image_sync.count_of(p_ledger, 'moved') + image_sync.count_of(p_ledger, 'unmoved') + image_sync.count_of(p_ledger, 'collided') + image_sync.count_of(p_ledger, 'vanished') + image_sync.count_of(p_ledger, 'missing')
+    and (not p_is_closed or image_sync.count_of(p_ledger, 'to_sign') = image_sync.count_of(p_ledger, 'signed') + image_sync.count_of(p_ledger, 'withdrawn') + image_sync.count_of(p_ledger, 'failed') + image_sync.count_of(p_ledger, 'held') and image_sync.count_of(p_ledger, 'to_open') = image_sync.count_of(p_ledger, 'shown') + image_sync.count_of(p_ledger, 'broken'))
+$$;
+
+comment on function image_sync.is_balanced(jsonb, boolean) is
+  'Whether a chunk''s ledger says of each object what it is, and, once the chunk is closed, of each name that had to be signed or opened what became of it.';
+
+-- The totals of a run, from its chunks. Kept in runs.summary when it finishes, because chunks are pruned.
+create or replace function image_sync.summarize(p_run uuid)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set enable_seqscan = 'off'
+as $$
+declare
+  v_ledger constant jsonb := image_sync.run_ledger(p_run);
+  v_moved constant bigint := image_sync.count_of(v_ledger, 'moved') + image_sync.count_of(v_ledger, 'moved_ahead');
+begin
+  return (
     select jsonb_build_object(
       'chunks', count(*),
       'dead_chunks', count(*) filter (where c.state = 'dead'),
       'invocations', count(distinct c.worker_id),
-      'done', coalesce(sum(greatest(c.listed, c.removed + c.restored + c.skipped)) filter (where c.state in ('done', 'dead')), 0),
-      'balanced', coalesce(bool_and(
-        c.listed = c.images + c.not_images
-        and c.images = c.recorded + c.inserted + c.moved + c.unmoved + c.collided + c.vanished + c.missing
-        and (c.state not in ('done', 'dead') or c.to_sign = c.signed + c.withdrawn + c.failed + c.held and c.to_open = c.shown + c.broken)
-      ), true),
-      'totals', jsonb_build_object(
-        'listed', coalesce(sum(c.listed), 0),
-        'images', coalesce(sum(c.images), 0),
-        'not_images', coalesce(sum(c.not_images), 0),
-        'recorded', coalesce(sum(c.recorded - c.moved_ahead), 0),
-        'inserted', coalesce(sum(c.inserted), 0),
-        'moved', coalesce(sum(c.moved + c.moved_ahead), 0),
-        'unmoved', coalesce(sum(c.unmoved), 0),
-        'collided', coalesce(sum(c.collided), 0),
-        'vanished', coalesce(sum(c.vanished), 0),
-        'missing', coalesce(sum(c.missing), 0),
-        'to_sign', coalesce(sum(c.to_sign), 0),
-        'signed', coalesce(sum(c.signed), 0),
-        'withdrawn', coalesce(sum(c.withdrawn), 0),
-        'failed', coalesce(sum(c.failed), 0),
-        'held', coalesce(sum(c.held), 0),
-        'opened', coalesce(sum(c.shown + c.broken), 0),
-        'shown', coalesce(sum(c.shown), 0),
-        'orphaned', coalesce(sum(c.orphaned), 0),
-        'records', coalesce(sum(c.records), 0),
-        'removed', coalesce(sum(c.removed), 0),
-        'restored', coalesce(sum(c.restored), 0),
-        'skipped', coalesce(sum(c.skipped), 0),
-        'rows_written', coalesce(sum(c.inserted + c.updated + c.linked + c.removed + c.restored), 0) + case
+      'done', coalesce(sum(greatest(
+        image_sync.count_of(c.ledger, 'listed'),
+        image_sync.count_of(c.ledger, 'removed') + image_sync.count_of(c.ledger, 'restored') + image_sync.count_of(c.ledger, 'skipped')
+      )) filter (where c.state in ('done', 'dead')), 0),
+      'balanced', coalesce(bool_and(image_sync.is_balanced(c.ledger, c.state in ('done', 'dead'))), true),
+      'totals', (
+        select jsonb_object_agg(n.name, image_sync.count_of(v_ledger, n.name))
+        from unnest('{listed,images,not_images,inserted,unmoved,collided,vanished,missing,to_sign,signed,withdrawn,failed,held,shown,orphaned,records,removed,restored,skipped,storage_calls,retries}'::text[]) as n (name)
+      ) || jsonb_build_object(
+        'recorded', image_sync.count_of(v_ledger, 'recorded') - image_sync.count_of(v_ledger, 'moved_ahead'),
+        'moved', v_moved,
+        'opened', image_sync.count_of(v_ledger, 'shown') + image_sync.count_of(v_ledger, 'broken'),
+        'rows_written', (
+          select sum(image_sync.count_of(v_ledger, n.name))
+          from unnest('{inserted,updated,linked,removed,restored}'::text[]) as n (name)
+        ) + case
           when (
             select r.mode = 'sync'
             from image_sync.runs r
             where r.id = p_run
-          ) then coalesce(sum(c.moved + c.moved_ahead), 0)
+          ) then v_moved
           else 0
-        end,
-        'storage_calls', coalesce(sum(c.storage_calls), 0),
-        'retries', coalesce(sum(c.retries), 0)
+        end
       ),
       'orphaned_samples', image_sync.samples(p_run, 'orphaned'),
       'problems', (
@@ -6326,6 +6407,8 @@ comment on function image_sync.estimate_total(text) is 'About how many objects t
 revoke all on function
   image_sync.samples(uuid, text),
   image_sync.problem_samples(uuid, text),
+  image_sync.run_ledger(uuid),
+  image_sync.is_balanced(jsonb, boolean),
   image_sync.summarize(uuid),
   image_sync.run_document(uuid),
   image_sync.estimate_total(text)
@@ -6333,6 +6416,8 @@ from public;
 grant execute on function
   image_sync.samples(uuid, text),
   image_sync.problem_samples(uuid, text),
+  image_sync.run_ledger(uuid),
+  image_sync.is_balanced(jsonb, boolean),
   image_sync.summarize(uuid),
   image_sync.run_document(uuid),
   image_sync.estimate_total(text)
@@ -6444,14 +6529,14 @@ begin
     coalesce(bool_or(c.state = 'dead' and c.error ->> 'code' <> 'database_timeout'), false) as dead,
     coalesce(bool_or(c.problems @> '[{"code": "record_refused"}]'), false) as refused,
     -- Storage is at fault where nothing could be signed, unless nothing was left to sign but names that can never be.
-    coalesce(bool_or(c.failed > 0 and (
+    coalesce(bool_or(c.ledger ? 'failed' and (
       c.state = 'dead' and c.error ->> 'code' <> 'database_timeout'
       or c.problems @> '[{"code": "signing_failed"}]'
     )), false) as unsigned
   into v_chunks
   from image_sync.chunks c
   where c.run_id = p_run.id
-    and (c.state = 'dead' or c.failed > 0 or c.problems <> '[]');
+    and (c.state = 'dead' or c.ledger ? 'failed' or c.problems <> '[]');
 
   stop_reason := case
     when v_totals.signed = 0 and v_chunks.unsigned then 'signing_impossible'
@@ -6680,7 +6765,7 @@ declare
   v_run image_sync.runs := p_run;
   v_made image_sync.chunk_to_sign;
   v_stretch image_sync.chunks;
-  v_passed integer := 0;
+  v_passed bigint := 0;
 begin
   if v_run.exhausted then
     return null;
@@ -6693,13 +6778,13 @@ begin
     end if;
     v_run.exhausted := (v_made.chunk).to_key is null;
     v_run.cursor := coalesce((v_made.chunk).to_key, v_run.cursor);
-    v_passed := v_passed + (v_made.chunk).listed + 1;
+    v_passed := v_passed + image_sync.count_of((v_made.chunk).ledger, 'listed') + 1;
     -- How long a chunk that needs signing takes shows when it is closed.
     exit when (v_made.chunk).state = 'leased';
     if v_run.chunk_size is not null then
       v_run.chunk_size := image_sync.grown_size(
         v_run, p_settings,
-        greatest((v_made.chunk).listed, (v_made.chunk).records, (v_made.chunk).removed + (v_made.chunk).restored + (v_made.chunk).skipped),
+        image_sync.names_of((v_made.chunk).ledger),
         clock_timestamp() - v_since
       );
     end if;
@@ -6769,7 +6854,7 @@ begin
       select c.error, c.state
       from image_sync.chunks c
       where c.run_id = p_run.id
-        and c.to_sign > 0
+        and c.ledger ? 'to_sign'
         -- Attempts that the database ended are no failures of Storage, but for what was given up.
         and (c.state in ('done', 'dead') or c.attempts > c.interrupted)
       order by c.closed_at desc nulls first
@@ -6796,7 +6881,12 @@ begin
   return (
     with candidates as (
       -- Records with an object and a URL that works, among all of the range.
-      select c.from_key, c.to_key, c.records, c.records_signed - c.records_expired - c.orphaned + c.orphans_unsigned + c.orphans_expired as usable
+      select
+        c.from_key,
+        c.to_key,
+        image_sync.count_of(c.ledger, 'records') as records,
+        image_sync.count_of(c.ledger, 'records_signed') - image_sync.count_of(c.ledger, 'records_expired')
+          - image_sync.count_of(c.ledger, 'orphaned') + image_sync.count_of(c.ledger, 'orphans_unsigned') + image_sync.count_of(c.ledger, 'orphans_expired') as usable
       from image_sync.chunks c
       where p_run.mode = 'sync'
         and c.run_id = p_run.id
@@ -7292,7 +7382,7 @@ declare
   v_names integer;
   v_took interval;
 begin
-  select c.listed, p_took + c.listing_took
+  select image_sync.count_of(c.ledger, 'listed'), p_took + make_interval(secs => image_sync.count_of(c.ledger, 'listing_ms') / 1000.0)
   into v_names, v_took
   from image_sync.chunks c
   where c.run_id is not distinct from p_run
@@ -7367,7 +7457,7 @@ begin
   for update skip locked;
   if v_chunk.run_id is not null then
     update image_sync.chunks c
-    set storage_calls = c.storage_calls + p_storage_calls, retries = c.retries + p_retries
+    set ledger = image_sync.add_counts(c.ledger, jsonb_build_object('storage_calls', p_storage_calls, 'retries', p_retries))
     where c.run_id = p_run
       and c.number = v_chunk.number;
     v_size := image_sync.interrupt_chunk(v_run, v_settings, v_chunk, v_error);
@@ -7908,38 +7998,19 @@ set search_path = ''
 -- The chunks of one run, by their key, whatever the statistics said when this session planned it.
 set enable_seqscan = 'off'
 as $$
+declare
+  v_ledger constant jsonb := image_sync.run_ledger(p_run.id);
+  v_images_left constant bigint := image_sync.count_of(v_ledger, 'images') - image_sync.count_of(v_ledger, 'vanished');
+  v_recorded constant bigint := image_sync.count_of(v_ledger, 'recorded') + image_sync.count_of(v_ledger, 'inserted') + case when p_run.mode = 'sync' then image_sync.count_of(v_ledger, 'moved') else 0 end;
 begin
   return (
     with counted as (
       select
-        coalesce(sum(c.listed), 0) as objects,
-        coalesce(sum(c.images), 0) as images,
-        coalesce(sum(c.images - c.vanished), 0) as images_left,
-        coalesce(sum(c.not_images), 0) as not_images,
-        coalesce(sum(c.excluded), 0) as excluded,
-        coalesce(sum(c.empty_files), 0) as empty_files,
-        coalesce(sum(c.bytes), 0) as bytes,
-        coalesce(sum(c.recorded + c.inserted + case when p_run.mode = 'sync' then c.moved else 0 end), 0) as recorded,
-        coalesce(sum(c.moved), 0) as moved,
-        coalesce(sum(c.unmoved), 0) as unmoved,
-        coalesce(sum(c.images_signed), 0) as images_signed,
-        coalesce(sum(c.records), 0) as records,
-        coalesce(sum(c.records_signed - c.records_expired), 0) as signed,
-        coalesce(sum(c.records - c.records_signed), 0) as unsigned,
-        coalesce(sum(c.records_expired), 0) as expired,
-        coalesce(sum(c.records - c.records_signed - c.orphans_unsigned), 0) as unsigned_with_object,
-        coalesce(sum(c.records_expired - c.orphans_expired), 0) as expired_with_object,
-        coalesce(sum(c.orphaned), 0) as orphaned,
-        coalesce(sum(c.missing), 0) as missing,
-        coalesce(sum(c.collided), 0) as collided,
-        coalesce(sum(c.failed), 0) as failed,
-        coalesce(sum(c.held), 0) as held,
-        coalesce(sum(c.failed) filter (where c.error ->> 'code' = 'database_timeout'), 0) as too_slow,
+        coalesce(sum(image_sync.count_of(c.ledger, 'failed')) filter (where c.error ->> 'code' = 'database_timeout'), 0) as too_slow,
         count(*) filter (where c.state = 'dead' and c.error ->> 'code' = 'database_timeout') as too_slow_names,
         coalesce(sum(jsonb_array_length(jsonb_path_query_array(c.problems, '$[*] ? (@.code == "url_refused")'))) filter (where c.problems <> '[]'), 0) as url_refused,
         coalesce(sum(jsonb_array_length(jsonb_path_query_array(c.problems, '$[*] ? (@.code == "unsignable_name")'))) filter (where c.problems <> '[]'), 0) as unsignable,
-        coalesce(sum(c.several_files), 0) as several_files,
-        min(c.soonest_expiry) as soonest_expiry
+        min((c.facts ->> 'soonest_expiry')::timestamptz) as soonest_expiry
       from image_sync.chunks c
       where c.run_id = p_run.id
     ), extensions as (
@@ -7955,9 +8026,9 @@ begin
     select jsonb_build_object(
       'measured_at', clock_timestamp(),
       'bucket', jsonb_build_object(
-        'objects', counted.objects,
-        'images', counted.images,
-        'bytes', counted.bytes,
+        'objects', image_sync.count_of(v_ledger, 'listed'),
+        'images', image_sync.count_of(v_ledger, 'images'),
+        'bytes', image_sync.count_of(v_ledger, 'bytes'),
         'by_extension', coalesce(
           (
             select jsonb_object_agg(shown.extension, shown.files)
@@ -7969,10 +8040,10 @@ begin
           ), '{}')
       ),
       'records', jsonb_build_object(
-        'total', counted.records,
-        'signed', counted.signed,
-        'unsigned', counted.unsigned,
-        'expired', counted.expired,
+        'total', image_sync.count_of(v_ledger, 'records'),
+        'signed', image_sync.count_of(v_ledger, 'records_signed') - image_sync.count_of(v_ledger, 'records_expired'),
+        'unsigned', image_sync.count_of(v_ledger, 'records') - image_sync.count_of(v_ledger, 'records_signed'),
+        'expired', image_sync.count_of(v_ledger, 'records_expired'),
         'soonest_expiry', counted.soonest_expiry
       ),
       -- URLs by the day on which they die.
@@ -7987,11 +8058,11 @@ begin
         ) as d
       ),
       'difference', jsonb_build_object(
-        'missing', jsonb_build_object('count', counted.missing, 'samples', image_sync.samples(p_run.id, 'missing')),
-        'orphaned', jsonb_build_object('count', counted.orphaned, 'samples', image_sync.samples(p_run.id, 'orphaned')),
-        'collided', jsonb_build_object('count', counted.collided, 'samples', image_sync.samples(p_run.id, 'collided')),
+        'missing', jsonb_build_object('count', image_sync.count_of(v_ledger, 'missing'), 'samples', image_sync.samples(p_run.id, 'missing')),
+        'orphaned', jsonb_build_object('count', image_sync.count_of(v_ledger, 'orphaned'), 'samples', image_sync.samples(p_run.id, 'orphaned')),
+        'collided', jsonb_build_object('count', image_sync.count_of(v_ledger, 'collided'), 'samples', image_sync.samples(p_run.id, 'collided')),
         -- In an analyze: that would move. In a sync they did.
-        'moved', jsonb_build_object('count', case when p_run.mode = 'sync' then 0 else counted.moved end, 'samples', case when p_run.mode = 'sync' then '[]' else image_sync.samples(p_run.id, 'moved') end)
+        'moved', jsonb_build_object('count', case when p_run.mode = 'sync' then 0 else image_sync.count_of(v_ledger, 'moved') end, 'samples', case when p_run.mode = 'sync' then '[]' else image_sync.samples(p_run.id, 'moved') end)
       ),
       'moved_away', (
         select jsonb_build_object('count', coalesce(sum((c.facts #> '{away,count}')::bigint), 0), 'files', coalesce((
@@ -8012,25 +8083,25 @@ begin
       ),
       -- Rounded down: 1 means all of them.
       'coverage', jsonb_build_object(
-        'recorded', case when counted.images_left > 0 then trunc(counted.recorded::numeric / counted.images_left, 6) else 1 end,
-        'signed', case when counted.images_left > 0 then trunc(counted.images_signed::numeric / counted.images_left, 6) else 1 end
+        'recorded', case when v_images_left > 0 then trunc(v_recorded::numeric / v_images_left, 6) else 1 end,
+        'signed', case when v_images_left > 0 then trunc(image_sync.count_of(v_ledger, 'images_signed')::numeric / v_images_left, 6) else 1 end
       ),
       'probe', coalesce(p_probe, '{"checked": 0, "ok": 0, "failures": []}'),
-      'other_extensions', jsonb_build_object('count', counted.not_images - counted.excluded - counted.empty_files, 'samples', image_sync.samples(p_run.id, 'other_extensions')),
-      'excluded', jsonb_build_object('count', counted.excluded, 'samples', image_sync.samples(p_run.id, 'excluded')),
-      'empty_files', jsonb_build_object('count', counted.empty_files, 'samples', image_sync.samples(p_run.id, 'empty_files')),
+      'other_extensions', jsonb_build_object('count', image_sync.count_of(v_ledger, 'not_images') - image_sync.count_of(v_ledger, 'excluded') - image_sync.count_of(v_ledger, 'empty_files'), 'samples', image_sync.samples(p_run.id, 'other_extensions')),
+      'excluded', jsonb_build_object('count', image_sync.count_of(v_ledger, 'excluded'), 'samples', image_sync.samples(p_run.id, 'excluded')),
+      'empty_files', jsonb_build_object('count', image_sync.count_of(v_ledger, 'empty_files'), 'samples', image_sync.samples(p_run.id, 'empty_files')),
       'several_files', jsonb_build_object(
-        'count', counted.several_files + coalesce(p_run.twins, 0),
+        'count', image_sync.count_of(v_ledger, 'several_files') + coalesce(p_run.twins, 0),
         'samples', jsonb_path_query_array(image_sync.twin_samples(p_run.bucket_id, p_run.twin_keys) || image_sync.samples(p_run.id, 'several_files'), '$[0 to 19]')
       ),
-      'unsigned_with_object', counted.unsigned_with_object,
-      'expired_with_object', counted.expired_with_object,
+      'unsigned_with_object', image_sync.count_of(v_ledger, 'records') - image_sync.count_of(v_ledger, 'records_signed') - image_sync.count_of(v_ledger, 'orphans_unsigned'),
+      'expired_with_object', image_sync.count_of(v_ledger, 'records_expired') - image_sync.count_of(v_ledger, 'orphans_expired'),
       'failed', jsonb_build_object(
-        'count', counted.failed - counted.too_slow - counted.url_refused, 'samples', image_sync.problem_samples(p_run.id, 'signing_failed')
+        'count', image_sync.count_of(v_ledger, 'failed') - counted.too_slow - counted.url_refused, 'samples', image_sync.problem_samples(p_run.id, 'signing_failed')
       ),
       'unsignable', jsonb_build_object('count', counted.unsignable, 'samples', image_sync.problem_samples(p_run.id, 'unsignable_name')),
-      'unmoved', jsonb_build_object('count', counted.unmoved, 'samples', image_sync.problem_samples(p_run.id, 'not_moved')),
-      'held', jsonb_build_object('count', counted.held, 'samples', image_sync.problem_samples(p_run.id, 'row_locked')),
+      'unmoved', jsonb_build_object('count', image_sync.count_of(v_ledger, 'unmoved'), 'samples', image_sync.problem_samples(p_run.id, 'not_moved')),
+      'held', jsonb_build_object('count', image_sync.count_of(v_ledger, 'held'), 'samples', image_sync.problem_samples(p_run.id, 'row_locked')),
       'too_slow', jsonb_build_object('count', counted.too_slow_names, 'samples', image_sync.problem_samples(p_run.id, 'database_timeout')),
       'url_refused', jsonb_build_object('count', counted.url_refused, 'samples', image_sync.problem_samples(p_run.id, 'url_refused')),
       -- Two look-ups by index: what has no name, and what has the empty one, which the walk begins behind.
@@ -8061,15 +8132,17 @@ language plpgsql
 stable
 set search_path = ''
 as $$
+declare
+  v_ledger constant jsonb := image_sync.run_ledger(p_run.id);
 begin
   return (
     select jsonb_build_object(
       'run', p_run.id,
       'at', clock_timestamp(),
-      'checked', coalesce(sum(c.shown + c.broken), 0),
-      'ok', coalesce(sum(c.shown), 0),
+      'checked', image_sync.count_of(v_ledger, 'shown') + image_sync.count_of(v_ledger, 'broken'),
+      'ok', image_sync.count_of(v_ledger, 'shown'),
       -- Rejected URLs whose expiry was not forgotten.
-      'kept', coalesce(sum((c.facts #>> '{broken,url_rejected}')::bigint), 0) - coalesce(sum(c.updated), 0),
+      'kept', image_sync.count_of(v_ledger, 'rejected') - image_sync.count_of(v_ledger, 'updated'),
       'failures', (
         select coalesce(jsonb_object_agg(b.code, jsonb_build_object(
           'count', b.files,
@@ -8079,7 +8152,7 @@ begin
             from image_sync.chunks h
             cross join lateral jsonb_array_elements(h.problems) as p (problem)
             where h.run_id = p_run.id
-              and h.broken > 0
+              and h.ledger ? 'broken'
               and p.problem ->> 'code' = 'unreachable'
             limit 1
           ) end
@@ -8089,13 +8162,11 @@ begin
           from image_sync.chunks k
           cross join lateral jsonb_each_text(k.facts -> 'broken') as e (code, files)
           where k.run_id = p_run.id
-            and k.broken > 0
+            and k.ledger ? 'broken'
           group by e.code
         ) as b
       )
     )
-    from image_sync.chunks c
-    where c.run_id = p_run.id
   );
 end;
 $$;
@@ -10266,15 +10337,15 @@ begin
   where c.run_id = p_run.id
     and coalesce(c.to_key collate "C" > p_after, true)
     and case p_state
-      when 'missing' then c.missing + c.collided + c.vanished + c.unmoved > 0
-      when 'unsigned' then c.records > c.records_signed
-      when 'expired' then c.records_expired > 0 or c.soonest_expiry <= now()
-      when 'expiring' then c.soonest_expiry < now() + p_settings.renew_before
-      when 'orphaned' then c.orphaned > 0
-      when 'excluded' then c.excluded > 0
-      when 'empty' then c.empty_files > 0
-      when 'other' then c.not_images > c.excluded + c.empty_files
-      when 'several' then c.several_files > 0
+      when 'missing' then c.ledger ?| '{missing,collided,vanished,unmoved}'
+      when 'unsigned' then image_sync.count_of(c.ledger, 'records') > image_sync.count_of(c.ledger, 'records_signed')
+      when 'expired' then c.ledger ? 'records_expired' or (c.facts ->> 'soonest_expiry')::timestamptz <= now()
+      when 'expiring' then (c.facts ->> 'soonest_expiry')::timestamptz < now() + p_settings.renew_before
+      when 'orphaned' then c.ledger ? 'orphaned'
+      when 'excluded' then c.ledger ? 'excluded'
+      when 'empty' then c.ledger ? 'empty_files'
+      when 'other' then image_sync.count_of(c.ledger, 'not_images') > image_sync.count_of(c.ledger, 'excluded') + image_sync.count_of(c.ledger, 'empty_files')
+      when 'several' then c.ledger ? 'several_files'
       else true
     end
   order by c.from_key collate "C"
@@ -10607,7 +10678,7 @@ begin
     select c.problems
     from image_sync.chunks c
     where c.run_id = v_run.id
-      and c.broken > 0
+      and c.ledger ? 'broken'
       and coalesce(c.to_key collate "C" > p_after, true)
     order by c.from_key collate "C"
     limit p_limit + 1
@@ -11468,7 +11539,7 @@ begin
     select c.number
     from image_sync.chunks c
     where c.run_id = p_run.plan_id
-      and c.orphaned > 0
+      and c.ledger ? 'orphaned'
       and coalesce(c.to_key collate "C" > p_run.cursor, true)
     order by c.from_key collate "C"
   loop
@@ -11676,8 +11747,7 @@ begin
   v_removal := image_sync.remove_records(p_run, v_listed);
   chunk.from_key := p_run.cursor;
   chunk.to_key := case when cardinality(v_listed) = v_size then v_listed[v_size] end;
-  chunk.removed := cardinality(v_removal.removed);
-  chunk.skipped := cardinality(v_listed) - chunk.removed;
+  chunk.ledger := jsonb_build_object('removed', cardinality(v_removal.removed), 'skipped', cardinality(v_listed) - cardinality(v_removal.removed));
   chunk.problems := v_removal.problems || (
     select coalesce(jsonb_agg(image_sync.skip_reason(p_run.bucket_id, l.name)), '[]')
     from unnest(v_listed) as l (name)
@@ -11752,8 +11822,7 @@ declare
   v_taken integer := 0;
 begin
   chunk.from_key := p_run.cursor;
-  chunk.restored := 0;
-  chunk.skipped := 0;
+  chunk.ledger := '{}';
   chunk.problems := '[]';
   for v_archived in
     select a.id, a.file_name, a.record
@@ -11771,9 +11840,9 @@ begin
       update image_sync.archive a
       set restored_at = now()
       where a.id = v_archived.id;
-      chunk.restored := chunk.restored + 1;
+      chunk.ledger := image_sync.add_counts(chunk.ledger, '{"restored": 1}');
     else
-      chunk.skipped := chunk.skipped + 1;
+      chunk.ledger := image_sync.add_counts(chunk.ledger, '{"skipped": 1}');
       chunk.problems := chunk.problems || image_sync.item_problem(v_archived.file_name, 'not_restored', v_refusal);
     end if;
     chunk.to_key := v_archived.file_name;
@@ -11796,10 +11865,10 @@ as $$
 declare
   v_chunk image_sync.chunks;
 begin
-  insert into image_sync.chunks (run_id, number, from_key, to_key, state, worker_id, removed, restored, skipped, problems, closed_at)
+  insert into image_sync.chunks (run_id, number, from_key, to_key, state, worker_id, ledger, problems, closed_at)
   values (
     p_run.id, image_sync.next_number(p_run.id), p_chunk.from_key, p_chunk.to_key, 'done', p_worker,
-    coalesce(p_chunk.removed, 0), coalesce(p_chunk.restored, 0), coalesce(p_chunk.skipped, 0), p_chunk.problems, clock_timestamp()
+    image_sync.add_counts(p_chunk.ledger, null), p_chunk.problems, clock_timestamp()
   )
   returning *
   into v_chunk;
@@ -11847,7 +11916,7 @@ begin
       limit 1
     )
   end;
-  v_chunk.skipped := case when v_chunk.to_key is null then 0 else 1 end;
+  v_chunk.ledger := jsonb_build_object('skipped', case when v_chunk.to_key is null then 0 else 1 end);
   v_chunk.problems := case
     when v_chunk.to_key is null then '[]'
     else jsonb_build_array(image_sync.item_problem(v_chunk.to_key, p_error ->> 'code', p_error ->> 'detail'))
@@ -12181,10 +12250,10 @@ begin
     select case
       when named.code is not null
         or c.state = 'done'
-          and c.broken = named.all_named
+          and image_sync.count_of(c.ledger, 'broken') = named.all_named
           -- Whatever has a record now had one then, and was opened.
-          and c.missing = 0
-          and c.to_open = c.records - c.orphaned
+          and not c.ledger ? 'missing'
+          and image_sync.count_of(c.ledger, 'to_open') = image_sync.count_of(c.ledger, 'records') - image_sync.count_of(c.ledger, 'orphaned')
           and exists (
             select
             from public.part_images p

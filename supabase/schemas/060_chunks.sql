@@ -167,3 +167,155 @@ comment on column image_sync.chunks.withdrawn is 'Names to sign whose object was
 
 alter table image_sync.chunks add column is_stretch boolean not null default false;
 comment on column image_sync.chunks.is_stretch is 'Many chunks in one that has still to be listed: its worker goes over them without the run''s lock.';
+
+-- step 2.0.0
+-- Counters stand in one ledger, by name: a new one has no second place. Those that are zero are left out.
+alter table image_sync.chunks add column ledger jsonb;
+update image_sync.chunks c
+set
+  ledger = (
+    select coalesce(jsonb_object_agg(e.key, e.value), '{}')
+    from jsonb_each(to_jsonb(c)) as e
+    where e.key = any ('{listed,bytes,images,not_images,excluded,empty_files,recorded,inserted,moved,unmoved,moved_ahead,collided,vanished,missing,images_signed,to_sign,signed,updated,withdrawn,failed,held,to_open,shown,broken,orphaned,removed,restored,skipped,linked,records,records_signed,records_expired,several_files,orphans_unsigned,orphans_expired,storage_calls,retries}')
+      and e.value <> '0'
+  ),
+  facts = c.facts || jsonb_strip_nulls(jsonb_build_object('soonest_expiry', c.soonest_expiry));
+alter table image_sync.chunks
+  alter column ledger set default '{}',
+  alter column ledger set not null,
+  drop column listed,
+  drop column bytes,
+  drop column images,
+  drop column not_images,
+  drop column excluded,
+  drop column empty_files,
+  drop column recorded,
+  drop column inserted,
+  drop column moved,
+  drop column unmoved,
+  drop column moved_ahead,
+  drop column collided,
+  drop column vanished,
+  drop column missing,
+  drop column images_signed,
+  drop column to_sign,
+  drop column signed,
+  drop column updated,
+  drop column withdrawn,
+  drop column failed,
+  drop column held,
+  drop column to_open,
+  drop column shown,
+  drop column broken,
+  drop column orphaned,
+  drop column removed,
+  drop column restored,
+  drop column skipped,
+  drop column linked,
+  drop column records,
+  drop column records_signed,
+  drop column records_expired,
+  drop column several_files,
+  drop column orphans_unsigned,
+  drop column orphans_expired,
+  drop column storage_calls,
+  drop column retries,
+  drop column soonest_expiry,
+  drop column listing_took;
+-- The last chunks that were signed, newest first: an order that only this index gives.
+create index chunks_closed_idx on image_sync.chunks (run_id, closed_at desc nulls first) where ledger ? 'to_sign';
+
+comment on column image_sync.chunks.ledger is 'What was counted in the range, by name; what is zero is left out.
+Found: listed, bytes, images, not_images (of these excluded, empty_files), recorded, missing, moved, unmoved, moved_ahead, orphaned, several_files; records, records_signed, records_expired, images_signed, orphans_unsigned, orphans_expired.
+Done: to_sign = signed + withdrawn + failed + held, inserted, updated, linked, collided, vanished; to_open = shown + broken (of these rejected); removed, restored, skipped; storage_calls, retries, listing_ms.';
+comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, the soonest of those days, samples, and for a dry run the orphaned records'' names.';
+
+-- set
+-- A ledger is counters by name.
+
+create or replace function image_sync.count_of(p_ledger jsonb, p_name text)
+returns bigint
+language sql
+immutable
+as $$
+  select coalesce((p_ledger ->> p_name)::bigint, 0)
+$$;
+
+comment on function image_sync.count_of(jsonb, text) is 'A counter of a ledger; zero where it is left out. Inlined.';
+
+create or replace function image_sync.add_counts(p_ledger jsonb, p_counts jsonb)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+as $$
+  select coalesce(jsonb_object_agg(c.key, c.value), '{}')
+  from (
+    select e.key, sum(e.value::bigint) as value
+    from (
+      select *
+      from jsonb_each_text(p_ledger)
+      union all
+      select *
+      from jsonb_each_text(p_counts)
+    ) as e
+    group by 1
+    having sum(e.value::bigint) <> 0
+  ) as c
+$$;
+
+comment on function image_sync.add_counts(jsonb, jsonb) is 'The sums of two ledgers, counter by counter; null counts for nothing.';
+
+-- How many names a chunk was about, whatever its run does.
+create or replace function image_sync.names_of(p_ledger jsonb)
+returns integer
+language sql
+immutable
+set search_path = ''
+as $$
+  select greatest(
+    image_sync.count_of(p_ledger, 'listed'),
+    image_sync.count_of(p_ledger, 'records'),
+    image_sync.count_of(p_ledger, 'removed') + image_sync.count_of(p_ledger, 'restored') + image_sync.count_of(p_ledger, 'skipped')
+  )::integer
+$$;
+
+comment on function image_sync.names_of(jsonb) is 'How many objects, records or names of a plan a chunk''s ledger is about.';
+
+-- The counter of what a worker does with a chunk's names.
+create or replace function image_sync.work_of(p_mode text)
+returns text
+language sql
+immutable
+set search_path = ''
+as $$
+  select case p_mode when 'verify' then 'to_open' else 'to_sign' end
+$$;
+
+comment on function image_sync.work_of(text) is 'to_open in a verify, else to_sign.';
+
+create or replace function image_sync.ms_since(p_since timestamptz)
+returns integer
+language sql
+volatile
+set search_path = ''
+as $$
+  select ceil(1000 * extract(epoch from clock_timestamp() - p_since))::integer
+$$;
+
+comment on function image_sync.ms_since(timestamptz) is 'Milliseconds since then, by the clock.';
+
+revoke all on function
+  image_sync.count_of(jsonb, text),
+  image_sync.add_counts(jsonb, jsonb),
+  image_sync.names_of(jsonb),
+  image_sync.work_of(text),
+  image_sync.ms_since(timestamptz)
+from public;
+grant execute on function
+  image_sync.count_of(jsonb, text),
+  image_sync.add_counts(jsonb, jsonb),
+  image_sync.names_of(jsonb),
+  image_sync.work_of(text),
+  image_sync.ms_since(timestamptz)
+to service_role;

@@ -372,13 +372,15 @@ begin
       and m.name <> all (v_held)
   ) as rest;
 
-  v_chunk.inserted := v_chunk.inserted + cardinality(v_inserted);
-  v_chunk.recorded := v_chunk.recorded + v_rest.recorded;
-  v_chunk.vanished := v_chunk.vanished + v_rest.vanished;
-  v_chunk.collided := v_chunk.collided + v_rest.collided;
-  v_chunk.records := v_chunk.records + cardinality(v_inserted) + v_rest.recorded;
   -- What somebody holds may be free when the chunk is closed or tried again.
-  v_chunk.missing := cardinality(v_held);
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
+    'inserted', cardinality(v_inserted),
+    'recorded', v_rest.recorded,
+    'vanished', v_rest.vanished,
+    'collided', v_rest.collided,
+    'records', cardinality(v_inserted) + v_rest.recorded,
+    'missing', cardinality(v_held) - image_sync.count_of(v_chunk.ledger, 'missing')
+  ));
   v_chunk.to_insert_ids := array(
     select m.id
     from unnest(v_held) with ordinality as h (name, place)

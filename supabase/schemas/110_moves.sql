@@ -586,6 +586,7 @@ declare
   v_waiting image_sync.move[];
   v_unmoved text[];
   v_kept integer;
+  v_missing integer;
 begin
   select m.moved, m.problems
   into v_movement
@@ -597,7 +598,7 @@ begin
       and m.to_name collate "C" > v_chunk.from_key
       and m.to_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
   );
-  v_chunk.moved_ahead := v_chunk.moved_ahead + image_sync.count_ahead(p_bucket_id, v_chunk, v_movement.moved);
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('moved_ahead', image_sync.count_ahead(p_bucket_id, v_chunk, v_movement.moved)));
   if cardinality(v_movement.moved) = cardinality(p_moves) then
     return v_chunk;
   end if;
@@ -626,9 +627,6 @@ begin
     from unnest(v_waiting) as m
     where m.from_bucket = p_bucket_id
   ));
-  v_chunk.recorded := v_chunk.recorded + v_kept;
-  v_chunk.moved := v_chunk.moved - cardinality(v_unmoved);
-  v_chunk.unmoved := v_chunk.unmoved + cardinality(v_unmoved) - v_kept;
   v_chunk.problems := v_chunk.problems || image_sync.first_items(v_movement.problems);
   -- A record that was to make room and did not is there still: its file is no missing one.
   select coalesce(array_agg(i.name order by i.place), '{}'), coalesce(array_agg(i.id order by i.place), '{}')
@@ -640,8 +638,13 @@ begin
     where p.bucket_id = p_bucket_id
       and p.file_name collate "C" = i.name
   );
-  v_chunk.recorded := v_chunk.recorded + v_chunk.missing - cardinality(v_chunk.to_insert);
-  v_chunk.missing := cardinality(v_chunk.to_insert);
+  v_missing := cardinality(v_chunk.to_insert) - image_sync.count_of(v_chunk.ledger, 'missing');
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
+    'recorded', v_kept - v_missing,
+    'moved', -cardinality(v_unmoved),
+    'unmoved', cardinality(v_unmoved) - v_kept,
+    'missing', v_missing
+  ));
   return v_chunk;
 end;
 $$;

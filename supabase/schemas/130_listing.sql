@@ -89,48 +89,12 @@ begin
   v_chunk.interrupted := 0;
   v_chunk.is_stretch := false;
   v_chunk.past_leases := '{}';
-  v_chunk.listed := 0;
-  v_chunk.bytes := 0;
-  v_chunk.images := 0;
-  v_chunk.not_images := 0;
-  v_chunk.excluded := 0;
-  v_chunk.empty_files := 0;
-  v_chunk.recorded := 0;
-  v_chunk.inserted := 0;
-  v_chunk.moved := 0;
-  v_chunk.unmoved := 0;
-  v_chunk.moved_ahead := 0;
-  v_chunk.collided := 0;
-  v_chunk.vanished := 0;
-  v_chunk.missing := 0;
   v_chunk.to_insert := '{}';
   v_chunk.to_insert_ids := '{}';
   v_chunk.inserted_names := '{}';
   v_chunk.moved_names := '{}';
   v_chunk.departing := '{}';
-  v_chunk.images_signed := 0;
-  v_chunk.to_sign := 0;
-  v_chunk.signed := 0;
-  v_chunk.updated := 0;
-  v_chunk.withdrawn := 0;
-  v_chunk.failed := 0;
-  v_chunk.held := 0;
-  v_chunk.to_open := 0;
-  v_chunk.shown := 0;
-  v_chunk.broken := 0;
-  v_chunk.orphaned := 0;
-  v_chunk.removed := 0;
-  v_chunk.restored := 0;
-  v_chunk.skipped := 0;
-  v_chunk.linked := 0;
-  v_chunk.records := 0;
-  v_chunk.records_signed := 0;
-  v_chunk.records_expired := 0;
-  v_chunk.several_files := 0;
-  v_chunk.orphans_unsigned := 0;
-  v_chunk.orphans_expired := 0;
-  v_chunk.storage_calls := 0;
-  v_chunk.retries := 0;
+  v_chunk.ledger := '{}';
   v_chunk.facts := '{}';
   v_chunk.problems := '[]';
   return v_chunk;
@@ -167,6 +131,7 @@ declare
   v_empty text[];
   v_by_extension jsonb;
   v_expiry jsonb;
+  v_soonest_expiry timestamptz;
 begin
   with next_objects as materialized (
     select o.name, o.id, o.extension, o.bytes
@@ -264,21 +229,23 @@ begin
     where v_renews_all or (c.kind = 'image' and c.id = c.object_id and c.usable_until >= v_renew_at) is not true
   ), summed as (
     select
-      coalesce(sum(c.files) filter (where c.kind is not null), 0) as listed,
-      coalesce(sum(c.bytes), 0) as bytes,
-      coalesce(sum(c.files) filter (where c.kind = 'image'), 0) as images,
-      coalesce(sum(c.files) filter (where c.kind <> 'image'), 0) as not_images,
-      coalesce(sum(c.files) filter (where c.kind = 'excluded'), 0) as excluded,
-      coalesce(sum(c.files) filter (where c.kind = 'empty'), 0) as empty_files,
-      coalesce(sum(c.files) filter (where c.kind = 'image' and c.is_record), 0) as recorded,
-      coalesce(sum(c.files) filter (where c.kind = 'image' and c.dies_on is not null), 0) as images_signed,
-      coalesce(sum(c.files) filter (where c.kind is null), 0) as orphaned,
-      coalesce(sum(c.files) filter (where c.kind is null and not c.signed), 0) as orphans_unsigned,
-      coalesce(sum(c.files) filter (where c.kind is null and c.signed and c.dies_on is null), 0) as orphans_expired,
-      coalesce(sum(c.files) filter (where c.is_record), 0) as records,
-      coalesce(sum(c.files) filter (where c.signed), 0) as records_signed,
-      -- As image_sync.records.expired, without asking again whether the URL is whole.
-      coalesce(sum(c.files) filter (where c.signed and c.dies_on is null), 0) as records_expired,
+      jsonb_build_object(
+        'listed', sum(c.files) filter (where c.kind is not null),
+        'bytes', sum(c.bytes),
+        'images', sum(c.files) filter (where c.kind = 'image'),
+        'not_images', sum(c.files) filter (where c.kind <> 'image'),
+        'excluded', sum(c.files) filter (where c.kind = 'excluded'),
+        'empty_files', sum(c.files) filter (where c.kind = 'empty'),
+        'recorded', sum(c.files) filter (where c.kind = 'image' and c.is_record),
+        'images_signed', sum(c.files) filter (where c.kind = 'image' and c.dies_on is not null),
+        'orphaned', sum(c.files) filter (where c.kind is null),
+        'orphans_unsigned', sum(c.files) filter (where c.kind is null and not c.signed),
+        'orphans_expired', sum(c.files) filter (where c.kind is null and c.signed and c.dies_on is null),
+        'records', sum(c.files) filter (where c.is_record),
+        'records_signed', sum(c.files) filter (where c.signed),
+        -- As image_sync.records.expired, without asking again whether the URL is whole.
+        'records_expired', sum(c.files) filter (where c.signed and c.dies_on is null)
+      ) as ledger,
       min(c.soonest_expiry) as soonest_expiry
     from counted c
   )
@@ -287,7 +254,7 @@ begin
       select range.to_key
       from range
     ),
-    s.listed, s.bytes, s.images, s.not_images, s.excluded, s.empty_files, s.recorded, s.images_signed, s.orphaned, s.orphans_unsigned, s.orphans_expired, s.records, s.records_signed, s.records_expired, s.soonest_expiry,
+    image_sync.add_counts(s.ledger, null), s.soonest_expiry,
     n.to_sign, n.orphans, n.missing, n.missing_ids, coalesce(n.has_unlinked, false), n.changed_names, n.changed_ids, n.changed_kinds, n.pictures, n.others, n.excluded, n.empty_files,
     (
       select jsonb_object_agg(e.extension, e.files)
@@ -309,7 +276,7 @@ begin
     )
   into
     v_chunk.to_key,
-    v_chunk.listed, v_chunk.bytes, v_chunk.images, v_chunk.not_images, v_chunk.excluded, v_chunk.empty_files, v_chunk.recorded, v_chunk.images_signed, v_chunk.orphaned, v_chunk.orphans_unsigned, v_chunk.orphans_expired, v_chunk.records, v_chunk.records_signed, v_chunk.records_expired, v_chunk.soonest_expiry,
+    v_chunk.ledger, v_soonest_expiry,
     v_listing.to_sign, v_listing.orphans, v_listing.missing, v_listing.missing_ids, v_listing.has_unlinked, v_listing.changed_names, v_listing.changed_ids, v_listing.changed_kinds, v_listing.pictures, v_others, v_excluded, v_empty,
     v_by_extension,
     v_expiry
@@ -319,6 +286,7 @@ begin
   v_chunk.facts := jsonb_strip_nulls(jsonb_build_object(
     'by_extension', v_by_extension,
     'expiry', v_expiry,
+    'soonest_expiry', v_soonest_expiry,
     'other_extensions', image_sync.first_names(v_others),
     'excluded', image_sync.first_names(v_excluded),
     'empty_files', image_sync.first_names(v_empty)
@@ -360,6 +328,7 @@ declare
   v_chunk image_sync.chunks := p_listing.chunk;
   v_movement record;
   v_waiting text[];
+  v_left integer;
 begin
   v_listing.moves := image_sync.find_followers(
     p_run.bucket_id,
@@ -375,7 +344,7 @@ begin
       from unnest(p_listing.changed_names, p_listing.changed_kinds) as c (name, kind)
       where c.kind = 'image'
     ));
-    v_chunk.recorded := v_chunk.recorded - cardinality(v_waiting);
+    v_left := cardinality(v_waiting);
     -- And no second record is made for a file whose own waits.
     select
       coalesce(array_agg(m.name) filter (where not m.is_known), '{}'),
@@ -390,7 +359,7 @@ begin
       ) as is_known
       from unnest(p_listing.missing, p_listing.missing_ids) as n (name, id)
     ) as m;
-    v_chunk.unmoved := cardinality(v_waiting);
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('recorded', -v_left, 'unmoved', cardinality(v_waiting)));
     v_chunk.problems := (
       select coalesce(jsonb_agg(image_sync.item_problem(w.name, 'not_moved', format('Its record is that of another file still: more than %s names wait for each other. The next syncs go on', image_sync.max_moves()))), '[]')
       from unnest(v_waiting[1:20]) as w (name)
@@ -421,8 +390,7 @@ begin
     ) as i;
     v_listing.missing := v_movement.missing;
     v_listing.missing_ids := v_movement.missing_ids;
-    v_chunk.moved := v_movement.moved;
-    v_chunk.recorded := v_chunk.recorded - v_movement.left_images;
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('recorded', -v_movement.left_images, 'moved', v_movement.moved));
     v_chunk.facts := v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('moved', v_movement.samples));
   end if;
   v_listing.chunk := v_chunk;
@@ -460,14 +428,15 @@ begin
       from unnest(p_listing.orphans) as o (name)
       where o.name <> all (v_chunk.departing)
     );
-    v_chunk.orphaned := cardinality(v_listing.orphans);
-    v_chunk.records := v_chunk.records - cardinality(v_chunk.departing);
-    select
-      v_chunk.records_signed - count(*) filter (where r.signed),
-      v_chunk.records_expired - count(*) filter (where r.expired),
-      v_chunk.orphans_unsigned - count(*) filter (where not r.signed),
-      v_chunk.orphans_expired - count(*) filter (where r.expired)
-    into v_chunk.records_signed, v_chunk.records_expired, v_chunk.orphans_unsigned, v_chunk.orphans_expired
+    select image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
+      'orphaned', -cardinality(v_chunk.departing),
+      'records', -cardinality(v_chunk.departing),
+      'records_signed', -count(*) filter (where r.signed),
+      'records_expired', -count(*) filter (where r.expired),
+      'orphans_unsigned', -count(*) filter (where not r.signed),
+      'orphans_expired', -count(*) filter (where r.expired)
+    ))
+    into v_chunk.ledger
     from (
       select
         r.signed and starts_with(r.signed_url, v_url_base) as signed,
@@ -515,19 +484,11 @@ declare
   v_listing image_sync.listing := image_sync.list_chunk(p_run, p_settings, p_chunk, p_to_key, p_size);
   v_chunk image_sync.chunks := v_listing.chunk;
   v_writes constant boolean := p_run.mode = 'sync';
-  v_moved_before integer;
+  v_before integer;
   v_found record;
 begin
-  v_chunk.inserted := 0;
-  v_chunk.moved := 0;
-  v_chunk.unmoved := 0;
-  v_chunk.linked := 0;
   v_chunk.departing := '{}';
-  v_chunk.collided := 0;
-  v_chunk.vanished := 0;
-  v_chunk.several_files := 0;
   v_chunk.problems := '[]';
-  v_chunk.to_open := 0;
   v_listing.moves := '{}';
   v_listing.chunk := v_chunk;
 
@@ -541,19 +502,18 @@ begin
   end if;
 
   v_chunk := v_listing.chunk;
-  v_chunk.missing := coalesce(cardinality(v_listing.missing), 0);
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('missing', cardinality(v_listing.missing)));
   v_chunk.to_insert := case when v_writes then coalesce(v_listing.missing, '{}') else '{}' end;
   v_chunk.to_insert_ids := case when v_writes then coalesce(v_listing.missing_ids, '{}') else '{}' end;
   if v_chunk.inserted_names <> '{}' then
-    v_chunk.inserted := image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.inserted_names);
-    v_chunk.recorded := v_chunk.recorded - v_chunk.inserted;
+    v_before := image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.inserted_names);
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('inserted', v_before, 'recorded', -v_before));
   end if;
   if v_chunk.moved_names <> '{}' then
-    v_moved_before := image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.moved_names);
-    v_chunk.moved := v_chunk.moved + v_moved_before;
-    v_chunk.recorded := v_chunk.recorded - v_moved_before;
+    v_before := image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.moved_names);
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('moved', v_before, 'recorded', -v_before));
   end if;
-  if v_chunk.missing > 0 and not v_writes then
+  if v_listing.missing <> '{}' and not v_writes then
     if image_sync.part_number_is_unique() then
       select count(*) as files, (array_agg(m.name order by m.name collate "C"))[1:20] as samples
       into v_found
@@ -572,17 +532,16 @@ begin
               and image_sync.part_numbers_of(array[leaving.to_name]) <> array[m.part_number]
           )
       );
-      v_chunk.collided := v_found.files;
-      v_chunk.missing := v_chunk.missing - v_found.files;
+      v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('collided', v_found.files, 'missing', -v_found.files));
       v_chunk.facts := v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('collided', v_found.samples));
     end if;
-    v_chunk.facts := v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('missing', case when v_chunk.missing > 0 then v_listing.missing[1:20] end));
+    v_chunk.facts := v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('missing', case when v_chunk.ledger ? 'missing' then v_listing.missing[1:20] end));
   end if;
   if v_listing.pictures is not null or (v_listing.missing is not null and not v_writes) then
     select f.part_numbers, f.samples
     into v_found
     from image_sync.find_several_files(p_run.bucket_id, p_settings.extensions, coalesce(v_listing.pictures, '{}'), case when v_writes then '{}' else coalesce(v_listing.missing, '{}') end) as f;
-    v_chunk.several_files := v_found.part_numbers;
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('several_files', v_found.part_numbers));
     v_chunk.facts := v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('several_files', v_found.samples));
   end if;
   if v_listing.orphans is not null then
@@ -645,7 +604,7 @@ begin
     );
   end if;
   if p_run.mode = 'sync' and p_compared.has_unlinked then
-    v_chunk.linked := image_sync.link_records(p_run.bucket_id, v_chunk, p_compared.moves);
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('linked', image_sync.link_records(p_run.bucket_id, v_chunk, p_compared.moves)));
   end if;
   if p_run.mode = 'sync' and v_chunk.to_insert <> '{}' then
     if image_sync.may_refuse_records() then
@@ -657,12 +616,13 @@ begin
     v_names := v_names || v_chunk.to_insert;
   end if;
   v_chunk.relist_size := null;
-  v_chunk.to_sign := case when p_run.mode = 'sync' then cardinality(v_names) else 0 end;
-  if p_run.mode = 'verify' then
-    v_names := image_sync.names_to_open(p_run, p_settings, v_chunk);
-    v_chunk.to_open := cardinality(v_names);
-  end if;
-  if v_chunk.to_sign > 0 or v_chunk.to_open > 0 then
+  v_names := case p_run.mode
+    when 'sync' then v_names
+    when 'verify' then image_sync.names_to_open(p_run, p_settings, v_chunk)
+    else '{}'
+  end;
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(image_sync.work_of(p_run.mode), cardinality(v_names)));
+  if v_names <> '{}' then
     v_chunk.state := 'leased';
     v_chunk.lease_token := p_lease;
     v_chunk.lease_expires_at := clock_timestamp() + p_settings.lease_duration;
@@ -673,7 +633,6 @@ begin
     v_chunk.lease_expires_at := null;
     v_chunk.error := null;
     v_chunk.closed_at := clock_timestamp();
-    v_names := '{}';
   end if;
   return (v_chunk, v_names)::image_sync.chunk_to_sign;
 end;
@@ -706,7 +665,7 @@ begin
   v_chunk := v_made.chunk;
   v_chunk.number := image_sync.next_number(p_run.id);
   v_chunk.worker_id := p_worker;
-  v_chunk.listing_took := clock_timestamp() - v_since;
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('listing_ms', image_sync.ms_since(v_since)));
   insert into image_sync.chunks
   select v_chunk.*;
   return (v_chunk, v_made.names)::image_sync.chunk_to_sign;

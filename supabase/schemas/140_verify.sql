@@ -105,11 +105,11 @@ as $$
 declare
   v_forgotten integer;
 begin
-  if p_chunk.shown = 0 and not exists (
+  if not p_chunk.ledger ? 'shown' and not exists (
     select
     from image_sync.chunks c
     where c.run_id = p_run.id
-      and c.shown > 0
+      and c.ledger ? 'shown'
   ) then
     return 0;
   end if;
@@ -199,23 +199,26 @@ begin
   into v_failures, v_counts
   from numbered n;
 
-  v_chunk.shown := cardinality(p_shown);
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('shown', cardinality(p_shown)));
   v_forgotten := image_sync.forget_rejected(p_run, v_chunk, p_failures);
 
   update image_sync.chunks c
   set
     state = 'done',
-    to_open = cardinality(p_shown) + jsonb_array_length(p_failures),
-    shown = cardinality(p_shown),
-    broken = jsonb_array_length(p_failures),
-    updated = v_forgotten,
-    records_expired = c.records_expired + v_forgotten,
-    -- What Storage rejects is no working URL, forgotten or not.
-    images_signed = greatest(c.images_signed - coalesce((v_counts ->> 'url_rejected')::integer, 0), 0),
+    ledger = image_sync.add_counts(c.ledger, jsonb_build_object(
+      'to_open', cardinality(p_shown) + jsonb_array_length(p_failures) - image_sync.count_of(c.ledger, 'to_open'),
+      'shown', cardinality(p_shown),
+      'broken', jsonb_array_length(p_failures),
+      'rejected', v_counts -> 'url_rejected',
+      'updated', v_forgotten,
+      'records_expired', v_forgotten,
+      -- What Storage rejects is no working URL, forgotten or not.
+      'images_signed', -least(coalesce((v_counts ->> 'url_rejected')::integer, 0), image_sync.count_of(c.ledger, 'images_signed')),
+      'storage_calls', p_storage_calls,
+      'retries', p_retries
+    )),
     facts = c.facts || jsonb_build_object('broken', v_counts),
     problems = c.problems || v_failures,
-    storage_calls = c.storage_calls + p_storage_calls,
-    retries = c.retries + p_retries,
     lease_expires_at = null,
     error = null,
     closed_at = clock_timestamp()

@@ -75,26 +75,22 @@ begin
   set
     state = case when v_is_last then 'dead' else 'pending' end,
     attempts = c.attempts + 1,
-    inserted = v_chunk.inserted,
-    recorded = v_chunk.recorded,
-    collided = v_chunk.collided,
-    vanished = v_chunk.vanished,
-    missing = v_chunk.missing,
     -- What somebody held is missing for good where no attempt is left.
     to_insert = case when v_is_last then '{}' else v_chunk.to_insert end,
     to_insert_ids = case when v_is_last then '{}' else v_chunk.to_insert_ids end,
     inserted_names = case when v_is_last then '{}' else v_chunk.inserted_names || v_insertion.inserted end,
     moved_names = case when v_is_last then '{}' else v_chunk.moved_names end,
-    records = v_chunk.records,
+    -- A chunk that failed costs its records their URLs, not their place in the ledger.
+    ledger = image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
+      'failed', case when v_is_last then image_sync.count_of(c.ledger, 'to_sign') end,
+      'broken', case when v_is_last then image_sync.count_of(c.ledger, 'to_open') end,
+      'storage_calls', p_storage_calls,
+      'retries', p_retries
+    )),
     facts = v_chunk.facts,
     problems = v_chunk.problems,
-    -- A chunk that failed costs its records their URLs, not their place in the ledger.
-    failed = case when v_is_last then c.to_sign else 0 end,
-    broken = case when v_is_last then c.to_open else 0 end,
     not_before = clock_timestamp() + p_settings.retry_delay * power(2, least(c.attempts - c.interrupted, 10)),
     lease_expires_at = null,
-    storage_calls = c.storage_calls + p_storage_calls,
-    retries = c.retries + p_retries,
     error = p_error,
     closed_at = case when v_is_last then clock_timestamp() end
   where c.run_id = p_chunk.run_id
@@ -152,8 +148,8 @@ declare
   v_held text[] := v_insertion.held;
   v_problems jsonb := '[]'::jsonb;
   v_update record;
+  v_updated integer := 0;
 begin
-  v_chunk.updated := 0;
   if v_insertion.signed < cardinality(p_names) then
     select u.*
     into v_update
@@ -164,11 +160,11 @@ begin
         or s.name <> all (v_insertion.inserted)
     ) as rest
     cross join lateral image_sync.store_urls(p_run.bucket_id, p_chunk.from_key, coalesce(p_chunk.to_key, image_sync.last_key()), rest.names, rest.urls, rest.expires) as u;
-    v_chunk.updated := v_update.stored;
+    v_updated := v_update.stored;
     v_held := v_held || v_update.held;
     v_problems := v_update.problems;
   end if;
-  v_chunk.signed := v_insertion.signed + v_chunk.updated;
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('updated', v_updated, 'signed', v_insertion.signed + v_updated));
   return (v_chunk, v_held, v_problems)::image_sync.signing;
 end;
 $$;
@@ -204,9 +200,11 @@ begin
       from image_sync.destination_of(r.bucket_id, r.file_name, r.object_id)
     );
   if v_found.names is not null then
-    v_chunk.orphaned := v_chunk.orphaned + cardinality(v_found.names);
-    v_chunk.orphans_unsigned := v_chunk.orphans_unsigned + v_found.unsigned;
-    v_chunk.orphans_expired := v_chunk.orphans_expired + v_found.expired;
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
+      'orphaned', cardinality(v_found.names),
+      'orphans_unsigned', v_found.unsigned,
+      'orphans_expired', v_found.expired
+    ));
     v_chunk.facts := v_chunk.facts || jsonb_build_object('orphaned', image_sync.first_names(
       v_found.names || array(
         select jsonb_array_elements_text(v_chunk.facts -> 'orphaned')
@@ -240,10 +238,11 @@ declare
     from unnest(p_signing.held) as h (name)
     where h.name = any (p_names)
   );
+  v_signed constant bigint := image_sync.count_of(v_chunk.ledger, 'signed');
   v_gone text[];
-  v_withdrawn integer;
+  v_withdrawn bigint;
   v_failures jsonb;
-  v_to_sign integer;
+  v_to_sign bigint;
 begin
   -- A URL of a name that no URL can open is none.
   if p_failures <> '[]' then
@@ -273,15 +272,15 @@ begin
       ) as is_object
     from jsonb_to_recordset(p_failures) as e (name text, error text)
   ) as f;
-  v_withdrawn := coalesce(cardinality(v_gone), 0) + cardinality(p_names) - v_chunk.signed - cardinality(v_held) - jsonb_array_length(p_signing.problems);
+  v_withdrawn := coalesce(cardinality(v_gone), 0) + cardinality(p_names) - v_signed - cardinality(v_held) - jsonb_array_length(p_signing.problems);
   if v_gone is not null then
     v_chunk := image_sync.count_orphaned(p_run, p_settings, v_chunk, v_gone);
   end if;
 
   -- A call that was repeated gave its worker the names of that moment, which need not be those that were counted first. What
   -- counts is what the worker was given and what is owed still: a name that got lost on the way unbalances the ledger.
-  v_to_sign := v_chunk.signed + cardinality(v_held) + v_withdrawn + jsonb_array_length(v_failures);
-  if v_to_sign <> v_chunk.to_sign then
+  v_to_sign := v_signed + cardinality(v_held) + v_withdrawn + jsonb_array_length(v_failures);
+  if v_to_sign <> image_sync.count_of(v_chunk.ledger, 'to_sign') then
     select v_to_sign + count(*)
     into v_to_sign
     from unnest(image_sync.names_to_sign(p_run, p_settings, v_chunk)) as owed (name)
@@ -293,10 +292,12 @@ begin
       );
   end if;
 
-  v_chunk.to_sign := v_to_sign;
-  v_chunk.withdrawn := v_withdrawn;
-  v_chunk.held := cardinality(v_held);
-  v_chunk.failed := jsonb_array_length(v_failures);
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
+    'to_sign', v_to_sign - image_sync.count_of(v_chunk.ledger, 'to_sign'),
+    'withdrawn', v_withdrawn,
+    'held', cardinality(v_held),
+    'failed', jsonb_array_length(v_failures)
+  ));
   v_chunk.problems := v_chunk.problems || v_failures || (
     select coalesce(jsonb_agg(image_sync.item_problem(h.name, 'row_locked')), '[]')
     from unnest(v_held[1:20]) as h (name)
@@ -318,7 +319,8 @@ declare
   v_chunk image_sync.chunks := p_chunk;
   v_url_base constant text := image_sync.url_base(p_settings);
   v_last_key constant text := coalesce(p_chunk.to_key, image_sync.last_key());
-  v_expiry jsonb;
+  v_measured record;
+  v_others bigint := 0;
 begin
   with ranged as materialized (
     select coalesce(r.signed and starts_with(r.signed_url, v_url_base), false) as signed, r.usable_until
@@ -339,18 +341,20 @@ begin
     group by 1, 2
   )
   select
-    coalesce(sum(c.records), 0),
-    coalesce(sum(c.records) filter (where c.signed), 0),
-    coalesce(sum(c.records) filter (where c.signed and c.dies_on is null), 0),
-    coalesce(sum(c.records) filter (where c.dies_on is not null), 0),
-    min(c.soonest_expiry) filter (where c.dies_on is not null),
-    jsonb_object_agg(c.dies_on, c.records) filter (where c.dies_on is not null)
-  into v_chunk.records, v_chunk.records_signed, v_chunk.records_expired, v_chunk.images_signed, v_chunk.soonest_expiry, v_expiry
+    coalesce(sum(c.records), 0) as records,
+    coalesce(sum(c.records) filter (where c.signed), 0) as signed,
+    coalesce(sum(c.records) filter (where c.signed and c.dies_on is null), 0) as expired,
+    coalesce(sum(c.records) filter (where c.dies_on is not null), 0) as usable,
+    jsonb_build_object(
+      'soonest_expiry', min(c.soonest_expiry) filter (where c.dies_on is not null),
+      'expiry', jsonb_object_agg(c.dies_on, c.records) filter (where c.dies_on is not null)
+    ) as facts
+  into v_measured
   from counted c;
 
   -- Only where the range holds records of no image are those with a URL told apart.
-  if v_chunk.records > p_chunk.recorded + p_chunk.inserted + p_chunk.moved then
-    v_chunk.images_signed := v_chunk.images_signed - (
+  if v_measured.records > image_sync.count_of(v_chunk.ledger, 'recorded') + image_sync.count_of(v_chunk.ledger, 'inserted') + image_sync.count_of(v_chunk.ledger, 'moved') then
+    v_others := (
       select count(*)
       from image_sync.records r
       left join image_sync.objects o
@@ -367,7 +371,13 @@ begin
         and o.name is null
     );
   end if;
-  v_chunk.facts := v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('expiry', v_expiry));
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger - '{records,records_signed,records_expired,images_signed}'::text[], jsonb_build_object(
+    'records', v_measured.records,
+    'records_signed', v_measured.signed,
+    'records_expired', v_measured.expired,
+    'images_signed', v_measured.usable - v_others
+  ));
+  v_chunk.facts := v_chunk.facts - 'soonest_expiry' || jsonb_strip_nulls(v_measured.facts);
   return v_chunk;
 end;
 $$;
@@ -448,33 +458,13 @@ begin
   update image_sync.chunks c
   set
     state = 'done',
-    inserted = v_chunk.inserted,
-    recorded = v_chunk.recorded,
-    collided = v_chunk.collided,
-    vanished = v_chunk.vanished,
-    missing = v_chunk.missing,
     to_insert = '{}',
     to_insert_ids = '{}',
     inserted_names = '{}',
     moved_names = '{}',
+    ledger = image_sync.add_counts(v_chunk.ledger, jsonb_build_object('storage_calls', p_storage_calls, 'retries', p_retries)),
     facts = v_chunk.facts,
-    to_sign = v_chunk.to_sign,
-    signed = v_chunk.signed,
-    updated = v_chunk.updated,
-    withdrawn = v_chunk.withdrawn,
-    orphaned = v_chunk.orphaned,
-    orphans_unsigned = v_chunk.orphans_unsigned,
-    orphans_expired = v_chunk.orphans_expired,
-    held = v_chunk.held,
-    failed = v_chunk.failed,
-    storage_calls = c.storage_calls + p_storage_calls,
-    retries = c.retries + p_retries,
     problems = v_chunk.problems,
-    records = v_chunk.records,
-    records_signed = v_chunk.records_signed,
-    records_expired = v_chunk.records_expired,
-    soonest_expiry = v_chunk.soonest_expiry,
-    images_signed = v_chunk.images_signed,
     lease_expires_at = null,
     error = null,
     closed_at = clock_timestamp()
@@ -537,8 +527,7 @@ begin
       lease_expires_at = clock_timestamp() + p_settings.lease_duration,
       not_before = null,
       worker_id = p_worker,
-      to_sign = case when p_run.mode = 'sync' then cardinality(v_names) else 0 end,
-      to_open = case when p_run.mode = 'verify' then cardinality(v_names) else 0 end
+      ledger = image_sync.add_counts(c.ledger - image_sync.work_of(p_run.mode), jsonb_build_object(image_sync.work_of(p_run.mode), cardinality(v_names)))
     where c.run_id = v_chunk.run_id
       and c.number = v_chunk.number
     returning c.*
@@ -584,40 +573,14 @@ begin
     state = v_chunk.state,
     relist_size = null,
     lease_expires_at = v_chunk.lease_expires_at,
-    listed = v_chunk.listed,
-    bytes = v_chunk.bytes,
-    images = v_chunk.images,
-    not_images = v_chunk.not_images,
-    excluded = v_chunk.excluded,
-    empty_files = v_chunk.empty_files,
-    recorded = v_chunk.recorded,
-    inserted = v_chunk.inserted,
-    moved = v_chunk.moved,
-    unmoved = v_chunk.unmoved,
-    moved_ahead = v_chunk.moved_ahead,
-    collided = v_chunk.collided,
-    vanished = v_chunk.vanished,
-    missing = v_chunk.missing,
     to_insert = v_chunk.to_insert,
     to_insert_ids = v_chunk.to_insert_ids,
     inserted_names = v_chunk.inserted_names,
     moved_names = v_chunk.moved_names,
     departing = v_chunk.departing,
-    linked = c.linked + v_chunk.linked,
-    images_signed = v_chunk.images_signed,
-    to_sign = v_chunk.to_sign,
-    to_open = v_chunk.to_open,
-    orphaned = v_chunk.orphaned,
-    records = v_chunk.records,
-    records_signed = v_chunk.records_signed,
-    records_expired = v_chunk.records_expired,
-    several_files = v_chunk.several_files,
-    orphans_unsigned = v_chunk.orphans_unsigned,
-    orphans_expired = v_chunk.orphans_expired,
-    soonest_expiry = v_chunk.soonest_expiry,
+    ledger = image_sync.add_counts(v_chunk.ledger, image_sync.kept_counts(c.ledger) || jsonb_build_object('listing_ms', image_sync.ms_since(v_since))),
     facts = v_chunk.facts,
     problems = v_chunk.problems,
-    listing_took = clock_timestamp() - v_since,
     error = v_chunk.error,
     closed_at = v_chunk.closed_at
   where c.run_id = p_chunk.run_id
@@ -667,6 +630,18 @@ $$;
 comment on function image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]) is
   'Stores a chunk of a range of keys that has still to be listed, p_size names at once. The caller holds the run''s row lock.';
 
+-- What was done in a chunk stays done when it is listed again.
+create or replace function image_sync.kept_counts(p_ledger jsonb)
+returns jsonb
+language sql
+immutable
+set search_path = ''
+as $$
+  select jsonb_build_object('storage_calls', p_ledger -> 'storage_calls', 'retries', p_ledger -> 'retries', 'linked', p_ledger -> 'linked')
+$$;
+
+comment on function image_sync.kept_counts(jsonb) is 'The counters of a ledger that do not begin anew when its chunk is listed again; null where one is zero.';
+
 -- Takes a chunk back to where it is listed again, in parts of half its size: what is listed again is counted again.
 create or replace function image_sync.halve_chunk(p_chunk image_sync.chunks, p_size integer, p_error jsonb)
 returns void
@@ -682,33 +657,10 @@ begin
     relist_size = p_size,
     not_before = null,
     lease_expires_at = null,
-    listed = 0,
-    bytes = 0,
-    images = 0,
-    not_images = 0,
-    excluded = 0,
-    empty_files = 0,
-    recorded = 0,
-    inserted = 0,
-    moved = 0,
-    unmoved = 0,
-    collided = 0,
-    vanished = 0,
-    missing = 0,
     to_insert = '{}',
     to_insert_ids = '{}',
     departing = '{}',
-    images_signed = 0,
-    to_sign = 0,
-    to_open = 0,
-    orphaned = 0,
-    records = 0,
-    records_signed = 0,
-    records_expired = 0,
-    several_files = 0,
-    orphans_unsigned = 0,
-    orphans_expired = 0,
-    soonest_expiry = null,
+    ledger = jsonb_strip_nulls(image_sync.kept_counts(c.ledger)),
     facts = '{}',
     problems = '[]',
     error = p_error
@@ -737,8 +689,8 @@ declare
   v_chunk image_sync.chunks := v_listed.chunk;
   v_name text := coalesce(v_chunk.to_insert[1], v_listed.names[1], v_chunk.to_key);
   -- Its record was to come along, and does not.
-  v_unmoved constant integer := v_chunk.moved - image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.moved_names);
-  v_to_sign integer := case when p_run.mode = 'sync' then cardinality(v_listed.names) + cardinality(v_chunk.to_insert) else 0 end;
+  v_unmoved constant bigint := image_sync.count_of(v_chunk.ledger, 'moved') - image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.moved_names);
+  v_to_sign constant integer := case when p_run.mode = 'sync' then cardinality(v_listed.names) + cardinality(v_chunk.to_insert) else 0 end;
 begin
   if v_chunk.to_key is distinct from p_chunk.to_key then
     perform image_sync.add_unlisted_chunk(p_run.id, v_chunk.to_key, p_chunk.to_key, p_settings.chunk_size, p_chunk.inserted_names, p_chunk.moved_names);
@@ -751,34 +703,15 @@ begin
     interrupted = c.interrupted + 1,
     relist_size = null,
     lease_expires_at = null,
-    listed = v_chunk.listed,
-    bytes = v_chunk.bytes,
-    images = v_chunk.images,
-    not_images = v_chunk.not_images,
-    excluded = v_chunk.excluded,
-    empty_files = v_chunk.empty_files,
-    recorded = v_chunk.recorded,
-    inserted = v_chunk.inserted,
-    moved = v_chunk.moved - v_unmoved,
-    unmoved = v_chunk.unmoved + v_unmoved,
-    missing = v_chunk.missing,
     to_insert = '{}',
     to_insert_ids = '{}',
     inserted_names = '{}',
     moved_names = '{}',
     departing = v_chunk.departing,
-    images_signed = v_chunk.images_signed,
-    to_sign = v_to_sign,
-    to_open = 0,
-    failed = v_to_sign,
-    orphaned = v_chunk.orphaned,
-    records = v_chunk.records,
-    records_signed = v_chunk.records_signed,
-    records_expired = v_chunk.records_expired,
-    several_files = v_chunk.several_files,
-    orphans_unsigned = v_chunk.orphans_unsigned,
-    orphans_expired = v_chunk.orphans_expired,
-    soonest_expiry = v_chunk.soonest_expiry,
+    ledger = image_sync.add_counts(
+      image_sync.add_counts(v_chunk.ledger, image_sync.kept_counts(c.ledger)),
+      jsonb_build_object('moved', -v_unmoved, 'unmoved', v_unmoved, 'to_sign', v_to_sign, 'failed', v_to_sign)
+    ),
     facts = v_chunk.facts,
     problems = jsonb_build_array(image_sync.item_problem(v_name, p_error ->> 'code', p_error ->> 'detail')),
     error = p_error,
@@ -805,7 +738,7 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-  v_size constant integer := coalesce(p_chunk.relist_size, greatest(p_chunk.listed, p_chunk.records, 1));
+  v_size constant integer := coalesce(p_chunk.relist_size, greatest(image_sync.count_of(p_chunk.ledger, 'listed'), image_sync.count_of(p_chunk.ledger, 'records'), 1));
 begin
   if p_error ->> 'code' <> 'database_timeout' then
     update image_sync.chunks c
@@ -920,6 +853,7 @@ revoke all on function
   image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid),
   image_sync.unlisted_chunk(uuid, text, text, integer),
   image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]),
+  image_sync.kept_counts(jsonb),
   image_sync.halve_chunk(image_sync.chunks, integer, jsonb),
   image_sync.give_up_name(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
   image_sync.interrupt_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
@@ -939,6 +873,7 @@ grant execute on function
   image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid),
   image_sync.unlisted_chunk(uuid, text, text, integer),
   image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]),
+  image_sync.kept_counts(jsonb),
   image_sync.halve_chunk(image_sync.chunks, integer, jsonb),
   image_sync.give_up_name(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
   image_sync.interrupt_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),

@@ -100,10 +100,9 @@ begin
     v_chunk := v_compared.chunk;
     if image_sync.is_settled(p_run, v_compared) then
       v_chunk.state := 'done';
-      v_chunk.to_sign := 0;
       v_chunk.worker_id := v_stretch.worker_id;
       v_chunk.closed_at := clock_timestamp();
-      v_chunk.listing_took := v_chunk.closed_at - v_since;
+      v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('listing_ms', image_sync.ms_since(v_since)));
     else
       v_chunk := image_sync.unlisted_chunk(p_run.id, v_from_key, (v_compared.chunk).to_key, v_stretch.relist_size);
     end if;
@@ -127,7 +126,7 @@ as $$
 begin
   return p_compared.moves = '{}'
     and (p_compared.chunk).departing = '{}'
-    and (p_compared.chunk).unmoved = 0
+    and not (p_compared.chunk).ledger ? 'unmoved'
     and (
       p_run.mode <> 'sync'
       or p_compared.names = '{}' and (p_compared.chunk).to_insert = '{}' and not p_compared.has_unlinked

@@ -53,8 +53,8 @@ $$;
 
 comment on function image_sync.problem_samples(uuid, text) is 'Up to 20 names of items that failed with this code, of 300 characters at most, from the chunks of a run in key order.';
 
--- The totals of a run, from its chunks. Kept in runs.summary when it finishes, because chunks are pruned.
-create or replace function image_sync.summarize(p_run uuid)
+-- The ledger of a run: those of its chunks, added up.
+create or replace function image_sync.run_ledger(p_run uuid)
 returns jsonb
 language plpgsql
 stable
@@ -64,49 +64,75 @@ set enable_seqscan = 'off'
 as $$
 begin
   return (
+    select coalesce(jsonb_object_agg(t.name, t.count), '{}')
+    from (
+      select e.key as name, sum(e.value::bigint) as count
+      from image_sync.chunks c
+      cross join lateral jsonb_each_text(c.ledger) as e
+      where c.run_id = p_run
+      group by 1
+    ) as t
+  );
+end;
+$$;
+
+comment on function image_sync.run_ledger(uuid) is 'What the ledgers of a run''s chunks add up to, counter by counter.';
+
+-- Whether every object and every name of a chunk has one end.
+create or replace function image_sync.is_balanced(p_ledger jsonb, p_is_closed boolean)
+returns boolean
+language sql
+immutable
+set search_path = ''
+as $$
+  select image_sync.count_of(p_ledger, 'listed') = image_sync.count_of(p_ledger, 'images') + image_sync.count_of(p_ledger, 'not_images')
+    and image_sync.count_of(p_ledger, 'images') = image_sync.count_of(p_ledger, 'recorded') + image_sync.count_of(p_ledger, 'inserted') + image_sync.count_of(p_ledger, 'moved') + image_sync.count_of(p_ledger, 'unmoved') + image_sync.count_of(p_ledger, 'collided') + image_sync.count_of(p_ledger, 'vanished') + image_sync.count_of(p_ledger, 'missing')
+    and (not p_is_closed or image_sync.count_of(p_ledger, 'to_sign') = image_sync.count_of(p_ledger, 'signed') + image_sync.count_of(p_ledger, 'withdrawn') + image_sync.count_of(p_ledger, 'failed') + image_sync.count_of(p_ledger, 'held') and image_sync.count_of(p_ledger, 'to_open') = image_sync.count_of(p_ledger, 'shown') + image_sync.count_of(p_ledger, 'broken'))
+$$;
+
+comment on function image_sync.is_balanced(jsonb, boolean) is
+  'Whether a chunk''s ledger says of each object what it is, and, once the chunk is closed, of each name that had to be signed or opened what became of it.';
+
+-- The totals of a run, from its chunks. Kept in runs.summary when it finishes, because chunks are pruned.
+create or replace function image_sync.summarize(p_run uuid)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set enable_seqscan = 'off'
+as $$
+declare
+  v_ledger constant jsonb := image_sync.run_ledger(p_run);
+  v_moved constant bigint := image_sync.count_of(v_ledger, 'moved') + image_sync.count_of(v_ledger, 'moved_ahead');
+begin
+  return (
     select jsonb_build_object(
       'chunks', count(*),
       'dead_chunks', count(*) filter (where c.state = 'dead'),
       'invocations', count(distinct c.worker_id),
-      'done', coalesce(sum(greatest(c.listed, c.removed + c.restored + c.skipped)) filter (where c.state in ('done', 'dead')), 0),
-      'balanced', coalesce(bool_and(
-        c.listed = c.images + c.not_images
-        and c.images = c.recorded + c.inserted + c.moved + c.unmoved + c.collided + c.vanished + c.missing
-        and (c.state not in ('done', 'dead') or c.to_sign = c.signed + c.withdrawn + c.failed + c.held and c.to_open = c.shown + c.broken)
-      ), true),
-      'totals', jsonb_build_object(
-        'listed', coalesce(sum(c.listed), 0),
-        'images', coalesce(sum(c.images), 0),
-        'not_images', coalesce(sum(c.not_images), 0),
-        'recorded', coalesce(sum(c.recorded - c.moved_ahead), 0),
-        'inserted', coalesce(sum(c.inserted), 0),
-        'moved', coalesce(sum(c.moved + c.moved_ahead), 0),
-        'unmoved', coalesce(sum(c.unmoved), 0),
-        'collided', coalesce(sum(c.collided), 0),
-        'vanished', coalesce(sum(c.vanished), 0),
-        'missing', coalesce(sum(c.missing), 0),
-        'to_sign', coalesce(sum(c.to_sign), 0),
-        'signed', coalesce(sum(c.signed), 0),
-        'withdrawn', coalesce(sum(c.withdrawn), 0),
-        'failed', coalesce(sum(c.failed), 0),
-        'held', coalesce(sum(c.held), 0),
-        'opened', coalesce(sum(c.shown + c.broken), 0),
-        'shown', coalesce(sum(c.shown), 0),
-        'orphaned', coalesce(sum(c.orphaned), 0),
-        'records', coalesce(sum(c.records), 0),
-        'removed', coalesce(sum(c.removed), 0),
-        'restored', coalesce(sum(c.restored), 0),
-        'skipped', coalesce(sum(c.skipped), 0),
-        'rows_written', coalesce(sum(c.inserted + c.updated + c.linked + c.removed + c.restored), 0) + case
+      'done', coalesce(sum(greatest(
+        image_sync.count_of(c.ledger, 'listed'),
+        image_sync.count_of(c.ledger, 'removed') + image_sync.count_of(c.ledger, 'restored') + image_sync.count_of(c.ledger, 'skipped')
+      )) filter (where c.state in ('done', 'dead')), 0),
+      'balanced', coalesce(bool_and(image_sync.is_balanced(c.ledger, c.state in ('done', 'dead'))), true),
+      'totals', (
+        select jsonb_object_agg(n.name, image_sync.count_of(v_ledger, n.name))
+        from unnest('{listed,images,not_images,inserted,unmoved,collided,vanished,missing,to_sign,signed,withdrawn,failed,held,shown,orphaned,records,removed,restored,skipped,storage_calls,retries}'::text[]) as n (name)
+      ) || jsonb_build_object(
+        'recorded', image_sync.count_of(v_ledger, 'recorded') - image_sync.count_of(v_ledger, 'moved_ahead'),
+        'moved', v_moved,
+        'opened', image_sync.count_of(v_ledger, 'shown') + image_sync.count_of(v_ledger, 'broken'),
+        'rows_written', (
+          select sum(image_sync.count_of(v_ledger, n.name))
+          from unnest('{inserted,updated,linked,removed,restored}'::text[]) as n (name)
+        ) + case
           when (
             select r.mode = 'sync'
             from image_sync.runs r
             where r.id = p_run
-          ) then coalesce(sum(c.moved + c.moved_ahead), 0)
+          ) then v_moved
           else 0
-        end,
-        'storage_calls', coalesce(sum(c.storage_calls), 0),
-        'retries', coalesce(sum(c.retries), 0)
+        end
       ),
       'orphaned_samples', image_sync.samples(p_run, 'orphaned'),
       'problems', (
@@ -257,6 +283,8 @@ comment on function image_sync.estimate_total(text) is 'About how many objects t
 revoke all on function
   image_sync.samples(uuid, text),
   image_sync.problem_samples(uuid, text),
+  image_sync.run_ledger(uuid),
+  image_sync.is_balanced(jsonb, boolean),
   image_sync.summarize(uuid),
   image_sync.run_document(uuid),
   image_sync.estimate_total(text)
@@ -264,6 +292,8 @@ from public;
 grant execute on function
   image_sync.samples(uuid, text),
   image_sync.problem_samples(uuid, text),
+  image_sync.run_ledger(uuid),
+  image_sync.is_balanced(jsonb, boolean),
   image_sync.summarize(uuid),
   image_sync.run_document(uuid),
   image_sync.estimate_total(text)

@@ -103,14 +103,14 @@ begin
     coalesce(bool_or(c.state = 'dead' and c.error ->> 'code' <> 'database_timeout'), false) as dead,
     coalesce(bool_or(c.problems @> '[{"code": "record_refused"}]'), false) as refused,
     -- Storage is at fault where nothing could be signed, unless nothing was left to sign but names that can never be.
-    coalesce(bool_or(c.failed > 0 and (
+    coalesce(bool_or(c.ledger ? 'failed' and (
       c.state = 'dead' and c.error ->> 'code' <> 'database_timeout'
       or c.problems @> '[{"code": "signing_failed"}]'
     )), false) as unsigned
   into v_chunks
   from image_sync.chunks c
   where c.run_id = p_run.id
-    and (c.state = 'dead' or c.failed > 0 or c.problems <> '[]');
+    and (c.state = 'dead' or c.ledger ? 'failed' or c.problems <> '[]');
 
   stop_reason := case
     when v_totals.signed = 0 and v_chunks.unsigned then 'signing_impossible'
@@ -339,7 +339,7 @@ declare
   v_run image_sync.runs := p_run;
   v_made image_sync.chunk_to_sign;
   v_stretch image_sync.chunks;
-  v_passed integer := 0;
+  v_passed bigint := 0;
 begin
   if v_run.exhausted then
     return null;
@@ -352,13 +352,13 @@ begin
     end if;
     v_run.exhausted := (v_made.chunk).to_key is null;
     v_run.cursor := coalesce((v_made.chunk).to_key, v_run.cursor);
-    v_passed := v_passed + (v_made.chunk).listed + 1;
+    v_passed := v_passed + image_sync.count_of((v_made.chunk).ledger, 'listed') + 1;
     -- How long a chunk that needs signing takes shows when it is closed.
     exit when (v_made.chunk).state = 'leased';
     if v_run.chunk_size is not null then
       v_run.chunk_size := image_sync.grown_size(
         v_run, p_settings,
-        greatest((v_made.chunk).listed, (v_made.chunk).records, (v_made.chunk).removed + (v_made.chunk).restored + (v_made.chunk).skipped),
+        image_sync.names_of((v_made.chunk).ledger),
         clock_timestamp() - v_since
       );
     end if;
@@ -428,7 +428,7 @@ begin
       select c.error, c.state
       from image_sync.chunks c
       where c.run_id = p_run.id
-        and c.to_sign > 0
+        and c.ledger ? 'to_sign'
         -- Attempts that the database ended are no failures of Storage, but for what was given up.
         and (c.state in ('done', 'dead') or c.attempts > c.interrupted)
       order by c.closed_at desc nulls first
@@ -455,7 +455,12 @@ begin
   return (
     with candidates as (
       -- Records with an object and a URL that works, among all of the range.
-      select c.from_key, c.to_key, c.records, c.records_signed - c.records_expired - c.orphaned + c.orphans_unsigned + c.orphans_expired as usable
+      select
+        c.from_key,
+        c.to_key,
+        image_sync.count_of(c.ledger, 'records') as records,
+        image_sync.count_of(c.ledger, 'records_signed') - image_sync.count_of(c.ledger, 'records_expired')
+          - image_sync.count_of(c.ledger, 'orphaned') + image_sync.count_of(c.ledger, 'orphans_unsigned') + image_sync.count_of(c.ledger, 'orphans_expired') as usable
       from image_sync.chunks c
       where p_run.mode = 'sync'
         and c.run_id = p_run.id

@@ -403,7 +403,7 @@ declare
   v_names integer;
   v_took interval;
 begin
-  select c.listed, p_took + c.listing_took
+  select image_sync.count_of(c.ledger, 'listed'), p_took + make_interval(secs => image_sync.count_of(c.ledger, 'listing_ms') / 1000.0)
   into v_names, v_took
   from image_sync.chunks c
   where c.run_id is not distinct from p_run
@@ -478,7 +478,7 @@ begin
   for update skip locked;
   if v_chunk.run_id is not null then
     update image_sync.chunks c
-    set storage_calls = c.storage_calls + p_storage_calls, retries = c.retries + p_retries
+    set ledger = image_sync.add_counts(c.ledger, jsonb_build_object('storage_calls', p_storage_calls, 'retries', p_retries))
     where c.run_id = p_run
       and c.number = v_chunk.number;
     v_size := image_sync.interrupt_chunk(v_run, v_settings, v_chunk, v_error);

@@ -195,15 +195,15 @@ begin
   where c.run_id = p_run.id
     and coalesce(c.to_key collate "C" > p_after, true)
     and case p_state
-      when 'missing' then c.missing + c.collided + c.vanished + c.unmoved > 0
-      when 'unsigned' then c.records > c.records_signed
-      when 'expired' then c.records_expired > 0 or c.soonest_expiry <= now()
-      when 'expiring' then c.soonest_expiry < now() + p_settings.renew_before
-      when 'orphaned' then c.orphaned > 0
-      when 'excluded' then c.excluded > 0
-      when 'empty' then c.empty_files > 0
-      when 'other' then c.not_images > c.excluded + c.empty_files
-      when 'several' then c.several_files > 0
+      when 'missing' then c.ledger ?| '{missing,collided,vanished,unmoved}'
+      when 'unsigned' then image_sync.count_of(c.ledger, 'records') > image_sync.count_of(c.ledger, 'records_signed')
+      when 'expired' then c.ledger ? 'records_expired' or (c.facts ->> 'soonest_expiry')::timestamptz <= now()
+      when 'expiring' then (c.facts ->> 'soonest_expiry')::timestamptz < now() + p_settings.renew_before
+      when 'orphaned' then c.ledger ? 'orphaned'
+      when 'excluded' then c.ledger ? 'excluded'
+      when 'empty' then c.ledger ? 'empty_files'
+      when 'other' then image_sync.count_of(c.ledger, 'not_images') > image_sync.count_of(c.ledger, 'excluded') + image_sync.count_of(c.ledger, 'empty_files')
+      when 'several' then c.ledger ? 'several_files'
       else true
     end
   order by c.from_key collate "C"
@@ -536,7 +536,7 @@ begin
     select c.problems
     from image_sync.chunks c
     where c.run_id = v_run.id
-      and c.broken > 0
+      and c.ledger ? 'broken'
       and coalesce(c.to_key collate "C" > p_after, true)
     order by c.from_key collate "C"
     limit p_limit + 1

@@ -393,7 +393,7 @@ begin
     select c.number
     from image_sync.chunks c
     where c.run_id = p_run.plan_id
-      and c.orphaned > 0
+      and c.ledger ? 'orphaned'
       and coalesce(c.to_key collate "C" > p_run.cursor, true)
     order by c.from_key collate "C"
   loop
@@ -601,8 +601,7 @@ begin
   v_removal := image_sync.remove_records(p_run, v_listed);
   chunk.from_key := p_run.cursor;
   chunk.to_key := case when cardinality(v_listed) = v_size then v_listed[v_size] end;
-  chunk.removed := cardinality(v_removal.removed);
-  chunk.skipped := cardinality(v_listed) - chunk.removed;
+  chunk.ledger := jsonb_build_object('removed', cardinality(v_removal.removed), 'skipped', cardinality(v_listed) - cardinality(v_removal.removed));
   chunk.problems := v_removal.problems || (
     select coalesce(jsonb_agg(image_sync.skip_reason(p_run.bucket_id, l.name)), '[]')
     from unnest(v_listed) as l (name)
@@ -677,8 +676,7 @@ declare
   v_taken integer := 0;
 begin
   chunk.from_key := p_run.cursor;
-  chunk.restored := 0;
-  chunk.skipped := 0;
+  chunk.ledger := '{}';
   chunk.problems := '[]';
   for v_archived in
     select a.id, a.file_name, a.record
@@ -696,9 +694,9 @@ begin
       update image_sync.archive a
       set restored_at = now()
       where a.id = v_archived.id;
-      chunk.restored := chunk.restored + 1;
+      chunk.ledger := image_sync.add_counts(chunk.ledger, '{"restored": 1}');
     else
-      chunk.skipped := chunk.skipped + 1;
+      chunk.ledger := image_sync.add_counts(chunk.ledger, '{"skipped": 1}');
       chunk.problems := chunk.problems || image_sync.item_problem(v_archived.file_name, 'not_restored', v_refusal);
     end if;
     chunk.to_key := v_archived.file_name;
@@ -721,10 +719,10 @@ as $$
 declare
   v_chunk image_sync.chunks;
 begin
-  insert into image_sync.chunks (run_id, number, from_key, to_key, state, worker_id, removed, restored, skipped, problems, closed_at)
+  insert into image_sync.chunks (run_id, number, from_key, to_key, state, worker_id, ledger, problems, closed_at)
   values (
     p_run.id, image_sync.next_number(p_run.id), p_chunk.from_key, p_chunk.to_key, 'done', p_worker,
-    coalesce(p_chunk.removed, 0), coalesce(p_chunk.restored, 0), coalesce(p_chunk.skipped, 0), p_chunk.problems, clock_timestamp()
+    image_sync.add_counts(p_chunk.ledger, null), p_chunk.problems, clock_timestamp()
   )
   returning *
   into v_chunk;
@@ -772,7 +770,7 @@ begin
       limit 1
     )
   end;
-  v_chunk.skipped := case when v_chunk.to_key is null then 0 else 1 end;
+  v_chunk.ledger := jsonb_build_object('skipped', case when v_chunk.to_key is null then 0 else 1 end);
   v_chunk.problems := case
     when v_chunk.to_key is null then '[]'
     else jsonb_build_array(image_sync.item_problem(v_chunk.to_key, p_error ->> 'code', p_error ->> 'detail'))

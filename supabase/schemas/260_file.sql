@@ -101,10 +101,10 @@ begin
     select case
       when named.code is not null
         or c.state = 'done'
-          and c.broken = named.all_named
+          and image_sync.count_of(c.ledger, 'broken') = named.all_named
           -- Whatever has a record now had one then, and was opened.
-          and c.missing = 0
-          and c.to_open = c.records - c.orphaned
+          and not c.ledger ? 'missing'
+          and image_sync.count_of(c.ledger, 'to_open') = image_sync.count_of(c.ledger, 'records') - image_sync.count_of(c.ledger, 'orphaned')
           and exists (
             select
             from public.part_images p

@@ -111,12 +111,11 @@ async function insertedElsewhereMeanwhile(): Promise<void> {
   const setting = await newRun(2, 2);
   await db.admin`insert into public.part_images (bucket_id, file_name) values (${setting.bucket}, '1.jpg')`;
   const [row] = await db.worker`
-    select i.inserted, (i.chunk).recorded
+    select i.inserted, image_sync.count_of((i.chunk).ledger, 'recorded')::integer as recorded
     from image_sync.insert_missing(
       ${setting.bucket},
       jsonb_populate_record(null::image_sync.chunks, '{
-        "from_key": "", "to_insert": ["1.jpg", "2.jpg"], "inserted": 0, "recorded": 0, "vanished": 0, "collided": 0,
-        "facts": {}, "problems": []
+        "from_key": "", "to_insert": ["1.jpg", "2.jpg"], "ledger": {"missing": 2}, "facts": {}, "problems": []
       }')
     ) as i`;
   expect(row).toMatchObject({ inserted: ["2.jpg"], recorded: 1 });
@@ -253,7 +252,7 @@ const cases: readonly {
     mutation: {
       signature:
         "image_sync.account_for_names(image_sync.runs, image_sync.settings, image_sync.signing, text[], jsonb)",
-      from: "if v_to_sign <> v_chunk.to_sign then",
+      from: "if v_to_sign <> image_sync.count_of(v_chunk.ledger, 'to_sign') then",
       to: "if false then",
     },
   },

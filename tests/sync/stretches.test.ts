@@ -46,7 +46,7 @@ type Chunk = { number: number; from_key: string; to_key: string | null; state: s
 
 const readChunks = (run: string) =>
   db.admin<Chunk[]>`
-    select number, from_key, to_key, state, listed from image_sync.chunks where run_id = ${run} order by number`;
+    select number, from_key, to_key, state, image_sync.count_of(ledger, 'listed')::integer as listed from image_sync.chunks where run_id = ${run} order by number`;
 
 async function readTotals(run: string): Promise<Record<string, unknown>> {
   const [row] = await db.admin`select image_sync.run_document(${run}) as document`;

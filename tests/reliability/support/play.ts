@@ -264,7 +264,10 @@ async function expectOnlyAcceptedUrls({ admin, bucket, accepted, closings }: Wor
   // A record that followed its file while its chunk was being signed is withdrawn from it, as one is whose file was deleted and that
   // could not be signed: the one had a URL in a closing, the other had none.
   const counted = await admin<{ run_id: string; signed: number; withdrawn: number }[]>`
-    select c.run_id, sum(c.signed)::int as signed, sum(c.withdrawn)::int as withdrawn
+    select
+      c.run_id,
+      sum(image_sync.count_of(c.ledger, 'signed'))::int as signed,
+      sum(image_sync.count_of(c.ledger, 'withdrawn'))::int as withdrawn
     from image_sync.chunks c
     join image_sync.runs r on r.id = c.run_id
     where r.bucket_id = ${bucket}

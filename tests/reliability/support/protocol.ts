@@ -2,6 +2,7 @@
 import { randomUUID } from "node:crypto";
 import postgres, { type Sql } from "postgres";
 import { z } from "zod";
+import { ledgersIn } from "../../sync/support/lab.ts";
 
 /** Opens a pool that acts as the function does: as service_role. */
 export function openAsWorker(adminDbUrl: string, max = 8): Sql {
@@ -170,7 +171,7 @@ export async function findViolations(
       select r.* from image_sync.runs r where r.bucket_id = ${bucket}
     ), chunks as (
       select c.*, r.plan_id, r.exhausted, lag(c.to_key) over (partition by c.run_id order by c.from_key collate "C") as previous_to_key
-      from image_sync.chunks c
+      from (${ledgersIn(admin)}) as c
       join runs r on r.id = c.run_id
     )
     select 'run ' || id || ' is open' as violation from runs where finished_at is null

@@ -5,6 +5,7 @@ import postgres, { type Sql } from "postgres";
 import { z } from "zod";
 import { createTestClient } from "../../support/client.ts";
 import { type LocalStack, startLocalStack } from "../../support/stack.ts";
+import { ledgersIn } from "../../sync/support/lab.ts";
 import { type FaultProxy, startFaultProxy } from "../fault_proxy.ts";
 
 /** One stack with its proxy. */
@@ -205,7 +206,7 @@ export async function readEndState(scene: Scene, bucket: string): Promise<EndSta
         or c.images <> c.recorded + c.inserted + c.moved + c.unmoved + c.collided + c.vanished + c.missing
         or c.to_sign <> c.signed + c.withdrawn + c.failed + c.held
         or c.state <> 'done')::int as ledger_errors
-    from image_sync.chunks c
+    from (${ledgersIn(sql)}) as c
     join image_sync.runs r on r.id = c.run_id
     where r.bucket_id = ${bucket}`;
   // How much work it took may differ: what is inserted after a failed attempt is written again when its URL comes.

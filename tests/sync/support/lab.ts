@@ -48,10 +48,10 @@ export type RecordRow = {
   readonly version: string;
 };
 
-/** The ledger of one chunk, with the names of image_sync.chunks. */
-export type Ledger = Readonly<Record<(typeof ledgerColumns)[number], number>> & { readonly state: string };
+/** The counters of one chunk. */
+export type Ledger = Readonly<Record<(typeof LEDGER)[number], number>> & { readonly state: string };
 
-const ledgerColumns = [
+const LEDGER = [
   "listed",
   "images",
   "not_images",
@@ -285,13 +285,19 @@ export function codesOf(report: Report): string[] {
   return report.findings.map(({ code }) => code);
 }
 
+/** SQL: every chunk with its counters as columns, those that are left out as zero. */
+export function ledgersIn(sql: Sql) {
+  const counters = LEDGER.map((name) => `image_sync.count_of(c.ledger, '${name}')::integer as ${name}`);
+  return sql.unsafe(`select c.*, ${counters.join(", ")} from image_sync.chunks c`);
+}
+
 /** The ledgers of a run's chunks, in order. */
 export async function readLedgers(lab: Lab, run: string): Promise<readonly Ledger[]> {
   return await lab.sql<Ledger[]>`
-    select state, ${lab.sql(ledgerColumns)}
-    from image_sync.chunks
-    where run_id = ${run}
-    order by number`;
+    select c.state, ${lab.sql(LEDGER)}
+    from (${ledgersIn(lab.sql)}) as c
+    where c.run_id = ${run}
+    order by c.number`;
 }
 
 /** What is wrong in the ledgers; nothing where each chunk is done and balances. */
