@@ -4887,12 +4887,10 @@ begin
   ), told as (
     select s.name, case when s.code = 'file_gone' and s.has_object then 'file_lost' when s.has_object then s.code else 'file_gone' end as code, s.error
     from seen s
-  ), numbered as (
-    select t.*, row_number() over (partition by t.code order by t.name collate "C") as place
-    from told t
   )
+  -- All of them are named: a chunk of a verify has 200 files at most.
   select
-    coalesce(jsonb_agg(image_sync.item_problem(n.name, n.code, n.error) order by n.code, n.place) filter (where n.place <= 20), '[]'),
+    coalesce(jsonb_agg(image_sync.item_problem(t.name, t.code, t.error) order by t.code, t.name collate "C"), '[]'),
     coalesce(
       (
         select jsonb_object_agg(k.code, k.files)
@@ -4903,7 +4901,7 @@ begin
         ) as k
       ), '{}')
   into v_failures, v_counts
-  from numbered n;
+  from told t;
 
   v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('shown', cardinality(p_shown)));
   v_forgotten := image_sync.forget_rejected(p_run, v_chunk, p_failures);
@@ -10653,7 +10651,7 @@ $$;
 comment on function image_sync.list_several(image_sync.settings, text, integer, boolean) is
   'A page of the files whose part number other files have as well: by their records, as a look-up in a spreadsheet compares it, and then by their names beside pictures that are left out.';
 
--- Files that the newest verify saw no image of: those that it named.
+-- Files that the newest verify saw no image of.
 create or replace function image_sync.list_broken(
   p_settings image_sync.settings, p_after text, p_limit integer, p_urls boolean,
   out items jsonb, out next text, out as_of timestamptz
@@ -10701,7 +10699,7 @@ end;
 $$;
 
 comment on function image_sync.list_broken(image_sync.settings, text, integer, boolean) is
-  'A page of the files that the newest verify named because their URL showed no image, each with code and detail.';
+  'A page of the files whose URL showed the newest verify no image, each with code and detail.';
 
 -- Files and records of a bucket by name.
 --   p_state   all, or one of missing, unsigned, expired, expiring, orphaned, excluded, other, empty, working; several: part numbers
@@ -12238,7 +12236,7 @@ revoke all on function image_sync.unseen_file(text, text) from public;
 grant execute on function image_sync.unseen_file(text, text) to service_role;
 
 -- What the newest verify saw of a file: {"run", "at", "code"}, the code null where its URL showed an image. Null where nobody can tell:
--- the file was not opened, or the run named only the first of many that showed none.
+-- the file was not opened, or a run of before 2.0 named only the first of many that showed none.
 create or replace function image_sync.verified_file(p_bucket_id text, p_file text)
 returns jsonb
 language plpgsql

@@ -181,12 +181,10 @@ begin
   ), told as (
     select s.name, case when s.code = 'file_gone' and s.has_object then 'file_lost' when s.has_object then s.code else 'file_gone' end as code, s.error
     from seen s
-  ), numbered as (
-    select t.*, row_number() over (partition by t.code order by t.name collate "C") as place
-    from told t
   )
+  -- All of them are named: a chunk of a verify has 200 files at most.
   select
-    coalesce(jsonb_agg(image_sync.item_problem(n.name, n.code, n.error) order by n.code, n.place) filter (where n.place <= 20), '[]'),
+    coalesce(jsonb_agg(image_sync.item_problem(t.name, t.code, t.error) order by t.code, t.name collate "C"), '[]'),
     coalesce(
       (
         select jsonb_object_agg(k.code, k.files)
@@ -197,7 +195,7 @@ begin
         ) as k
       ), '{}')
   into v_failures, v_counts
-  from numbered n;
+  from told t;
 
   v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('shown', cardinality(p_shown)));
   v_forgotten := image_sync.forget_rejected(p_run, v_chunk, p_failures);

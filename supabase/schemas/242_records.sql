@@ -511,7 +511,7 @@ $$;
 comment on function image_sync.list_several(image_sync.settings, text, integer, boolean) is
   'A page of the files whose part number other files have as well: by their records, as a look-up in a spreadsheet compares it, and then by their names beside pictures that are left out.';
 
--- Files that the newest verify saw no image of: those that it named.
+-- Files that the newest verify saw no image of.
 create or replace function image_sync.list_broken(
   p_settings image_sync.settings, p_after text, p_limit integer, p_urls boolean,
   out items jsonb, out next text, out as_of timestamptz
@@ -559,7 +559,7 @@ end;
 $$;
 
 comment on function image_sync.list_broken(image_sync.settings, text, integer, boolean) is
-  'A page of the files that the newest verify named because their URL showed no image, each with code and detail.';
+  'A page of the files whose URL showed the newest verify no image, each with code and detail.';
 
 -- Files and records of a bucket by name.
 --   p_state   all, or one of missing, unsigned, expired, expiring, orphaned, excluded, other, empty, working; several: part numbers

@@ -89,7 +89,7 @@ revoke all on function image_sync.unseen_file(text, text) from public;
 grant execute on function image_sync.unseen_file(text, text) to service_role;
 
 -- What the newest verify saw of a file: {"run", "at", "code"}, the code null where its URL showed an image. Null where nobody can tell:
--- the file was not opened, or the run named only the first of many that showed none.
+-- the file was not opened, or a run of before 2.0 named only the first of many that showed none.
 create or replace function image_sync.verified_file(p_bucket_id text, p_file text)
 returns jsonb
 language plpgsql

@@ -56,6 +56,32 @@ test("of a bucket in order every URL shows an image, nothing is written and the 
   });
 });
 
+test("all that show no image are listed, however many, and each says so itself", async () => {
+  const bucket = await bucketOf(["whole.jpg"], { verify_rate: 1000 });
+  const lost = numberedNames(238);
+  await addObjects(lab, bucket, lost);
+  await runToEnd(lab, bucket);
+  await verify(bucket);
+  const listed: string[] = [];
+  for (let after: string | null = ""; after !== null;) {
+    const page = await lab.database.readRecords({
+      bucket,
+      state: "broken",
+      search: "",
+      after,
+      limit: 100,
+      urls: false,
+    });
+    listed.push(...page.records.map(({ file_name }) => file_name));
+    after = page.next;
+  }
+  expect(listed).toEqual(lost);
+  for (const name of [lost[0], lost[150], lost[237]]) {
+    expect(await lab.database.readFile(bucket, name ?? "")).toMatchObject({ in_sync: false });
+  }
+  expect(await lab.database.readFile(bucket, "whole.jpg")).toMatchObject({ in_sync: true });
+});
+
 test("each cause is told by its name, and counted", async () => {
   const bucket = await bucketOf(numberedNames(6));
   await addObjects(lab, bucket, ["lost.jpg"]);
