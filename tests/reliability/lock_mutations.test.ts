@@ -213,7 +213,7 @@ async function aBadBucketCostsNoOtherItsNight(): Promise<void> {
 async function aForeignUrlIsSignedAnew(): Promise<void> {
   const { bucket, run } = await newRun(names);
   await workToEnd(db.worker, run);
-  await db.worker`select public.image_sync_announce('https://project.example', '1')`;
+  await db.worker`select public.image_sync_announce('https://project.example', image_sync.schema_version())`;
   try {
     await db.admin`
       update public.part_images

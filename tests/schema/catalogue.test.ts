@@ -37,7 +37,8 @@ describe("every function", () => {
     expect(functions.length).toBeGreaterThan(20);
     expect(
       functions.filter(({ config }) => !(config ?? []).includes('search_path=""')).map(({ name }) => name),
-    ).toEqual([]);
+      // Inlined where they are called, which a setting would forbid; they name nothing that a search path could find elsewhere.
+    ).toEqual(["image_sync.count_of(jsonb,text)"]);
   });
 
   test("has a comment", async () => {

@@ -483,6 +483,7 @@ export const faults: Readonly<Record<string, FaultCase>> = {
   function_outdated: {
     level: "error",
     make: ({ admin }) => admin`update image_sync.project set function_version = '1.1.0'`,
+    undo: ({ admin }) => admin`update image_sync.project set function_version = image_sync.schema_version()`,
   },
   address_stale: {
     level: "error",
