@@ -2,6 +2,7 @@
 import postgres, { type Sql } from "postgres";
 import { z } from "zod";
 import { type FaultProxy, startFaultProxy } from "../../reliability/fault_proxy.ts";
+import { VERSION } from "../../../supabase/functions/image-sync/version.ts";
 import { startLocalStack } from "../../support/stack.ts";
 import {
   addObjects,
@@ -477,7 +478,7 @@ export const faults: Readonly<Record<string, FaultCase>> = {
     make: ({ lab }) => lab.sql`delete from image_sync.project`,
     undo: ({ lab }) =>
       lab.sql`
-        insert into image_sync.project (url, function_version) values (${lab.stack.url}, 'test')
+        insert into image_sync.project (url, function_version) values (${lab.stack.url}, ${VERSION})
         on conflict do nothing`,
   },
   function_outdated: {
