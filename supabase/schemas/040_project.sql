@@ -20,6 +20,20 @@ comment on column image_sync.project.announced_at is 'When the row was last writ
 alter table image_sync.project enable row level security;
 grant select, insert, update, delete on image_sync.project to service_role;
 
+-- step 2.0.0
+-- As the setting public_url. What is no address nobody could be called at: the function announces itself anew with its next request.
+do $$
+declare
+  v_address constant text := '^https?://((([A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?\.)*(?![0-9]+(:|$))[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)|((25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])|\[[0-9A-Fa-f]{0,4}(:[0-9A-Fa-f]{0,4}){2,7}\])(:(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}))?$';
+begin
+  delete from image_sync.project p
+  where p.url !~ v_address;
+
+  alter table image_sync.project drop constraint project_url_check;
+  execute format('alter table image_sync.project add constraint project_url_check check (url ~ %L)', v_address);
+end;
+$$;
+
 -- set
 -- Which version of the schema this is, as semantic versioning counts: the function refuses to work beside one that it does not fit.
 create or replace function image_sync.schema_version()
@@ -104,10 +118,6 @@ as $$
 declare
   v_changed integer;
 begin
-  if p_url is null or p_url !~ '^https?://[^/?#]+$' then
-    raise exception 'Cannot announce %: it is not an address', p_url
-      using errcode = 'invalid_parameter_value', hint = 'Send scheme and host, as in https://ref.supabase.co.';
-  end if;
   if exists (
     select
     from image_sync.project p
@@ -123,6 +133,10 @@ begin
   where (p.url, p.function_version) is distinct from (excluded.url, excluded.function_version);
   get diagnostics v_changed = row_count;
   return jsonb_build_object('changed', v_changed > 0, 'schema_version', image_sync.schema_version());
+exception
+  when check_violation or not_null_violation then
+    raise exception 'Cannot announce %: it is not an address', p_url
+      using errcode = 'invalid_parameter_value', hint = 'Send scheme and host, as in https://ref.supabase.co.';
 end;
 $$;
 

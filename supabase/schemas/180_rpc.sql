@@ -25,11 +25,12 @@ begin
     -- Records of a bucket that is gone, and maybe of one that never had settings: their cleanup goes by the defaults.
     insert into image_sync.settings (bucket_id, nightly)
     select p_bucket, false
-    where exists (
-      select
-      from public.part_images p
-      where p.bucket_id = p_bucket
-    )
+    where p_bucket !~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]'
+      and exists (
+        select
+        from public.part_images p
+        where p.bucket_id = p_bucket
+      )
     on conflict do nothing;
   end if;
   if not exists (

@@ -1,8 +1,9 @@
 -- set
 -- The settings of a bucket as a form: every field with its value, what it means and what is allowed. Meaning and bounds are the
 -- comments of the column and of its check, so that a refusal is said in the same words wherever somebody meets it.
-comment on constraint settings_extensions_check on image_sync.settings is 'At least one extension, in lower case, without dots and slashes.';
-comment on constraint settings_exclude_check on image_sync.settings is 'Patterns of LIKE, none of them empty.';
+comment on constraint settings_bucket_id_check on image_sync.settings is 'Not empty, without control characters.';
+comment on constraint settings_extensions_check on image_sync.settings is 'At least one extension, in lower case, without dots, slashes and control characters.';
+comment on constraint settings_exclude_check on image_sync.settings is 'Patterns of LIKE, none of them empty, without control characters.';
 comment on constraint settings_signed_url_ttl_check on image_sync.settings is 'From 1 minute to 365 days.';
 comment on constraint settings_renew_before_check on image_sync.settings is 'Not negative, and less than a URL lives: else it would be made anew every night.';
 comment on constraint settings_chunk_size_check on image_sync.settings is 'From 1 to 1,000.';
@@ -13,9 +14,9 @@ comment on constraint settings_max_delete_fraction_check on image_sync.settings 
 comment on constraint settings_max_delete_count_check on image_sync.settings is '0 or more.';
 comment on constraint settings_probe_size_check on image_sync.settings is 'From 0 to 100.';
 comment on constraint settings_verify_rate_check on image_sync.settings is 'From 1 to 10,000.';
-comment on constraint settings_public_url_check on image_sync.settings is 'Scheme and host without a path, such as https://files.example.com.';
-comment on constraint settings_keep_chunks_check on image_sync.settings is '2 days or more.';
-comment on constraint settings_keep_runs_check on image_sync.settings is 'Not shorter than chunks are kept.';
+comment on constraint settings_public_url_check on image_sync.settings is 'Scheme and host without a path, such as https://files.example.com or http://192.0.2.1:8000.';
+comment on constraint settings_keep_chunks_check on image_sync.settings is 'From 2 days to 100 years.';
+comment on constraint settings_keep_runs_check on image_sync.settings is 'Not shorter than chunks are kept, up to 100 years.';
 
 create or replace function image_sync.settings_words(p_constraint name)
 returns text

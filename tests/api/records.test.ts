@@ -296,6 +296,11 @@ describe("settings", () => {
       [{ chunk_size: null }, "chunk_size", "must have a value"],
       [{ bucket_id: "other" }, "bucket_id", "no such setting"],
       [{ extensions: ["JPG"] }, "extensions", "lower case"],
+      [{ extensions: ["jpg\n"] }, "extensions", "control characters"],
+      [{ exclude: ["a/%\nb/%"] }, "exclude", "control characters"],
+      [{ public_url: "https://example.com\n" }, "public_url", "Scheme and host without a path"],
+      [{ keep_runs: "10000 years" }, "keep_runs", "up to 100 years"],
+      [{ keep_chunks: "200 years", keep_runs: "200 years" }, "keep_chunks", "From 2 days to 100 years"],
     ];
     for (const [changes, field, words] of refusals) {
       const { status, body } = await change(bucket, changes);

@@ -236,12 +236,112 @@ describe("settings refuse", () => {
     ["URLs that live for a second", { signed_url_ttl: "1 second", renew_before: "0" }],
     ["a fraction above 1", { max_delete_fraction: 1.5 }],
     ["a negative count", { max_delete_count: -1 }],
-    ["a public URL with a path", { public_url: "https://example.com/path" }],
     ["history that is pruned under an open run", { keep_chunks: "1 hour" }],
+    ["chunks that are kept for ever", { keep_chunks: "10000 years", keep_runs: "10000 years" }],
+    ["runs that are kept for ever", { keep_runs: "101 years" }],
+    ["a fraction that is no number", { max_delete_fraction: "NaN" }],
+    ["extensions with a line break", { extensions: ["jpg\n"] }],
+    ["a pattern of two lines", { exclude: ["thumbs/%\ncache/%"] }],
+    ["a pattern with a tab", { exclude: ["thumbs/\t%"] }],
+    ["a bucket with a line break", { bucket_id: `bucket-${crypto.randomUUID()}\n` }],
+    // Long by its years, short by its sum: what is added to a time goes through the years.
+    ...["signed_url_ttl", "keep_chunks", "keep_runs"].map((name): [string, Record<string, string>] => [
+      `parts of ${name} that take each other back`,
+      { renew_before: "0", [name]: "10000 years -3599900 days" },
+    ]),
+    ["parts of renew_before that take each other back", { renew_before: "10000 years -3600000 days" }],
+    ["parts of lease_duration that take each other back", {
+      lease_duration: "90000 days -2160000 hours 1 minute",
+    }],
+    ["parts of retry_delay that take each other back", { retry_delay: "-90000 days 2160000 hours" }],
   ])("%s", async (_, settings) => {
     const row = { bucket_id: `bucket-${crypto.randomUUID()}`, ...settings };
     await expect(lab.sql`insert into image_sync.settings ${lab.sql(row)}`).rejects.toMatchObject({
       code: "23514",
     });
+  });
+
+  test.each(["signed_url_ttl", "renew_before", "lease_duration", "retry_delay", "keep_chunks", "keep_runs"])(
+    "an endless %s",
+    async (name) => {
+      for (const value of ["infinity", "-infinity"]) {
+        const row = { bucket_id: `bucket-${crypto.randomUUID()}`, [name]: value };
+        // Before Postgres 17 no interval is endless.
+        await expect(lab.sql`insert into image_sync.settings ${lab.sql(row)}`).rejects.toMatchObject({
+          code: expect.stringMatching(/^(23514|22007)$/),
+        });
+      }
+    },
+  );
+});
+
+describe("an address", () => {
+  const addresses: readonly [string, boolean][] = [
+    ["https://files.example.com", true],
+    ["https://ref.supabase.co", true],
+    ["http://127.0.0.1:54321", true],
+    ["http://localhost:54321", true],
+    ["http://kong:8000", true],
+    ["http://supabase_kong_part-images:8000", true],
+    ["https://xn--bilder-mller-nlb.example", true],
+    ["http://[::1]:54321", true],
+    ["https://3d.example.com", true],
+    ["https://example.com:65535", true],
+    ["https://example.com\n", false],
+    ["https://exam\nple.com", false],
+    ["\nhttps://example.com", false],
+    ["https://example.com\r", false],
+    ["https://exa\tmple.com", false],
+    ["https://example.com ", false],
+    ["https://exam ple.com", false],
+    ["https://example.com\u00a0", false],
+    ["https://exam\u200bple.com", false],
+    ["https://example.com/path", false],
+    ["https://example.com/", false],
+    ["https://example.com?a", false],
+    ["https://example.com#a", false],
+    ["https://user:secret@example.com", false],
+    ["https://example.com\\path", false],
+    ['https://exa"mple.com', false],
+    ["https://exa<b>mple.com", false],
+    ["https://example.com:", false],
+    ["https://example.com:0", false],
+    ["https://example.com:65536", false],
+    ["https://example.com:80:80", false],
+    ["https://:80", false],
+    ["https://.", false],
+    ["https://example..com", false],
+    ["https://-example.com", false],
+    ["https://example.com.", false],
+    ["https://256.1.1.1", false],
+    ["https://1.2.3", false],
+    ["https://[]", false],
+    ["https://", false],
+    ["example.com", false],
+    ["ftp://example.com", false],
+    ["javascript:alert(1)", false],
+    ["", false],
+  ];
+  const problem = { code: "23514" };
+
+  test.each(addresses)("%j is one for readers: %s", async (public_url, isOne) => {
+    const bucket_id = `bucket-${crypto.randomUUID()}`;
+    const adding = lab.sql.begin(async (sql) => {
+      await sql`insert into image_sync.settings ${sql({ bucket_id, public_url })}`;
+      throw new Error("taken back");
+    });
+    await expect(adding).rejects.toMatchObject(isOne ? { message: "taken back" } : problem);
+  });
+
+  test.each(addresses)("%j is one that the function may announce: %s", async (url, isOne) => {
+    const announcing = lab.sql.begin(async (sql) => {
+      await sql`select public.image_sync_announce(${url}, '2.0.0')`;
+      throw new Error("taken back");
+    });
+    await expect(announcing).rejects.toMatchObject(
+      isOne
+        ? { message: "taken back" }
+        : { code: "22023", message: expect.stringContaining("Cannot announce") },
+    );
   });
 });

@@ -89,6 +89,101 @@ describe.each(releases)("an installation of $version", ({ version }) => {
   }, 60_000);
 });
 
+describe.each(releases)("settings of $version that are refused since", ({ version }) => {
+  const upgrade = (before: string, look: (tx: TransactionSql) => Promise<void>) =>
+    inTransaction(db.sql, "select", async (tx) => {
+      await apply(
+        tx,
+        ...await installedUpTo(version),
+        before,
+        migrationOf(schema, { from: version, to: VERSION }),
+      );
+      await look(tx);
+    });
+
+  test("become the next best that is allowed, and all others stay as they are", async () => {
+    await upgrade(
+      `update image_sync.settings set
+        keep_chunks = '20 days', keep_runs = '1 year -1 day', public_url = 'https://files.example.com:8443', signed_url_ttl = '3 mons';
+      insert into image_sync.settings (bucket_id, public_url, extensions, exclude, keep_chunks, keep_runs, signed_url_ttl, renew_before) values
+        ('spaced', E'https://files.exam\\nple.com\\r\\n', E'{"jpg\\n",png}', E'{"a/\\t%",%b}', '10000 years', '12000 years', '10 days', '2 days'),
+        ('no-address', 'https://user:secret@example.com', E'{"\\n"}', '{}', '14 days', '10000 years -3599910 days', '10000 years -3599970 days', '0'),
+        ('nothing', E'https://\\n', '{jpg}', '{}', '14 days', '90 days', '7 days', '2 days'),
+        (E'part-images\\n', null, '{jpg}', '{}', '14 days', '90 days', '7 days', '2 days');
+      insert into image_sync.project (url, function_version) values (E'https://ref.supabase.co\\n', '1.0.0');`,
+      async (tx) => {
+        await tx`set local intervalstyle = 'postgres'`;
+        expect(
+          await tx`
+            select bucket_id, public_url, extensions, keep_chunks::text, keep_runs::text, signed_url_ttl::text
+            from image_sync.settings order by 1`,
+        ).toEqual([
+          {
+            bucket_id: "no-address",
+            public_url: null,
+            extensions: ["jpg", "jpeg"],
+            keep_chunks: "14 days",
+            keep_runs: "3 mons",
+            signed_url_ttl: "1 mon",
+          },
+          {
+            bucket_id: "nothing",
+            public_url: null,
+            extensions: ["jpg"],
+            keep_chunks: "14 days",
+            keep_runs: "90 days",
+            signed_url_ttl: "7 days",
+          },
+          {
+            bucket_id: "part-images",
+            public_url: "https://files.example.com:8443",
+            extensions: ["jpg", "jpeg"],
+            keep_chunks: "20 days",
+            keep_runs: "1 year -1 days",
+            signed_url_ttl: "3 mons",
+          },
+          {
+            bucket_id: "spaced",
+            public_url: "https://files.example.com",
+            extensions: ["jpg", "png"],
+            keep_chunks: "100 years",
+            keep_runs: "100 years",
+            signed_url_ttl: "10 days",
+          },
+        ]);
+        expect(await tx`select exclude from image_sync.settings where bucket_id = 'spaced'`)
+          .toEqual([{ exclude: ["a/_%", "%b"] }]);
+        // It announces itself anew.
+        expect(await tx`select from image_sync.project`).toHaveLength(0);
+        await tx`select image_sync.prune_history()`;
+      },
+    );
+  }, 60_000);
+
+  test("an endless time to keep history becomes a hundred years", async () => {
+    const [server] = await db
+      .sql`select current_setting('server_version_num')::integer >= 170000 as is_endless`;
+    await upgrade(
+      `update image_sync.settings set keep_chunks = '${
+        server?.["is_endless"] === true ? "infinity" : "178000000 years"
+      }', keep_runs = '${server?.["is_endless"] === true ? "infinity" : "178000000 years"}';`,
+      async (tx) => {
+        expect(await tx`select keep_chunks::text, keep_runs::text from image_sync.settings`)
+          .toEqual([{ keep_chunks: "100 years", keep_runs: "100 years" }]);
+      },
+    );
+  }, 60_000);
+
+  test("an address of the project's own that is one stays", async () => {
+    await upgrade(
+      "insert into image_sync.project (url, function_version) values ('http://kong:8000', '1.0.0');",
+      async (tx) => {
+        expect(await tx`select url from image_sync.project`).toEqual([{ url: "http://kong:8000" }]);
+      },
+    );
+  }, 60_000);
+});
+
 test("readers read on after an upgrade from 1.1.0", async () => {
   await inTransaction(db.sql, "select", async (tx) => {
     await apply(

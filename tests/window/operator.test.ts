@@ -262,6 +262,10 @@ describe.skipIf(withoutBrowser !== undefined && !mustHaveBrowser)("an operator",
     await page.locator(".field.wrong", { hasText: "From 1 to 1,000." }).waitFor();
     expect(await page.inputValue("#setting-signed_url_ttl")).toBe("10 days");
     await page.fill("#setting-chunk_size", "500");
+    await page.fill("#setting-public_url", "https://files.example.com/pictures");
+    await page.click("#save-settings");
+    await page.locator(".field.wrong", { hasText: "Scheme and host without a path" }).waitFor();
+    await page.fill("#setting-public_url", "");
     await page.click("#save-settings");
     await page.getByText("Saved.").waitFor();
     const [row] = await lab
