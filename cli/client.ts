@@ -50,6 +50,8 @@ export type Client = {
   /** Starts a run, or finds the one that is open in its mode (`created` is false then). */
   start(body: StartBody): Promise<{ readonly run: Run; readonly created: boolean }>;
   run(id: string): Promise<Run>;
+  /** Sets a worker to a run that is open. Starts nothing. */
+  wake(id: string): Promise<Run>;
   cancel(id: string): Promise<Run>;
   report(bucket: string, signal?: AbortSignal): Promise<Report>;
   file(bucket: string, name: string): Promise<FileStatus>;
@@ -121,6 +123,7 @@ export function createClient(connection: Connection, options: ClientOptions): Cl
       return { run: runSchema.parse(run), created };
     },
     run: (id) => ask(runSchema, { method: "GET", query: { run: id } }),
+    wake: (id) => ask(runSchema, { method: "POST", body: { run: id } }),
     cancel: (id) => ask(runSchema, { method: "DELETE", query: { run: id } }),
     report: (bucket, signal) =>
       ask(reportSchema, { method: "GET", query: { bucket }, ...(signal === undefined ? {} : { signal }) }),

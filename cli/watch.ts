@@ -3,6 +3,7 @@ import type { Run } from "../supabase/functions/image-sync/contract.ts";
 import type { Client } from "./client.ts";
 import { CommandError, exitStatus } from "./command_error.ts";
 import type { Progress } from "./progress.ts";
+import { createWaker } from "./waker.ts";
 
 /** How often to look, in ms: soon at first, because small runs are over at once, then less and less often. */
 export type Pace = { readonly first: number; readonly longest: number };
@@ -14,7 +15,7 @@ const FAILURES_BORNE = 8;
 
 /** Options of {@linkcode watch}. */
 export type WatchOptions = {
-  readonly client: Pick<Client, "run">;
+  readonly client: Pick<Client, "run" | "wake">;
   readonly progress: Progress;
   /** Aborted by Ctrl-C. */
   readonly signal: AbortSignal;
@@ -22,7 +23,7 @@ export type WatchOptions = {
 };
 
 /**
- * Looks at a run until it has finished. The run goes on whatever becomes of this.
+ * Looks at a run until it has finished, and wakes it where it stands still. The run goes on whatever becomes of this.
  *
  * @returns the finished run
  * @throws {CommandError} `interrupted` after Ctrl-C; what the client throws when it throws that again and again.
@@ -31,6 +32,7 @@ export async function watch(
   run: Run,
   { client, progress, signal, pace = DEFAULT_PACE }: WatchOptions,
 ): Promise<Run> {
+  const wake = createWaker(client);
   let latest = run;
   let failures = 0;
   let pause = pace.first;
@@ -42,6 +44,7 @@ export async function watch(
       try {
         latest = await client.run(run.id);
         failures = 0;
+        await wake(latest);
       } catch (error) {
         failures++;
         if (!isTransient(error) || failures > FAILURES_BORNE) throw error;

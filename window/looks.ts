@@ -1,9 +1,10 @@
 /**
  * One pair of eyes for all open pages: however many of them show a bucket, the function is asked for its report once a second at
- * most, and nobody asks while no page is open.
+ * most, and nobody asks while no page is open. While one is, an open run that stands still is woken.
  */
 import type { Expiry, History, Report } from "../supabase/functions/image-sync/contract.ts";
 import type { Client } from "../cli/client.ts";
+import { createWaker } from "../cli/waker.ts";
 
 /** What was seen of a bucket last. */
 export type Snapshot = {
@@ -39,6 +40,7 @@ type Seen = { at: number; report: Promise<Report>; details?: { key: string; valu
 
 /** Makes the eyes of a window. */
 export function createLooks(client: Client, rhythm: Rhythm = RHYTHM): Looks {
+  const wake = createWaker(client);
   const seen = new Map<string, Seen>();
   const watchers = new Map<string, Set<(snapshot: Snapshot) => void>>();
   let timer: ReturnType<typeof setTimeout> | undefined;
@@ -77,6 +79,7 @@ export function createLooks(client: Client, rhythm: Rhythm = RHYTHM): Looks {
     try {
       const now = await report(bucket);
       if (now.open_run !== null || buckets.length > 1) pause = rhythm.open;
+      if (now.open_run !== null) void wake(now.open_run);
       tell(bucket, { report: now, error: undefined });
     } catch (error) {
       tell(bucket, { report: undefined, error: error instanceof Error ? error.message : String(error) });

@@ -73,3 +73,6 @@ comment on column image_sync.runs.report is 'What the run measured of bucket and
 
 alter table image_sync.runs enable row level security;
 grant select, insert, update, delete on image_sync.runs to service_role;
+
+-- step 2.0.0
+comment on column image_sync.runs.wake_hashes is 'SHA-256 of the tokens of the last two queued calls, newest first, null for one that was used: who brings one may wake this run, and nothing else.';

@@ -199,6 +199,7 @@ begin
     'stop_reason', v_run.stop_reason,
     'started_at', v_run.started_at,
     'moved_at', v_run.moved_at,
+    'idle', v_run.finished_at is null and image_sync.is_idle(v_run),
     'finished_at', v_run.finished_at,
     'duration_seconds', round(v_seconds, 3),
     'progress', jsonb_build_object(

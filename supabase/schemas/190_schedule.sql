@@ -54,7 +54,7 @@ begin
   set
     kicked_at = case when v_problem is null then clock_timestamp() else r.kicked_at end,
     kick_id = coalesce(v_kick_id, r.kick_id),
-    -- A call that comes after the next one is as good.
+    -- A call that comes after the next one is as good. A token that was used leaves a null: its call has arrived.
     wake_hashes = case when v_problem is null then array[sha256(v_token)] || r.wake_hashes[1:1] else r.wake_hashes end,
     error = case when v_problem is not null or image_sync.is_kick_problem(r.error) then v_problem else r.error end
   where r.id = p_run
@@ -78,7 +78,7 @@ begin
     return image_sync.problem(401, 'unauthorized', 'No valid token', 'The token is none of a call that was queued for this run and not used yet.');
   end if;
   update image_sync.runs r
-  set wake_hashes = array_remove(r.wake_hashes, sha256(decode(p_token, 'hex')))
+  set wake_hashes = array_replace(r.wake_hashes, sha256(decode(p_token, 'hex')), null)
   where r.id = p_run
     and r.finished_at is null
     and sha256(decode(p_token, 'hex')) = any (r.wake_hashes);
@@ -223,6 +223,43 @@ $$;
 comment on function image_sync.run_nightly() is
   'Closes stalled runs, opens a sync for every bucket with nightly settings (or finds the open one) and queues the call of the function. A bucket that this cannot be done for has a failed run that says why.';
 
+-- Whether nobody is at an open run although it has something to do: a worker is as long as a lease is alive, and there is nothing to
+-- call for while all that is left waits for its next attempt.
+create or replace function image_sync.is_idle(p_run image_sync.runs)
+returns boolean
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return not exists (
+    select
+    from image_sync.chunks c
+    where c.run_id = p_run.id
+      and c.state = 'leased'
+      and c.lease_expires_at > now()
+  ) and (
+    not p_run.exhausted
+    or not exists (
+      select
+      from image_sync.chunks c
+      where c.run_id = p_run.id
+        and c.state = 'pending'
+        and c.not_before > now()
+    )
+    or exists (
+      select
+      from image_sync.chunks c
+      where c.run_id = p_run.id
+        and c.state in ('pending', 'leased')
+        and coalesce(c.lease_expires_at, c.not_before, '-infinity') <= now()
+    )
+  );
+end;
+$$;
+
+comment on function image_sync.is_idle(image_sync.runs) is 'Whether an open run holds no live lease and has something to do.';
+
 -- The watchdog, every minute: while nothing is open it looks into an empty partial index and does no more.
 -- It waits for no row, so that it can stand in nobody's way: a run that somebody works on at this moment needs no call. A run that
 -- cannot be called costs no other one its call.
@@ -240,32 +277,7 @@ begin
     from image_sync.runs r
     where r.finished_at is null
       and greatest(r.moved_at, r.kicked_at) < now() - interval '30 seconds'
-      -- A worker is at it as long as a lease is alive.
-      and not exists (
-        select
-        from image_sync.chunks c
-        where c.run_id = r.id
-          and c.state = 'leased'
-          and c.lease_expires_at > now()
-      )
-      -- Nothing to call for while all that is left waits for its next attempt.
-      and (
-        not r.exhausted
-        or not exists (
-          select
-          from image_sync.chunks c
-          where c.run_id = r.id
-            and c.state = 'pending'
-            and c.not_before > now()
-        )
-        or exists (
-          select
-          from image_sync.chunks c
-          where c.run_id = r.id
-            and c.state in ('pending', 'leased')
-            and coalesce(c.lease_expires_at, c.not_before, '-infinity') <= now()
-        )
-      )
+      and image_sync.is_idle(r)
     for update skip locked
   loop
     begin
@@ -282,33 +294,37 @@ comment on function image_sync.watchdog() is 'Queues a call of the function for 
 
 -- History that nobody reads again. The last run of each mode stays, and so do a plan that another run refers to and a cleanup whose
 -- records can still be restored.
-create or replace function image_sync.prune_history()
+create or replace function image_sync.prune_bucket(p_bucket_id text)
 returns void
 language plpgsql
 set search_path = ''
 as $$
+declare
+  v_keep_chunks interval;
+  v_keep_runs interval;
 begin
+  select s.keep_chunks, s.keep_runs
+  into v_keep_chunks, v_keep_runs
+  from image_sync.settings s
+  where s.bucket_id = p_bucket_id;
+  if not found then
+    v_keep_chunks := interval '14 days';
+    v_keep_runs := interval '90 days';
+  end if;
+
   delete from image_sync.chunks c
   using image_sync.runs r
-  left join image_sync.settings s on s.bucket_id = r.bucket_id
   where r.id = c.run_id
-    and r.finished_at < now() - coalesce(s.keep_chunks, interval '14 days');
+    and r.bucket_id = p_bucket_id
+    and r.finished_at < now() - v_keep_chunks;
 
   delete from image_sync.moves m
-  where m.moved_at < now() - coalesce(
-      (
-        select s.keep_runs
-        from image_sync.settings s
-        where s.bucket_id = m.bucket_id
-      ), interval '90 days');
+  where m.bucket_id = p_bucket_id
+    and m.moved_at < now() - v_keep_runs;
 
   delete from image_sync.runs r
-  where r.finished_at < now() - coalesce(
-      (
-        select s.keep_runs
-        from image_sync.settings s
-        where s.bucket_id = r.bucket_id
-      ), interval '90 days')
+  where r.bucket_id = p_bucket_id
+    and r.finished_at < now() - v_keep_runs
     and exists (
       select
       from image_sync.runs newer
@@ -327,6 +343,34 @@ begin
       where a.run_id = r.id
         and a.restored_at is null
     );
+end;
+$$;
+
+comment on function image_sync.prune_bucket(text) is 'Deletes chunks, runs and moves of a bucket past its keep_ settings, or their defaults where it has none.';
+
+-- Each bucket by itself: what cannot be pruned costs no other anything.
+create or replace function image_sync.prune_history()
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_bucket text;
+begin
+  for v_bucket in
+    select r.bucket_id
+    from image_sync.runs r
+    union
+    select m.bucket_id
+    from image_sync.moves m
+  loop
+    begin
+      perform image_sync.prune_bucket(v_bucket);
+    exception
+      when others then
+        raise warning 'Cannot prune the history of bucket %: % (%)', v_bucket, image_sync.redact(sqlerrm), sqlstate;
+    end;
+  end loop;
 
   -- pg_cron keeps a row per job run for ever; ours write 1,440 a day.
   delete from cron.job_run_details d
@@ -337,7 +381,7 @@ begin
 end;
 $$;
 
-comment on function image_sync.prune_history() is 'Deletes chunks and runs past their keep_ settings and week-old entries of our own jobs in cron.job_run_details.';
+comment on function image_sync.prune_history() is 'Deletes chunks and runs of every bucket past its keep_ settings and week-old entries of our own jobs in cron.job_run_details.';
 
 -- The jobs run as their owner, who owns these functions; nobody else has business with them.
 revoke all on function
@@ -346,10 +390,15 @@ revoke all on function
   image_sync.start_night(text),
   image_sync.note_failed_night(text, text, text),
   image_sync.run_nightly(),
+  image_sync.is_idle(image_sync.runs),
   image_sync.watchdog(),
+  image_sync.prune_bucket(text),
   image_sync.prune_history()
 from public;
-grant execute on function image_sync.kick(uuid) to service_role;
+grant execute on function
+  image_sync.kick(uuid),
+  image_sync.is_idle(image_sync.runs)
+to service_role;
 
 -- step 1.0.0
 -- pg_cron's clock is GMT. A job of the same name is replaced.

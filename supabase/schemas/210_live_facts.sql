@@ -209,13 +209,16 @@ begin
   ));
   if to_regclass('net._http_response') is not null then
     v_facts := v_facts || jsonb_build_object('calls', (
-      -- The newest call of each bucket's open run, else of its last one; what succeeded needs no call.
+      -- The newest call of each bucket's open run, else of its last one; what succeeded needs no call. pg_net's ids begin again at 1
+      -- after a crash: the answer is the one that came between the call and the end of its run, not just one of the same id.
       select coalesce(jsonb_object_agg(r.bucket_id, jsonb_build_object(
         'run_id', r.id,
         'kicked_at', r.kicked_at,
         'moved_at', r.moved_at,
         'is_open', r.finished_at is null,
         'answered', h.id is not null,
+        -- The function may take up a run and still answer too late for pg_net.
+        'arrived', cardinality(r.wake_hashes) > 0 and r.wake_hashes[1] is null,
         'status', h.status_code,
         'error', left(coalesce(h.error_msg, case when h.timed_out then 'timed out' end), 200)
       )), '{}')
@@ -225,7 +228,9 @@ begin
         where q.mode = 'sync'
         order by q.bucket_id, (q.finished_at is null) desc, q.started_at desc
       ) as r
-      left join net._http_response h on h.id = r.kick_id
+      left join net._http_response h
+        on h.id = r.kick_id
+        and h.created between r.kicked_at and coalesce(r.finished_at, 'infinity')
       where r.kick_id is not null
         and r.outcome is distinct from 'succeeded'
     ));

@@ -318,6 +318,11 @@ begin
       'Nothing renews their URLs. A bucket that exists is kept in step once it has settings; the records of one that is gone are archived by a cleanup that says so: bucket by bucket, beginning with the first.',
       case
         when (v_live #>> '{strays,0,bucket_exists}')::boolean then image_sync.sql_of(format('insert into image_sync.settings (bucket_id) values (%L);', v_live #>> '{strays,0,bucket_id}'))
+        -- No bucket can be called so, and none can have settings by that name.
+        when v_live #>> '{strays,0,bucket_id}' ~ '^$|[\u0001-\u001f\u007f-\u009f\u2028\u2029]' then image_sync.sql_of(format(
+          'with taken as (delete from public.part_images p where p.bucket_id = %1$L returning p.file_name, to_jsonb(p.*) as record) insert into image_sync.archive (bucket_id, file_name, record, reason) select %1$L, coalesce(taken.file_name, ''''), taken.record, ''orphaned'' from taken;',
+          v_live #>> '{strays,0,bucket_id}'
+        ))
         else image_sync.request_of(v_live #>> '{strays,0,bucket_id}', '{"mode": "cleanup", "bucket_is_gone": true}')
       end
     )
@@ -591,11 +596,12 @@ begin
       (
         (v_call ->> 'is_open')::boolean
         and not (v_call ->> 'answered')::boolean
+        and not (v_call ->> 'arrived')::boolean
         and (v_call ->> 'moved_at')::timestamptz < now() - interval '2 minutes'
         and (v_call ->> 'kicked_at')::timestamptz < now() - interval '10 seconds'
       )::integer, null,
       format(
-        'Nothing has moved since %s GMT, and the last call is queued or lost: is pg_net at work? select count(*) from net.http_request_queue; select net.worker_restart(); A sync started by hand does the work meanwhile.',
+        'Nothing has moved since %s GMT, and the last call is queued or lost: is pg_net at work? select count(*) from net.http_request_queue; select net.worker_restart(); A sync started by hand does the work meanwhile, as long as its command waits or the window is open.',
         to_char((v_call ->> 'moved_at')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS')
       ),
       image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
@@ -621,9 +627,12 @@ begin
     ),
     (
       'last_call_failed', 'warning', 'The last call that the schedule queued got an error',
-      ((v_call ->> 'answered')::boolean and coalesce((v_call ->> 'status')::integer not between 200 and 299 and (v_call ->> 'status')::integer <> 401, true) and (v_schedule ->> 'function_fits')::boolean)::integer,
+      ((v_call ->> 'answered')::boolean and coalesce(
+        (v_call ->> 'status')::integer not between 200 and 299 and (v_call ->> 'status')::integer <> 401,
+        not (v_call ->> 'arrived')::boolean
+      ) and (v_schedule ->> 'function_fits')::boolean)::integer,
       jsonb_build_array(coalesce('HTTP ' || (v_call ->> 'status'), v_call ->> 'error')),
-      format('404: the function is not deployed. 503: it did not start, or could not reach the database; its log says more. No answer: %s cannot be reached. A sync started by hand does the work meanwhile.', coalesce(v_schedule ->> 'function_url', 'its address')),
+      format('404: the function is not deployed. 503: it did not start, or could not reach the database; its log says more. No answer: %s cannot be reached. A sync started by hand does the work meanwhile, as long as its command waits or the window is open.', coalesce(v_schedule ->> 'function_url', 'its address')),
       image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
     )
   ) as v (code, level, title, count, samples, remediation, action);

@@ -26,6 +26,8 @@ export const runSchema = z.looseObject({
   started_at: timestampSchema,
   /** When a chunk of it was last made or closed; absent in documents of before. */
   moved_at: timestampSchema.optional(),
+  /** Whether it is open, has something to do, and no worker is at it; absent in documents of before. */
+  idle: z.boolean().optional(),
   finished_at: timestampSchema.nullable(),
   duration_seconds: z.number(),
   progress: z.object({
