@@ -260,6 +260,27 @@ describe("a finding about the schedule", () => {
   });
 });
 
+test.each(["gone\n", ""])(
+  "records of a bucket that none can be called are archived as it says: %j",
+  async (stray) => {
+    const bucket = await createBucket(lab, { objects: numberedNames(2) });
+    await runToEnd(lab, bucket);
+    await lab.sql`insert into public.part_images (bucket_id, file_name) values (${stray}, 'x.jpg')`;
+    if (stray !== "") {
+      const body = JSON.stringify({ mode: "cleanup", bucket: stray, bucket_is_gone: true });
+      const refused = await lab.call({ method: "POST", body });
+      expect(refused.status).toBe(404);
+      await refused.body?.cancel();
+    }
+    const finding = (await readReport(lab, bucket)).findings.find(({ code }) => code === "stray_records");
+    const action = finding?.action ?? { sql: "" };
+    await lab.sql.unsafe("sql" in action ? action.sql : "");
+    expect(codesOf(await readReport(lab, bucket))).toEqual([]);
+    expect(await lab.sql`select from image_sync.archive where bucket_id = ${stray} and file_name = 'x.jpg'`)
+      .toHaveLength(1);
+  },
+);
+
 test("a count that failed says nothing, not 0", async () => {
   const bucket = await createBucket(lab, { objects: numberedNames(2) });
   await runToEnd(lab, bucket);
