@@ -31,6 +31,8 @@ begin
   alter role ${role} set statement_timeout = '60s';
   alter role ${role} set idle_in_transaction_session_timeout = '60s';
   alter role ${role} set default_transaction_read_only = on;
+  -- Compiling what a server with jit on would compile takes longer than reading.
+  alter role ${role} set jit = off;
   insert into image_sync.readers (name, kind, bucket_id) values ('${name}', 'odbc', ${literal(bucket)});
   grant usage on schema public to ${role};
   grant select on public.part_register to ${role};

@@ -11,6 +11,7 @@ const FLOORS = [
     "background",
     "budget",
     "database.types",
+    "downloads",
     "log",
     "problem",
     "reader_key",

@@ -141,9 +141,15 @@ begin
     -- Who wanted to go where one stays, stays.
     select p.bucket_id, p.file_name
     from staying s
-    join image_sync.objects o
-      on o.bucket_id = s.bucket_id
-      and o.name collate "C" = s.file_name
+    cross join lateral (
+      select q.id
+      from image_sync.objects q
+      where q.bucket_id = s.bucket_id
+        and q.name collate "C" >= s.file_name
+        and q.name collate "C" <= s.file_name
+      order by q.name collate "C"
+      limit 1
+    ) as o
     join public.part_images p
       on p.object_id = o.id
   )

@@ -85,6 +85,9 @@ begin
     from public.part_images p
     where p.bucket_id = p_run.bucket_id
       and p.file_name collate "C" = any (p_names)
+      -- In order: no more than their range is read.
+      and p.file_name collate "C" >= p_names[1]
+      and p.file_name collate "C" <= p_names[cardinality(p_names)]
   );
 end;
 $$;
@@ -246,7 +249,10 @@ as $$
             select
             from image_sync.objects o
             where o.bucket_id = p_bucket_id
-              and o.name collate "C" = p.failure ->> 'name'
+              and o.name collate "C" >= p.failure ->> 'name'
+              and o.name collate "C" <= p.failure ->> 'name'
+            order by o.name collate "C"
+            offset 0
           ) then p.failure || '{"code": "file_lost"}'
           else p.failure || '{"code": "file_gone"}'
         end

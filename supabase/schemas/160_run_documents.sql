@@ -263,6 +263,7 @@ begin
     select
     from storage.objects o
     where o.bucket_id = p_bucket_id
+    order by o.name collate "C"
     limit 100000
   ) as counted;
   if v_total < 100000 then

@@ -498,7 +498,10 @@ begin
             select
             from image_sync.objects o
             where o.bucket_id = p_run.bucket_id
-              and o.name collate "C" = w.file_name
+              and o.name collate "C" >= w.file_name
+              and o.name collate "C" <= w.file_name
+            order by o.name collate "C"
+            offset 0
           )
         order by w.file_name collate "C"
         offset case when s.is_whole then 0 else s.place end

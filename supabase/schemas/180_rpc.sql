@@ -30,6 +30,8 @@ begin
         select
         from public.part_images p
         where p.bucket_id = p_bucket
+        order by p.file_name collate "C"
+        offset 0
       )
     on conflict do nothing;
   end if;

@@ -258,10 +258,13 @@ begin
     select jsonb_build_object(
       'bucket_exists', b.id is not null,
       'bucket_public', b.public,
+      -- One look by the index of names: in any other order that may be all files of all buckets.
       'has_objects', exists (
         select
         from image_sync.objects o
         where o.bucket_id = p_bucket_id
+        order by o.name collate "C"
+        offset 0
       )
     )
     from (select) as always
@@ -292,6 +295,8 @@ begin
       select
       from public.part_images p
       where p.bucket_id = p_bucket_id
+      order by p.file_name collate "C"
+      offset 0
     ),
     'table_refused', not (
       select bool_and(has_table_privilege('public.part_images', needed.privilege))
@@ -359,6 +364,7 @@ begin
           select
           from public.part_images p
           where p.bucket_id = l.bucket_id
+          order by p.file_name collate "C"
           limit 10000
         ) as few
       ) as counted

@@ -582,6 +582,10 @@ language plpgsql
 stable
 set search_path = ''
 set lock_timeout = '1s'
+-- As image_sync_advance reads a range, and for the same reason.
+set enable_seqscan = 'off'
+set enable_bitmapscan = 'off'
+set enable_sort = 'off'
 as $$
 declare
   v_limit constant integer := least(greatest(coalesce(p_limit, 50), 1), 100);

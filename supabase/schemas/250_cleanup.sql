@@ -188,6 +188,8 @@ begin
     select
     from image_sync.objects o
     where o.bucket_id = p_plan.bucket_id
+    order by o.name collate "C"
+    offset 0
   ) then
     return image_sync.problem(
       409, 'bucket_empty', 'The bucket is empty',
@@ -329,7 +331,7 @@ begin
     group by c.oid, c.conrelid, c.confrelid
   loop
     execute format(
-      'select coalesce(array_agg(distinct p.file_name), ''{}'') from public.part_images p join %s r on %s where p.bucket_id = $1 and p.file_name collate "C" = any ($2) and (%s) is not true',
+      'select coalesce(array_agg(distinct p.file_name), ''{}'') from unnest($2) as n (name) cross join lateral (select q.* from public.part_images q where q.bucket_id = $1 and q.file_name collate "C" >= n.name and q.file_name collate "C" <= n.name order by q.file_name collate "C" limit 1) as p join %s r on %s where (%s) is not true',
       v_key.referencing_table, v_key.matches, v_key.refers_to_itself
     )
     into v_names
@@ -349,20 +351,36 @@ language sql
 set search_path = ''
 as $$
   with removed as (
+    -- By their places, which stay: the caller holds the rows.
     delete from public.part_images p
-    where p.bucket_id = p_run.bucket_id
-      and p.file_name collate "C" = any (p_names)
-      and not exists (
-        select
-        from image_sync.objects o
-        where o.bucket_id = p_run.bucket_id
-          and o.name collate "C" = p.file_name
-      )
-      -- Its file has another name by now: a sync takes the record along.
-      and not exists (
-        select
-        from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id)
-      )
+    where p.ctid = any (array(
+      select r.ctid
+      from unnest(p_names) as n (name)
+      -- A range and an order that only the index of names gives, here and below: one look for each, whatever the statistics say.
+      cross join lateral (
+        select q.ctid, q.bucket_id, q.file_name, q.object_id
+        from public.part_images q
+        where q.bucket_id = p_run.bucket_id
+          and q.file_name collate "C" >= n.name
+          and q.file_name collate "C" <= n.name
+        order by q.file_name collate "C"
+        limit 1
+      ) as r
+      where not exists (
+          select
+          from image_sync.objects o
+          where o.bucket_id = p_run.bucket_id
+            and o.name collate "C" >= n.name
+            and o.name collate "C" <= n.name
+          order by o.name collate "C"
+          offset 0
+        )
+        -- Its file has another name by now: a sync takes the record along.
+        and not exists (
+          select
+          from image_sync.destination_of(r.bucket_id, r.file_name, r.object_id)
+        )
+    ))
     -- The row, also where its owner has a column p.
     returning p.file_name, to_jsonb(p.*) as record
   ), archived as (
@@ -427,9 +445,16 @@ begin
   perform image_sync.check_deferred();
   if exists (
     select
-    from image_sync.objects o
-    where o.bucket_id = p_run.bucket_id
-      and o.name collate "C" = any (v_removed)
+    from unnest(v_removed) as n (name)
+    cross join lateral (
+      select
+      from image_sync.objects o
+      where o.bucket_id = p_run.bucket_id
+        and o.name collate "C" >= n.name
+        and o.name collate "C" <= n.name
+      order by o.name collate "C"
+      limit 1
+    ) as back
   ) then
     raise exception 'A file is in the bucket again'
       using errcode = 'ISB01', hint = 'Try the records one by one.';
@@ -496,11 +521,17 @@ begin
   removed := '{}';
   v_locked := array(
     select p.file_name
-    from public.part_images p
-    where p.bucket_id = p_run.bucket_id
-      and p.file_name collate "C" = any (p_names)
-    order by p.file_name collate "C"
-    for update skip locked
+    from unnest(p_names) as n (name)
+    cross join lateral (
+      select q.file_name
+      from public.part_images q
+      where q.bucket_id = p_run.bucket_id
+        and q.file_name collate "C" >= n.name
+        and q.file_name collate "C" <= n.name
+      order by q.file_name collate "C"
+      limit 1
+      for update skip locked
+    ) as p
   );
   begin
     v_referenced := image_sync.referenced_names(p_run.bucket_id, v_locked);
@@ -559,7 +590,10 @@ begin
       select
       from image_sync.objects o
       where o.bucket_id = p_bucket_id
-        and o.name collate "C" = p_name
+        and o.name collate "C" >= p_name
+        and o.name collate "C" <= p_name
+      order by o.name collate "C"
+      offset 0
     ) then image_sync.item_problem(p_name, 'file_is_back', 'Kept: its file is in the bucket again')
     when not exists (
       select

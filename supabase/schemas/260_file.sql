@@ -73,8 +73,11 @@ begin
         select
         from storage.objects o
         where o.bucket_id = p_bucket_id
-          and o.name collate "C" = p_name
+          and o.name collate "C" >= p_name
+          and o.name collate "C" <= p_name
           and o.updated_at > r.finished_at
+        order by o.name collate "C"
+        offset 0
       )
     order by r.finished_at desc
     limit 1
@@ -115,8 +118,11 @@ begin
             select
             from storage.objects o
             where o.bucket_id = p_bucket_id
-              and o.name collate "C" = p_file
+              and o.name collate "C" >= p_file
+              and o.name collate "C" <= p_file
               and o.updated_at < v.started_at
+            order by o.name collate "C"
+            offset 0
           )
         then jsonb_build_object('run', v.id, 'at', v.finished_at, 'code', named.code, 'detail', named.detail)
     end
@@ -189,7 +195,11 @@ begin
   into v_object
   from image_sync.objects o
   where o.bucket_id = p_bucket
-    and o.name collate "C" = p_file;
+    and o.name collate "C" >= p_file
+    and o.name collate "C" <= p_file
+  -- An order that only the index of names gives.
+  order by o.name collate "C"
+  limit 1;
   select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id, r.look_up_key, r.signed and not starts_with(r.signed_url, image_sync.url_base(v_settings)) as is_foreign
   into v_record
   from image_sync.records r

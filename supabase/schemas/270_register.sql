@@ -18,14 +18,16 @@ $$;
 -- the one with the shortest part number is shown (the name itself rather than its copies), then the one with the shortest file name
 -- (not in a folder), then the last in byte order (000001.jpg rather than 000001.JPG). The rule knows no dates: the same picture stays.
 -- A view on views would look at tables with the rights of whoever reads it, and a function that a view calls is called with the
--- rights of its reader: a reader has none. So the query names tables and calls nothing of ours, and two views are made of it.
-create or replace function image_sync.register_query()
+-- rights of its reader: a reader has none. So the query names tables and calls nothing of ours. The view of the readers is made of it,
+-- and the pages of the function.
+--   p_records  the rows of public.part_images that are looked at
+create or replace function image_sync.register_query(p_records text default 'public.part_images')
 returns text
 language sql
 immutable
 set search_path = ''
 as $$
-select $query$
+select format($query$
   select distinct on (p.bucket_id, k.look_up_key)
     p.bucket_id,
     k.look_up_key,
@@ -33,7 +35,7 @@ select $query$
     p.file_name::text as file_name,
     p.signed_url::text as signed_url,
     p.signed_url_expires_at
-  from public.part_images p
+  from %s p
   cross join lateral (
     -- The expression of part_images_twins_idx, collation and all, so that a page is read from there.
     select
@@ -44,10 +46,10 @@ select $query$
         end
       )) collate "C" as look_up_key
   ) as k
-  join (
-    -- image_sync.url_base() of each bucket.
+  -- Row by row, one look by key for each: whatever the statistics say, no other way can be taken, and none reads a bucket twice.
+  cross join lateral (
+    -- image_sync.url_base() of its bucket.
     select
-      s.bucket_id,
       coalesce(
         coalesce(
           s.public_url,
@@ -63,28 +65,33 @@ select $query$
             select string_agg(
               case
                 when c.character ~ '[A-Za-z0-9_.!~*''()-]' then c.character
-                else upper(regexp_replace(encode(convert_to(c.character, 'UTF8'), 'hex'), '(..)', '%\1', 'g'))
+                else upper(regexp_replace(encode(convert_to(c.character, 'UTF8'), 'hex'), '(..)', '%%\1', 'g'))
               end, '' order by c.place)
             from regexp_split_to_table(s.bucket_id, '') with ordinality as c (character, place)
           )
         end
         || '/', '') as url_base
     from image_sync.settings s
+    where s.bucket_id = p.bucket_id
+    limit 1
   ) as base
-    on base.bucket_id = p.bucket_id
-  join (
-    -- The files of image_sync.objects; the columns that Storage may lack are found as they are there.
-    select s.bucket_id, s.name, s.metadata -> 'size' as bytes
+  cross join lateral (
+    -- The file of image_sync.objects; the columns that Storage may lack are found as they are there. A range and an order that only the
+    -- index of names gives.
+    select s.metadata -> 'size' as bytes
     from (select false as is_delete_marker, null::timestamptz as archived_at) as absent
     cross join lateral (
       select o.bucket_id, o.name, o.metadata, is_delete_marker as is_deleted, archived_at is not null as is_archived
       from storage.objects o
     ) as s
-    where s.is_deleted is not true
+    where s.bucket_id = p.bucket_id
+      and s.name collate "C" >= p.file_name
+      and s.name collate "C" <= p.file_name
+      and s.is_deleted is not true
       and not s.is_archived
+    order by s.name collate "C"
+    limit 1
   ) as file
-    on file.bucket_id = p.bucket_id
-    and file.name collate "C" = p.file_name
   where p.part_number <> ''
     and p.signed_url_expires_at > now()
     and file.bytes is distinct from '0'
@@ -95,11 +102,11 @@ select $query$
       or strpos(p.signed_url, '?token=') > 0 and not starts_with('eyJ', left(split_part(p.signed_url, '?token=', 2), 3))
     )
   order by p.bucket_id, k.look_up_key, length(p.part_number), length(p.file_name), p.file_name collate "C" desc
-$query$
+$query$, p_records)
 $$;
 
-comment on function image_sync.register_query() is
-  'The query of the register of every bucket: the one place that says what it shows. The views image_sync.register and public.part_register are made of it.';
+comment on function image_sync.register_query(text) is
+  'The query of the register of every bucket, of all records or of some: the one place that says what it shows. The view public.part_register and the pages of the register are made of it.';
 
 -- Made when this file is applied, and again when storage.objects has gained a column that tells what is no file any more.
 create or replace function image_sync.make_register()
@@ -108,7 +115,6 @@ language plpgsql
 set search_path = ''
 as $$
 begin
-  execute 'create or replace view image_sync.register with (security_invoker = on) as ' || image_sync.register_query();
   -- With the rights of its owner, so that a reader needs a right to this view and to nothing behind it; and nothing that a reader says
   -- of its rows is asked before they are chosen.
   execute format(
@@ -135,17 +141,9 @@ end;
 $$;
 
 comment on function image_sync.make_register() is
-  'Makes the views image_sync.register and public.part_register, or makes them anew. Only their owner can.';
+  'Makes the view public.part_register, or makes it anew. Only its owner can.';
 
 select image_sync.make_register();
-
-comment on view image_sync.register is 'What the register of each bucket shows: one row for each part, with a URL that works. Walk it by (bucket_id, look_up_key): part_images_twins_idx serves that.';
-comment on column image_sync.register.bucket_id is 'The bucket.';
-comment on column image_sync.register.look_up_key is 'What the rows of one part have in common, as in image_sync.records, in byte order.';
-comment on column image_sync.register.part_number is 'The part.';
-comment on column image_sync.register.file_name is 'The file that is shown of it.';
-comment on column image_sync.register.signed_url is 'A URL that shows the image without a key until signed_url_expires_at.';
-comment on column image_sync.register.signed_url_expires_at is 'When signed_url stops working.';
 
 comment on view public.part_register is 'For the spreadsheet: one row for each part of one bucket, with a URL that works. The bucket is that of the reader, for a role that image-sync reader add made; for anybody else the one whose settings say register. Which file is shown of several: image_sync.register_query().';
 comment on column public.part_register.part_number is 'The part.';
@@ -154,7 +152,7 @@ comment on column public.part_register.signed_url is 'A URL that shows the image
 comment on column public.part_register.signed_url_expires_at is 'When signed_url stops working.';
 
 revoke all on public.part_register from public, anon, authenticated, service_role;
-grant select on public.part_register, image_sync.register to service_role;
+grant select on public.part_register to service_role;
 
 -- The bucket that a request of the register means: the one that it names, else that of public.part_register. Null: it has no settings.
 create or replace function image_sync.register_bucket(p_bucket text)
@@ -187,48 +185,82 @@ $$;
 
 comment on function image_sync.unknown_register(text) is 'The problem unknown_bucket of a register.';
 
+-- A page of the register: shown, what the next records show, and those, whether they show anything or not. They bound it, and they are
+-- read in the order of their index before anything else is looked at: so a page costs the same at the end of a million parts,
+-- and where nobody has counted them yet.
+--   $1  the bucket, $2 the key behind which it begins, $3 the key before which it ends, both with their bucket, $4 how many records
+create or replace function image_sync.register_page_query()
+returns text
+language sql
+stable
+set search_path = ''
+as $$
+select format($query$
+  with records as materialized (
+    select r.bucket_id, r.look_up_key, r.part_number, r.file_name, r.signed_url, r.usable_until as signed_url_expires_at
+    from image_sync.records r
+    where r.bucket_id = $1
+      and r.look_up_key collate "C" > $2
+      and r.look_up_key collate "C" < $3
+    order by r.look_up_key collate "C"
+    limit $4
+  ), shown as (%s)
+$query$, image_sync.register_query('records'))
+$$;
+
+comment on function image_sync.register_page_query() is
+  'The beginning of a query of a page of the register: shown, and records, as many as $4 of the bucket $1 between the keys $2 and $3, of which it is made.';
+
 -- What a page of the register holds, without the page: to tell whether anything has changed, and where the next page begins.
---   p_after  the key of the last row before it, without its bucket
--- Returns {"bucket_id", "rows", "tag": another one for other rows, "last": the key of its last row where it is full, else null}.
+--   p_after  the key before it, without its bucket
+-- Returns {"bucket_id", "rows": p_limit at most, "tag": another one for other rows, "last": the key up to which was looked, null: to the
+-- end}. Of records that show nothing a page passes over 20,000 at most: it may be short, or empty, although more follow.
 create or replace function public.image_sync_register_tag(p_bucket text default null, p_after text default '', p_limit integer default 20000)
 returns jsonb
 language plpgsql
 stable
 set search_path = ''
 set lock_timeout = '1s'
--- In the order of the index of keys, whatever the statistics say: a page costs the same at the end of a million parts.
 set enable_seqscan = 'off'
 set enable_bitmapscan = 'off'
 set enable_sort = 'off'
-set enable_hashjoin = 'off'
-set enable_mergejoin = 'off'
 as $$
 declare
   v_bucket constant text := image_sync.register_bucket(p_bucket);
   v_limit constant integer := least(greatest(coalesce(p_limit, 20000), 1), 20000);
+  v_records constant integer := greatest(v_limit, 5000);
+  v_page record;
 begin
   if v_bucket is null then
     return image_sync.unknown_register(p_bucket);
   end if;
-  return (
-    select jsonb_build_object(
-      'bucket_id', v_bucket,
-      'rows', count(*),
-      'tag', md5(concat_ws(' ', count(*), bit_xor(page.hash), sum(page.hash))),
-      'last', case when count(*) = v_limit then substr(max(page.look_up_key), length(v_bucket) + 2) end
-    )
+  execute image_sync.register_page_query() || $query$
+    select
+      count(*) as rows,
+      md5(concat_ws(' ', count(*), bit_xor(page.hash), sum(page.hash))) as tag,
+      max(page.look_up_key) as last_key,
+      (
+        select max(r.look_up_key collate "C")
+        from records r
+        having count(*) = $4
+      ) as last_record
     from (
       select
-        r.look_up_key,
-        hashtextextended(concat_ws(chr(31), r.part_number, r.file_name, r.signed_url, extract(epoch from r.signed_url_expires_at)), 0) as hash
-      from image_sync.register r
-      where r.bucket_id = v_bucket
-        and r.look_up_key > v_bucket || '/' || coalesce(p_after, '')
-        -- What follows the slash is a zero.
-        and r.look_up_key < v_bucket || '0'
-      order by r.look_up_key
-      limit v_limit
+        s.look_up_key,
+        hashtextextended(concat_ws(chr(31), s.part_number, s.file_name, s.signed_url, extract(epoch from s.signed_url_expires_at)), 0) as hash
+      from shown s
+      order by s.look_up_key
+      limit $5
     ) as page
+  $query$
+  into v_page
+  -- What follows the slash is a zero.
+  using v_bucket, v_bucket || '/' || coalesce(p_after, ''), v_bucket || '0', v_records, v_limit;
+  return jsonb_build_object(
+    'bucket_id', v_bucket,
+    'rows', v_page.rows,
+    'tag', v_page.tag,
+    'last', substr(case when v_page.rows = v_limit then v_page.last_key else v_page.last_record end, length(v_bucket) + 2)
   );
 end;
 $$;
@@ -240,7 +272,7 @@ comment on function public.image_sync_register_tag(text, text, integer) is
 -- spreadsheet would run begins with an apostrophe, unless p_raw: behind spaces and invisible characters a sign that begins a formula,
 -- of full width too, or a tab or line break.
 --   p_after, p_until  keys as image_sync_register_tag gives them; null: to the end
--- Returns {"csv", "last": the key of its last row where it is full, else null}.
+-- Returns {"csv", "last": the key up to which was looked, null: to the end}.
 create or replace function public.image_sync_register(
   p_bucket text,
   p_after text default '',
@@ -256,60 +288,63 @@ set lock_timeout = '1s'
 set enable_seqscan = 'off'
 set enable_bitmapscan = 'off'
 set enable_sort = 'off'
-set enable_hashjoin = 'off'
-set enable_mergejoin = 'off'
 as $$
 declare
-  v_limit constant integer := least(greatest(coalesce(p_limit, 5000), 1), 5000);
-  v_until constant text := case when p_until is null then p_bucket || '0' else p_bucket || '/' || p_until || chr(1) end;
   v_runs constant text := case
     -- Matches nothing.
     when p_raw then '$.'
     else '^([\t\r\n]|[\u0001-\u0020\u007f-\u00a0\u00ad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff]*[=+@\uff1d\uff0b\uff0d\uff20-])'
   end;
+  v_page jsonb;
 begin
-  return (
+  execute image_sync.register_page_query() || $query$
     select jsonb_build_object(
       'csv', coalesce(string_agg(
-        '"' || case when page.part_number ~ v_runs then '''' else '' end || replace(page.part_number, '"', '""')
-        || '","' || case when page.file_name ~ v_runs then '''' else '' end || replace(page.file_name, '"', '""')
-        || '","' || replace(page.signed_url, '"', '""')
-        || '","' || to_char(page.signed_url_expires_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || e'"\r\n',
-        '' order by page.look_up_key
+        '"' || case when s.part_number ~ $5 then '''' else '' end || replace(s.part_number, '"', '""')
+        || '","' || case when s.file_name ~ $5 then '''' else '' end || replace(s.file_name, '"', '""')
+        || '","' || replace(s.signed_url, '"', '""')
+        || '","' || to_char(s.signed_url_expires_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || e'"\r\n',
+        '' order by s.look_up_key
       ), ''),
-      'last', case when count(*) = v_limit then substr(max(page.look_up_key), length(p_bucket) + 2) end
+      'last', (
+        select substr(max(r.look_up_key collate "C"), length($1) + 2)
+        from records r
+        having count(*) = $4
+      )
     )
-    from (
-      select r.look_up_key, r.part_number, r.file_name, r.signed_url, r.signed_url_expires_at
-      from image_sync.register r
-      where r.bucket_id = p_bucket
-        and r.look_up_key > p_bucket || '/' || coalesce(p_after, '')
-        and r.look_up_key < v_until
-      order by r.look_up_key
-      limit v_limit
-    ) as page
-  );
+    from shown s
+  $query$
+  into v_page
+  using
+    p_bucket,
+    p_bucket || '/' || coalesce(p_after, ''),
+    case when p_until is null then p_bucket || '0' else p_bucket || '/' || p_until || chr(1) end,
+    least(greatest(coalesce(p_limit, 5000), 1), 5000),
+    v_runs;
+  return v_page;
 end;
 $$;
 
 comment on function public.image_sync_register(text, text, text, boolean, integer) is
-  'A page of the register of a bucket as lines of CSV, 1 to 5,000 rows behind p_after and not behind p_until: {"csv", "last"}. What a spreadsheet would run begins with an apostrophe, unless p_raw.';
+  'A page of the register of a bucket as lines of CSV, what the next records show, 1 to 5,000 behind p_after and not behind p_until: {"csv", "last"}. What a spreadsheet would run begins with an apostrophe, unless p_raw.';
 
 revoke all on function
-  image_sync.register_query(),
+  image_sync.register_query(text),
   image_sync.make_register(),
   image_sync.register_bucket(text),
-  image_sync.unknown_register(text)
+  image_sync.unknown_register(text),
+  image_sync.register_page_query()
 from public;
 revoke all on function
   public.image_sync_register_tag(text, text, integer),
   public.image_sync_register(text, text, text, boolean, integer)
 from public, anon, authenticated;
 grant execute on function
-  image_sync.register_query(),
+  image_sync.register_query(text),
   image_sync.make_register(),
   image_sync.register_bucket(text),
   image_sync.unknown_register(text),
+  image_sync.register_page_query(),
   public.image_sync_register_tag(text, text, integer),
   public.image_sync_register(text, text, text, boolean, integer)
 to service_role;

@@ -5,6 +5,8 @@ revoke all on all tables in schema image_sync from public, anon, authenticated;
 revoke all on all sequences in schema image_sync from public, anon, authenticated;
 revoke all on all functions in schema image_sync from public, anon, authenticated;
 
+-- And nothing that is called from outside compiles its statements, as a server with jit on would, for seconds: each of them is small,
+-- and costs much only where the planner was told that a way is off.
 do $$
 declare
   v_function regprocedure;
@@ -16,6 +18,10 @@ begin
       and p.proname like 'image\_sync\_%'
   loop
     execute format('revoke all on function %s from public, anon, authenticated', v_function);
+    execute format('alter function %s set jit = off', v_function);
   end loop;
+  alter function image_sync.run_nightly() set jit = off;
+  alter function image_sync.watchdog() set jit = off;
+  alter function image_sync.prune_history() set jit = off;
 end;
 $$;

@@ -158,7 +158,6 @@ describe.runIf(isInstalled || requiresOdbc).each(stacks)("on %s", (_, args) => {
       "select * from part_images",
       "select id from part_images",
       "select * from image_sync.readers",
-      "select * from image_sync.register",
       "select * from image_sync.settings",
       "select * from storage.objects",
       "select * from cron.job",

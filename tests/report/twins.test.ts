@@ -93,7 +93,7 @@ test("a part number has one key, whoever asks for it", async () => {
   const [index] = await lab.sql<{ text: string }[]>`
     select pg_get_indexdef('public.part_images_twins_idx'::regclass) as text`;
   const [view] = await lab.sql<{ text: string }[]>`
-    select pg_get_viewdef('image_sync.records'::regclass) || pg_get_viewdef('image_sync.register'::regclass) as text`;
+    select pg_get_viewdef('image_sync.records'::regclass) || pg_get_viewdef('public.part_register'::regclass) as text`;
   const pattern = /'\^\(\(copy of.*?'::text/.exec(index?.text ?? "")?.[0] ?? "no pattern";
   expect(view?.text.split(pattern)).toHaveLength(3);
 });

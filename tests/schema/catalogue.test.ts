@@ -143,7 +143,7 @@ describe("every table and view", () => {
     ) {
       expect([table, granted[table]]).toEqual([table, "delete insert select update"]);
     }
-    for (const view of ["image_sync.objects", "image_sync.records", "image_sync.register", "part_register"]) {
+    for (const view of ["image_sync.objects", "image_sync.records", "part_register"]) {
       expect([view, granted[view]]).toEqual([view, "select"]);
     }
   });

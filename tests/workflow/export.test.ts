@@ -28,13 +28,17 @@ const awkward = [
 /** The register as SQL has it. */
 type Expected = { part_number: string; file_name: string; signed_url: string; expires: string };
 
-const readRegister = (lab: LocalLab) =>
-  lab.sql<Expected[]>`
-    select part_number, file_name, signed_url,
+async function readRegister(lab: LocalLab): Promise<readonly Expected[]> {
+  const [query] = await lab.sql<{ text: string }[]>`select image_sync.register_query() as text`;
+  return await lab.sql.unsafe<Expected[]>(
+    `select part_number, file_name, signed_url,
       to_char(signed_url_expires_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as expires
-    from image_sync.register
-    where bucket_id = ${bucket}
-    order by look_up_key collate "C"`;
+    from (${query?.text}) as register
+    where bucket_id = $1
+    order by look_up_key collate "C"`,
+    [bucket],
+  );
+}
 
 describe.skipIf(missing !== undefined)(`a bucket, read out of files${unless}`, { timeout: 90_000 }, () => {
   let lab: LocalLab;

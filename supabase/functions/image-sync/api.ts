@@ -39,6 +39,8 @@ import { renderBuckets, renderReaders, renderRuns } from "./text.ts";
 /** What the API acts through; made for each request. */
 export type Services = {
   readonly database: Database;
+  /** The name of the key that it is made with. */
+  readonly key: string;
   /** Sets a worker to an open run; it goes on after the response. */
   readonly work: (run: Run) => void;
 };
@@ -88,12 +90,17 @@ export async function answerReader(request: Request, reader: Reader, database: D
       `Cannot read the register of bucket ${query.bucket}: the key of reader ${reader.name} is for another one`,
     );
   }
-  return await registerOf(request, { ...query, bucket: reader.bucket_id }, database);
+  return await registerOf(request, { ...query, bucket: reader.bucket_id }, database, `reader ${reader.name}`);
 }
 
-async function registerOf(request: Request, query: RegisterQuery, database: Database): Promise<Response> {
+async function registerOf(
+  request: Request,
+  query: RegisterQuery,
+  database: Database,
+  key: string,
+): Promise<Response> {
   const path = `/functions/v1/${FUNCTION_NAME}/register.csv`;
-  const response = await answerRegister(request, { query, database, path });
+  const response = await answerRegister(request, { query, database, path, key });
   if (request.method !== "HEAD") return response;
   await response.body?.cancel();
   return new Response(null, response);
@@ -212,7 +219,7 @@ routes.on("DELETE", pathsOf("readers"), async (context) => {
 
 routes.on("GET", REGISTER_PATHS, async (context) => {
   const query = parse(registerQuerySchema, context.req.query(), "query");
-  return await registerOf(context.req.raw, query, context.env.database);
+  return await registerOf(context.req.raw, query, context.env.database, context.env.key);
 });
 
 routes.on(["POST", "PUT", "PATCH", "DELETE"], REGISTER_PATHS, (context) => {
@@ -265,7 +272,7 @@ export async function answering(act: () => Promise<Response>): Promise<Response>
 }
 
 function failed(error: unknown): Response {
-  if (error instanceof ProblemError) return problemResponse(error.problem);
+  if (error instanceof ProblemError) return problemResponse(error.problem, error.headers);
   log("request_failed", { error: messageOf(error) });
   if (error instanceof DatabaseError) return problemResponse(databaseProblem(error));
   return problemResponse(

@@ -71,7 +71,7 @@ function createServices(
     );
   }
 
-  return { database, work, announce: (isNew) => ready = announce(database, isNew) };
+  return { database, key: keyName ?? "", work, announce: (isNew) => ready = announce(database, isNew) };
 }
 
 let announced: Promise<void> | undefined;

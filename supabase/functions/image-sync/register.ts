@@ -4,6 +4,7 @@
  */
 import { cursorOf, MAX_REGISTER_ROWS, type RegisterQuery } from "./contract.ts";
 import type { Database } from "./database.ts";
+import { beginDownload, streamOf } from "./downloads.ts";
 import { log, messageOf } from "./log.ts";
 
 /** A spreadsheet tells UTF-8 by the byte order mark alone. */
@@ -24,10 +25,24 @@ type Extent = {
  * follow. An error in the middle breaks the connection, so that nobody takes a part for the whole.
  *
  * @param path where the register lives, for the `Link`
+ * @param key names the caller's key, for the bound of downloads side by side
  */
 export async function answerRegister(
   request: Request,
-  { query, database, path }: { query: RegisterQuery; database: Database; path: string },
+  { query, database, path, key }: { query: RegisterQuery; database: Database; path: string; key: string },
+): Promise<Response> {
+  const end = beginDownload(key);
+  try {
+    return await answerDownload(request, { query, database, path, end });
+  } catch (error) {
+    end();
+    throw error;
+  }
+}
+
+async function answerDownload(
+  request: Request,
+  { query, database, path, end }: { query: RegisterQuery; database: Database; path: string; end: () => void },
 ): Promise<Response> {
   const extent = await measure(query, database);
   const headers = {
@@ -37,8 +52,15 @@ export async function answerRegister(
     ...(extent.last === null ? {} : { Link: linkTo(path, query, extent) }),
   };
   const known = request.headers.get("If-None-Match")?.split(",").map((tag) => tag.trim()) ?? [];
-  if (known.includes(extent.etag) || known.includes("*")) return new Response(null, { status: 304, headers });
-  return new Response(rowsOf(query, extent, database), {
+  if (known.includes(extent.etag) || known.includes("*")) {
+    end();
+    return new Response(null, { status: 304, headers });
+  }
+  const rows = streamOf(linesOf(query, extent, database), (error) => {
+    end();
+    if (error !== undefined) log("register_broke_off", { bucket: extent.bucket, error: messageOf(error) });
+  });
+  return new Response(rows, {
     headers: {
       ...headers,
       "Content-Type": "text/csv; charset=utf-8; header=present",
@@ -62,11 +84,18 @@ async function measure(query: RegisterQuery, database: Database): Promise<Extent
     last = page.last;
     after = last ?? after;
   } while (last !== null && left > 0);
-  // A page may be full and the last one all the same.
-  if (last !== null && (await database.readRegisterTag({ bucket, after: last, limit: 1 })).rows === 0) {
-    last = null;
-  }
+  if (last !== null && !(await follows(bucket, last, database))) last = null;
   return { bucket, last, etag: await etagOf([...tags, bucket, query.after ?? "", last ?? ""]) };
+}
+
+/** A page may be full and the last one all the same, and records follow that show nothing. */
+async function follows(bucket: string, key: string, database: Database): Promise<boolean> {
+  for (let after: string | null = key; after !== null;) {
+    const page = await database.readRegisterTag({ bucket, after, limit: 1 });
+    if (page.rows > 0) return true;
+    after = page.last;
+  }
+  return false;
 }
 
 /** Weak: another reader may have got other bytes of the same rows, in other pages. */
@@ -83,26 +112,16 @@ function linkTo(path: string, query: RegisterQuery, { bucket, last }: Extent): s
   return `<${path}?${next}>; rel="next"`;
 }
 
-function rowsOf(query: RegisterQuery, extent: Extent, database: Database): ReadableStream<Uint8Array> {
-  const encoder = new TextEncoder();
-  let after = query.after ?? "";
-  return new ReadableStream({
-    start: (controller) => controller.enqueue(encoder.encode(HEADER)),
-    async pull(controller) {
-      try {
-        const { csv, last } = await database.readRegister({
-          bucket: extent.bucket,
-          after,
-          until: extent.last,
-          raw: query.text === "raw",
-        });
-        if (csv !== "") controller.enqueue(encoder.encode(csv));
-        if (last === null) controller.close();
-        else after = last;
-      } catch (error) {
-        log("register_broke_off", { bucket: extent.bucket, error: messageOf(error) });
-        controller.error(error);
-      }
-    },
-  }, { highWaterMark: 1 });
+async function* linesOf(query: RegisterQuery, extent: Extent, database: Database): AsyncGenerator<string> {
+  yield HEADER;
+  for (let after: string | null = query.after ?? ""; after !== null;) {
+    const page = await database.readRegister({
+      bucket: extent.bucket,
+      after,
+      until: extent.last,
+      raw: query.text === "raw",
+    });
+    yield page.csv;
+    after = page.last;
+  }
 }

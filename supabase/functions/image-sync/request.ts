@@ -10,6 +10,9 @@ import {
 } from "./contract.ts";
 import { refuse } from "./problem.ts";
 
+/** How long a caller without a key may take to say its token, in ms. */
+const TOKEN_BODY_MS = 3_000;
+
 /** The JSON of a body of at most {@linkcode MAX_BODY_BYTES}; an empty body is an empty object. Throws a problem (400, 413). */
 export async function readJson(request: Request): Promise<unknown> {
   const text = await readText(request);
@@ -59,18 +62,21 @@ async function readText(request: Request): Promise<string> {
 
 /**
  * The token that a call brings instead of a key, as the schedule does; undefined for every other request, whose body is left unread
- * where it is too large to be one. Costs no look at the database.
+ * where it is too large or too slow to be one. Costs no look at the database.
  */
 export async function readToken(request: Request): Promise<TokenRequest | undefined> {
   if (request.method !== "POST" || request.headers.has("apikey")) return undefined;
   if (Number(request.headers.get("Content-Length")) > MAX_TOKEN_BODY_BYTES) return undefined;
   let text = "";
   const decoder = new TextDecoder();
-  for await (const part of request.clone().body ?? []) {
-    text += decoder.decode(part, { stream: true });
-    if (text.length > MAX_TOKEN_BODY_BYTES) return undefined;
-  }
+  const body = request.clone().body?.pipeThrough(new TransformStream<Uint8Array, Uint8Array>(), {
+    signal: AbortSignal.timeout(TOKEN_BODY_MS),
+  });
   try {
+    for await (const part of body ?? []) {
+      text += decoder.decode(part, { stream: true });
+      if (text.length > MAX_TOKEN_BODY_BYTES) return undefined;
+    }
     return tokenRequestSchema.safeParse(JSON.parse(text)).data;
   } catch {
     return undefined;
