@@ -183,6 +183,24 @@ describe("pages", () => {
   });
 });
 
+describe("side by side", () => {
+  test("forty downloads with one key are two, and the others are told when to ask again", async () => {
+    const bucket = await createRegister(lab, Array.from({ length: 12_000 }, (_, place) => `part ${place}`));
+    const { key } = await addReader(bucket);
+    const answers = await Promise.all(Array.from({ length: 40 }, () => ask("", basic(key))));
+    const sent = answers.filter(({ status }) => status === 200);
+    const refused = answers.filter(({ status }) => status === 429);
+    expect([sent.length, refused.length]).toEqual([2, 38]);
+    expect(refused[0]?.headers.get("retry-after")).toBe("5");
+    // Somebody else's download, and everything else, go on meanwhile.
+    const other = await withSecretKey(`?bucket=${bucket}`);
+    expect((await lab.call({ query: `?bucket=${bucket}` })).status).toBe(200);
+    for (const answer of [...sent, other]) expect(await rowsOf(answer)).toHaveLength(12_000);
+    for (const answer of refused) expect((await problemOf(answer)).code).toBe("too_many_downloads");
+    expect(await rowsOf(await ask("", basic(key)))).toHaveLength(12_000);
+  }, 120_000);
+});
+
 describe("asked again", () => {
   test("it answers 304 while nothing has changed, and other rows have another tag", async () => {
     const bucket = await createRegister(lab, ["1", "2"]);

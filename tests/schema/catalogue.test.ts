@@ -148,6 +148,18 @@ describe("every table and view", () => {
     }
   });
 
+  test("compiles no statement where it is called from outside", async () => {
+    const compiling = await lab.sql`
+      select p.oid::regprocedure::text as name
+      from pg_catalog.pg_proc p
+      where (
+          p.pronamespace = 'public'::regnamespace and p.proname like 'image\\_sync\\_%'
+          or p.pronamespace = 'image_sync'::regnamespace and p.proname in ('run_nightly', 'watchdog', 'prune_history')
+        )
+        and 'jit=off' <> all (coalesce(p.proconfig, '{}'))`;
+    expect(namesOf(compiling)).toEqual([]);
+  });
+
   test("has an index for each of its foreign keys", async () => {
     const bare = await lab.sql`
       select k.conname as name

@@ -16,12 +16,13 @@ export type BareStack = {
 /**
  * Opens one. Nothing calls the function here, so runs move only when a test moves them.
  *
- * @param options `shortestStretch`: how many chunks a stretch has at least, where a handful of files shall come to have one
+ * @param options `shortestStretch`: how many chunks a stretch has at least, where a handful of files shall come to have one;
+ *   `args`: further flags of `local/serve.ts`
  */
 export async function openBareStack(
-  { shortestStretch }: { shortestStretch?: number } = {},
+  { shortestStretch, args = [] }: { shortestStretch?: number; args?: readonly string[] } = {},
 ): Promise<BareStack> {
-  const stack = await startLocalStack(["--no-function"]);
+  const stack = await startLocalStack(["--no-function", ...args]);
   if (shortestStretch !== undefined) await shortenStretches(stack.adminDbUrl, shortestStretch);
   const admin = postgres(stack.adminDbUrl, { max: 6, onnotice: () => {} });
   const worker = openAsWorker(stack.adminDbUrl);
