@@ -77,6 +77,7 @@ describe.runIf(isInstalled)("on Postgres 15 with jit on (left out without /usr/l
   test("and would without their setting, so this is seen here", async () => {
     await db.admin`alter function public.image_sync_register(text, text, text, boolean, integer) reset jit`;
     expect(await compiledBy(readAll)).not.toEqual([]);
-    await db.admin`alter function public.image_sync_register(text, text, text, boolean, integer) set jit = off`;
+    await db
+      .admin`alter function public.image_sync_register(text, text, text, boolean, integer) set jit = off`;
   });
 });

@@ -1,5 +1,5 @@
 /** Nothing depends on what the statistics know: a bucket that is new is read as fast as one that was analyzed. */
-import postgres, { type Sql } from "postgres";
+import postgres, { type Sql, type TransactionSql } from "postgres";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type BareStack, openBareStack } from "./support/bare_stack.ts";
 import { openAsWorker, start, workToEnd } from "./support/protocol.ts";
@@ -46,7 +46,7 @@ async function load(bucket: string, files: number, records: "with records" | "wi
 }
 
 /** What a session has read so far, in rows of tables and entries of indexes. */
-async function rowsRead(sql: Sql): Promise<number> {
+async function rowsRead(sql: Sql | TransactionSql): Promise<number> {
   const [row] = await sql<{ rows: number }[]>`
     select sum(greatest(pg_stat_get_xact_tuples_returned(c.oid), pg_stat_get_xact_tuples_fetched(c.oid)))::float as rows
     from pg_catalog.pg_class c

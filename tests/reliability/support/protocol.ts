@@ -1,6 +1,6 @@
 /** The protocol between a worker and the database, spoken directly: what the tests of races, faults and mutations drive. */
 import { randomUUID } from "node:crypto";
-import postgres, { type Sql } from "postgres";
+import postgres, { type Sql, type TransactionSql } from "postgres";
 import { z } from "zod";
 import { ledgersIn } from "../../sync/support/lab.ts";
 
@@ -41,7 +41,7 @@ export type AdvanceRequest = {
 const inAWeek = () => Math.floor(Date.now() / 1000) + 7 * 86_400;
 
 /** Calls advance. */
-export async function advance(sql: Sql, request: AdvanceRequest): Promise<Answer> {
+export async function advance(sql: Sql | TransactionSql, request: AdvanceRequest): Promise<Answer> {
   const { run, worker, lease, closing } = request;
   const [row] = await sql`
     select public.image_sync_advance(
@@ -110,7 +110,7 @@ export function signAll(lease: string, names: readonly string[]): Closing {
 
 /** Works on a run until it is finished; leases that others hold are expired while it waits. Returns how many calls it took. */
 export async function workToEnd(
-  sql: Sql,
+  sql: Sql | TransactionSql,
   run: string,
   { onWait, onAnswer }: {
     onWait?: () => Promise<void>;
