@@ -1746,6 +1746,162 @@ begin
 end;
 $$;
 
+-- settings, 2.0.0
+
+-- What a setting may hold is checked where it is set. An interval is compared by its sum, and added to a time part by part: years that days
+-- take back again would leave the calendar. The history of a hundred years is what nobody prunes.
+update image_sync.settings s
+set keep_chunks = least(s.keep_chunks, interval '100 years'), keep_runs = least(s.keep_runs, interval '100 years')
+where s.keep_runs > interval '100 years';
+
+update image_sync.settings s
+set
+  signed_url_ttl = justify_interval(s.signed_url_ttl),
+  renew_before = justify_interval(s.renew_before),
+  lease_duration = justify_interval(s.lease_duration),
+  retry_delay = justify_interval(s.retry_delay),
+  keep_chunks = justify_interval(s.keep_chunks),
+  keep_runs = justify_interval(s.keep_runs)
+where exists (
+  select
+  from unnest(array[s.signed_url_ttl, s.renew_before, s.lease_duration, s.retry_delay, s.keep_chunks, s.keep_runs]) as i (value)
+  where abs(extract(year from i.value)) > 100
+    or abs(extract(day from i.value)) > 36600
+);
+
+alter table image_sync.settings
+  drop constraint settings_signed_url_ttl_check,
+  add constraint settings_signed_url_ttl_check check (
+    signed_url_ttl between interval '1 minute' and interval '365 days'
+    and abs(extract(year from signed_url_ttl)) <= 100
+    and abs(extract(day from signed_url_ttl)) <= 36600
+  ),
+  drop constraint settings_renew_before_check,
+  add constraint settings_renew_before_check check (
+    -- A URL that is due for renewal as soon as it is made would be made again every night.
+    renew_before >= interval '0'
+    and renew_before < signed_url_ttl
+    and abs(extract(year from renew_before)) <= 100
+    and abs(extract(day from renew_before)) <= 36600
+  ),
+  drop constraint settings_lease_duration_check,
+  add constraint settings_lease_duration_check check (
+    lease_duration between interval '1 second' and interval '10 minutes'
+    and abs(extract(year from lease_duration)) <= 100
+    and abs(extract(day from lease_duration)) <= 36600
+  ),
+  drop constraint settings_retry_delay_check,
+  add constraint settings_retry_delay_check check (
+    retry_delay between interval '0' and interval '1 hour'
+    and abs(extract(year from retry_delay)) <= 100
+    and abs(extract(day from retry_delay)) <= 36600
+  ),
+  drop constraint settings_keep_chunks_check,
+  add constraint settings_keep_chunks_check check (
+    -- A plan is good for a day and an open run for hours: their chunks must outlive them.
+    keep_chunks between interval '2 days' and interval '100 years'
+    and abs(extract(year from keep_chunks)) <= 100
+    and abs(extract(day from keep_chunks)) <= 36600
+  ),
+  drop constraint settings_keep_runs_check,
+  add constraint settings_keep_runs_check check (
+    keep_runs between keep_chunks and interval '100 years'
+    and abs(extract(year from keep_runs)) <= 100
+    and abs(extract(day from keep_runs)) <= 36600
+  );
+
+-- Control characters: no name that Storage opens has one, and whoever pastes one does not see it.
+update image_sync.settings s
+set extensions = coalesce(
+  nullif(
+    array(
+      select regexp_replace(e.extension, '[\u0001-\u001f\u007f-\u009f\u2028\u2029]', '', 'g')
+      from unnest(s.extensions) with ordinality as e (extension, place)
+      -- None is files without an extension, which nobody meant.
+      where e.extension !~ '^[\u0001-\u001f\u007f-\u009f\u2028\u2029]+$'
+      order by e.place
+    ), '{}'
+  ), '{jpg,jpeg}'
+)
+where array_to_string(s.extensions, '') ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]';
+
+-- In like _ is any character.
+update image_sync.settings s
+set exclude = array(
+  select regexp_replace(p.pattern, '\\?[\u0001-\u001f\u007f-\u009f\u2028\u2029]', '_', 'g')
+  from unnest(s.exclude) with ordinality as p (pattern, place)
+  order by p.place
+)
+where array_to_string(s.exclude, '') ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]';
+
+delete from image_sync.settings s
+where s.bucket_id ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]';
+
+alter table image_sync.settings
+  drop constraint settings_bucket_id_check,
+  add constraint settings_bucket_id_check check (bucket_id <> '' and bucket_id !~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]'),
+  drop constraint settings_extensions_check,
+  add constraint settings_extensions_check check (
+    cardinality(extensions) > 0
+    and array_position(extensions, null) is null
+    and array_to_string(extensions, '') = lower(array_to_string(extensions, ''))
+    and array_to_string(extensions, ' ') !~ '[./\u0001-\u001f\u007f-\u009f\u2028\u2029]'
+  ),
+  drop constraint settings_exclude_check,
+  add constraint settings_exclude_check check (
+    array_position(exclude, null) is null
+    and array_position(exclude, '') is null
+    -- One pattern a line.
+    and array_to_string(exclude, E'\n') !~ '(^|[^\\])(\\\\)*\\(\n|$)'
+    and array_to_string(exclude, '') !~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]'
+  );
+
+-- The address for readers is the beginning of every URL. What is one without its spaces and line breaks stays; without the rest
+-- readers use the project's own, as the next sync signs.
+do $$
+declare
+  v_address constant text := '^https?://((([A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?\.)*(?![0-9]+(:|$))[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)|((25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])|\[[0-9A-Fa-f]{0,4}(:[0-9A-Fa-f]{0,4}){2,7}\])(:(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}))?$';
+  v_other record;
+begin
+  alter table image_sync.settings drop constraint settings_public_url_check;
+  update image_sync.settings s
+  set public_url = regexp_replace(s.public_url, '[\u0001-\u0020\u007f-\u00a0\u2028\u2029]', '', 'g')
+  where s.public_url !~ v_address;
+
+  for v_other in
+    select s.bucket_id, s.public_url
+    from image_sync.settings s
+    where s.public_url !~ v_address
+  loop
+    raise warning 'The public_url of bucket % is no address and was set to null: %', v_other.bucket_id, v_other.public_url;
+  end loop;
+  update image_sync.settings s
+  set public_url = null
+  where s.public_url !~ v_address;
+
+  execute format('alter table image_sync.settings add constraint settings_public_url_check check (public_url ~ %L)', v_address);
+end;
+$$;
+
+-- project, 2.0.0
+
+-- As the setting public_url. What is no address nobody could be called at: the function announces itself anew with its next request.
+do $$
+declare
+  v_address constant text := '^https?://((([A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?\.)*(?![0-9]+(:|$))[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)|((25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])|\[[0-9A-Fa-f]{0,4}(:[0-9A-Fa-f]{0,4}){2,7}\])(:(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}))?$';
+begin
+  delete from image_sync.project p
+  where p.url !~ v_address;
+
+  alter table image_sync.project drop constraint project_url_check;
+  execute format('alter table image_sync.project add constraint project_url_check check (url ~ %L)', v_address);
+end;
+$$;
+
+-- runs, 2.0.0
+
+comment on column image_sync.runs.wake_hashes is 'SHA-256 of the tokens of the last two queued calls, newest first, null for one that was used: who brings one may wake this run, and nothing else.';
+
 -- chunks, 2.0.0
 
 -- Counters stand in one ledger, by name: a new one has no second place. Those that are zero are left out.
@@ -1922,10 +2078,6 @@ as $$
 declare
   v_changed integer;
 begin
-  if p_url is null or p_url !~ '^https?://[^/?#]+$' then
-    raise exception 'Cannot announce %: it is not an address', p_url
-      using errcode = 'invalid_parameter_value', hint = 'Send scheme and host, as in https://ref.supabase.co.';
-  end if;
   if exists (
     select
     from image_sync.project p
@@ -1941,6 +2093,10 @@ begin
   where (p.url, p.function_version) is distinct from (excluded.url, excluded.function_version);
   get diagnostics v_changed = row_count;
   return jsonb_build_object('changed', v_changed > 0, 'schema_version', image_sync.schema_version());
+exception
+  when check_violation or not_null_violation then
+    raise exception 'Cannot announce %: it is not an address', p_url
+      using errcode = 'invalid_parameter_value', hint = 'Send scheme and host, as in https://ref.supabase.co.';
 end;
 $$;
 
@@ -2977,9 +3133,15 @@ begin
     -- Who wanted to go where one stays, stays.
     select p.bucket_id, p.file_name
     from staying s
-    join image_sync.objects o
-      on o.bucket_id = s.bucket_id
-      and o.name collate "C" = s.file_name
+    cross join lateral (
+      select q.id
+      from image_sync.objects q
+      where q.bucket_id = s.bucket_id
+        and q.name collate "C" >= s.file_name
+        and q.name collate "C" <= s.file_name
+      order by q.name collate "C"
+      limit 1
+    ) as o
     join public.part_images p
       on p.object_id = o.id
   )
@@ -4791,6 +4953,9 @@ begin
     from public.part_images p
     where p.bucket_id = p_run.bucket_id
       and p.file_name collate "C" = any (p_names)
+      -- In order: no more than their range is read.
+      and p.file_name collate "C" >= p_names[1]
+      and p.file_name collate "C" <= p_names[cardinality(p_names)]
   );
 end;
 $$;
@@ -4952,7 +5117,10 @@ as $$
             select
             from image_sync.objects o
             where o.bucket_id = p_bucket_id
-              and o.name collate "C" = p.failure ->> 'name'
+              and o.name collate "C" >= p.failure ->> 'name'
+              and o.name collate "C" <= p.failure ->> 'name'
+            order by o.name collate "C"
+            offset 0
           ) then p.failure || '{"code": "file_lost"}'
           else p.failure || '{"code": "file_gone"}'
         end
@@ -6321,6 +6489,7 @@ begin
     'stop_reason', v_run.stop_reason,
     'started_at', v_run.started_at,
     'moved_at', v_run.moved_at,
+    'idle', v_run.finished_at is null and image_sync.is_idle(v_run),
     'finished_at', v_run.finished_at,
     'duration_seconds', round(v_seconds, 3),
     'progress', jsonb_build_object(
@@ -6384,6 +6553,7 @@ begin
     select
     from storage.objects o
     where o.bucket_id = p_bucket_id
+    order by o.name collate "C"
     limit 100000
   ) as counted;
   if v_total < 100000 then
@@ -6922,7 +7092,10 @@ begin
             select
             from image_sync.objects o
             where o.bucket_id = p_run.bucket_id
-              and o.name collate "C" = w.file_name
+              and o.name collate "C" >= w.file_name
+              and o.name collate "C" <= w.file_name
+            order by o.name collate "C"
+            offset 0
           )
         order by w.file_name collate "C"
         offset case when s.is_whole then 0 else s.place end
@@ -7002,11 +7175,14 @@ begin
     -- Records of a bucket that is gone, and maybe of one that never had settings: their cleanup goes by the defaults.
     insert into image_sync.settings (bucket_id, nightly)
     select p_bucket, false
-    where exists (
-      select
-      from public.part_images p
-      where p.bucket_id = p_bucket
-    )
+    where p_bucket !~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]'
+      and exists (
+        select
+        from public.part_images p
+        where p.bucket_id = p_bucket
+        order by p.file_name collate "C"
+        offset 0
+      )
     on conflict do nothing;
   end if;
   if not exists (
@@ -7685,7 +7861,7 @@ begin
   set
     kicked_at = case when v_problem is null then clock_timestamp() else r.kicked_at end,
     kick_id = coalesce(v_kick_id, r.kick_id),
-    -- A call that comes after the next one is as good.
+    -- A call that comes after the next one is as good. A token that was used leaves a null: its call has arrived.
     wake_hashes = case when v_problem is null then array[sha256(v_token)] || r.wake_hashes[1:1] else r.wake_hashes end,
     error = case when v_problem is not null or image_sync.is_kick_problem(r.error) then v_problem else r.error end
   where r.id = p_run
@@ -7709,7 +7885,7 @@ begin
     return image_sync.problem(401, 'unauthorized', 'No valid token', 'The token is none of a call that was queued for this run and not used yet.');
   end if;
   update image_sync.runs r
-  set wake_hashes = array_remove(r.wake_hashes, sha256(decode(p_token, 'hex')))
+  set wake_hashes = array_replace(r.wake_hashes, sha256(decode(p_token, 'hex')), null)
   where r.id = p_run
     and r.finished_at is null
     and sha256(decode(p_token, 'hex')) = any (r.wake_hashes);
@@ -7854,6 +8030,43 @@ $$;
 comment on function image_sync.run_nightly() is
   'Closes stalled runs, opens a sync for every bucket with nightly settings (or finds the open one) and queues the call of the function. A bucket that this cannot be done for has a failed run that says why.';
 
+-- Whether nobody is at an open run although it has something to do: a worker is as long as a lease is alive, and there is nothing to
+-- call for while all that is left waits for its next attempt.
+create or replace function image_sync.is_idle(p_run image_sync.runs)
+returns boolean
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  return not exists (
+    select
+    from image_sync.chunks c
+    where c.run_id = p_run.id
+      and c.state = 'leased'
+      and c.lease_expires_at > now()
+  ) and (
+    not p_run.exhausted
+    or not exists (
+      select
+      from image_sync.chunks c
+      where c.run_id = p_run.id
+        and c.state = 'pending'
+        and c.not_before > now()
+    )
+    or exists (
+      select
+      from image_sync.chunks c
+      where c.run_id = p_run.id
+        and c.state in ('pending', 'leased')
+        and coalesce(c.lease_expires_at, c.not_before, '-infinity') <= now()
+    )
+  );
+end;
+$$;
+
+comment on function image_sync.is_idle(image_sync.runs) is 'Whether an open run holds no live lease and has something to do.';
+
 -- The watchdog, every minute: while nothing is open it looks into an empty partial index and does no more.
 -- It waits for no row, so that it can stand in nobody's way: a run that somebody works on at this moment needs no call. A run that
 -- cannot be called costs no other one its call.
@@ -7871,32 +8084,7 @@ begin
     from image_sync.runs r
     where r.finished_at is null
       and greatest(r.moved_at, r.kicked_at) < now() - interval '30 seconds'
-      -- A worker is at it as long as a lease is alive.
-      and not exists (
-        select
-        from image_sync.chunks c
-        where c.run_id = r.id
-          and c.state = 'leased'
-          and c.lease_expires_at > now()
-      )
-      -- Nothing to call for while all that is left waits for its next attempt.
-      and (
-        not r.exhausted
-        or not exists (
-          select
-          from image_sync.chunks c
-          where c.run_id = r.id
-            and c.state = 'pending'
-            and c.not_before > now()
-        )
-        or exists (
-          select
-          from image_sync.chunks c
-          where c.run_id = r.id
-            and c.state in ('pending', 'leased')
-            and coalesce(c.lease_expires_at, c.not_before, '-infinity') <= now()
-        )
-      )
+      and image_sync.is_idle(r)
     for update skip locked
   loop
     begin
@@ -7913,33 +8101,37 @@ comment on function image_sync.watchdog() is 'Queues a call of the function for 
 
 -- History that nobody reads again. The last run of each mode stays, and so do a plan that another run refers to and a cleanup whose
 -- records can still be restored.
-create or replace function image_sync.prune_history()
+create or replace function image_sync.prune_bucket(p_bucket_id text)
 returns void
 language plpgsql
 set search_path = ''
 as $$
+declare
+  v_keep_chunks interval;
+  v_keep_runs interval;
 begin
+  select s.keep_chunks, s.keep_runs
+  into v_keep_chunks, v_keep_runs
+  from image_sync.settings s
+  where s.bucket_id = p_bucket_id;
+  if not found then
+    v_keep_chunks := interval '14 days';
+    v_keep_runs := interval '90 days';
+  end if;
+
   delete from image_sync.chunks c
   using image_sync.runs r
-  left join image_sync.settings s on s.bucket_id = r.bucket_id
   where r.id = c.run_id
-    and r.finished_at < now() - coalesce(s.keep_chunks, interval '14 days');
+    and r.bucket_id = p_bucket_id
+    and r.finished_at < now() - v_keep_chunks;
 
   delete from image_sync.moves m
-  where m.moved_at < now() - coalesce(
-      (
-        select s.keep_runs
-        from image_sync.settings s
-        where s.bucket_id = m.bucket_id
-      ), interval '90 days');
+  where m.bucket_id = p_bucket_id
+    and m.moved_at < now() - v_keep_runs;
 
   delete from image_sync.runs r
-  where r.finished_at < now() - coalesce(
-      (
-        select s.keep_runs
-        from image_sync.settings s
-        where s.bucket_id = r.bucket_id
-      ), interval '90 days')
+  where r.bucket_id = p_bucket_id
+    and r.finished_at < now() - v_keep_runs
     and exists (
       select
       from image_sync.runs newer
@@ -7958,6 +8150,34 @@ begin
       where a.run_id = r.id
         and a.restored_at is null
     );
+end;
+$$;
+
+comment on function image_sync.prune_bucket(text) is 'Deletes chunks, runs and moves of a bucket past its keep_ settings, or their defaults where it has none.';
+
+-- Each bucket by itself: what cannot be pruned costs no other anything.
+create or replace function image_sync.prune_history()
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+  v_bucket text;
+begin
+  for v_bucket in
+    select r.bucket_id
+    from image_sync.runs r
+    union
+    select m.bucket_id
+    from image_sync.moves m
+  loop
+    begin
+      perform image_sync.prune_bucket(v_bucket);
+    exception
+      when others then
+        raise warning 'Cannot prune the history of bucket %: % (%)', v_bucket, image_sync.redact(sqlerrm), sqlstate;
+    end;
+  end loop;
 
   -- pg_cron keeps a row per job run for ever; ours write 1,440 a day.
   delete from cron.job_run_details d
@@ -7968,7 +8188,7 @@ begin
 end;
 $$;
 
-comment on function image_sync.prune_history() is 'Deletes chunks and runs past their keep_ settings and week-old entries of our own jobs in cron.job_run_details.';
+comment on function image_sync.prune_history() is 'Deletes chunks and runs of every bucket past its keep_ settings and week-old entries of our own jobs in cron.job_run_details.';
 
 -- The jobs run as their owner, who owns these functions; nobody else has business with them.
 revoke all on function
@@ -7977,10 +8197,15 @@ revoke all on function
   image_sync.start_night(text),
   image_sync.note_failed_night(text, text, text),
   image_sync.run_nightly(),
+  image_sync.is_idle(image_sync.runs),
   image_sync.watchdog(),
+  image_sync.prune_bucket(text),
   image_sync.prune_history()
 from public;
-grant execute on function image_sync.kick(uuid) to service_role;
+grant execute on function
+  image_sync.kick(uuid),
+  image_sync.is_idle(image_sync.runs)
+to service_role;
 
 -- measurements
 
@@ -8393,13 +8618,16 @@ begin
   ));
   if to_regclass('net._http_response') is not null then
     v_facts := v_facts || jsonb_build_object('calls', (
-      -- The newest call of each bucket's open run, else of its last one; what succeeded needs no call.
+      -- The newest call of each bucket's open run, else of its last one; what succeeded needs no call. pg_net's ids begin again at 1
+      -- after a crash: the answer is the one that came between the call and the end of its run, not just one of the same id.
       select coalesce(jsonb_object_agg(r.bucket_id, jsonb_build_object(
         'run_id', r.id,
         'kicked_at', r.kicked_at,
         'moved_at', r.moved_at,
         'is_open', r.finished_at is null,
         'answered', h.id is not null,
+        -- The function may take up a run and still answer too late for pg_net.
+        'arrived', cardinality(r.wake_hashes) > 0 and r.wake_hashes[1] is null,
         'status', h.status_code,
         'error', left(coalesce(h.error_msg, case when h.timed_out then 'timed out' end), 200)
       )), '{}')
@@ -8409,7 +8637,9 @@ begin
         where q.mode = 'sync'
         order by q.bucket_id, (q.finished_at is null) desc, q.started_at desc
       ) as r
-      left join net._http_response h on h.id = r.kick_id
+      left join net._http_response h
+        on h.id = r.kick_id
+        and h.created between r.kicked_at and coalesce(r.finished_at, 'infinity')
       where r.kick_id is not null
         and r.outcome is distinct from 'succeeded'
     ));
@@ -8437,10 +8667,13 @@ begin
     select jsonb_build_object(
       'bucket_exists', b.id is not null,
       'bucket_public', b.public,
+      -- One look by the index of names: in any other order that may be all files of all buckets.
       'has_objects', exists (
         select
         from image_sync.objects o
         where o.bucket_id = p_bucket_id
+        order by o.name collate "C"
+        offset 0
       )
     )
     from (select) as always
@@ -8471,6 +8704,8 @@ begin
       select
       from public.part_images p
       where p.bucket_id = p_bucket_id
+      order by p.file_name collate "C"
+      offset 0
     ),
     'table_refused', not (
       select bool_and(has_table_privilege('public.part_images', needed.privilege))
@@ -8538,6 +8773,7 @@ begin
           select
           from public.part_images p
           where p.bucket_id = l.bucket_id
+          order by p.file_name collate "C"
           limit 10000
         ) as few
       ) as counted
@@ -9131,6 +9367,11 @@ begin
       'Nothing renews their URLs. A bucket that exists is kept in step once it has settings; the records of one that is gone are archived by a cleanup that says so: bucket by bucket, beginning with the first.',
       case
         when (v_live #>> '{strays,0,bucket_exists}')::boolean then image_sync.sql_of(format('insert into image_sync.settings (bucket_id) values (%L);', v_live #>> '{strays,0,bucket_id}'))
+        -- No bucket can be called so, and none can have settings by that name.
+        when v_live #>> '{strays,0,bucket_id}' ~ '^$|[\u0001-\u001f\u007f-\u009f\u2028\u2029]' then image_sync.sql_of(format(
+          'with taken as (delete from public.part_images p where p.bucket_id = %1$L returning p.file_name, to_jsonb(p.*) as record) insert into image_sync.archive (bucket_id, file_name, record, reason) select %1$L, coalesce(taken.file_name, ''''), taken.record, ''orphaned'' from taken;',
+          v_live #>> '{strays,0,bucket_id}'
+        ))
         else image_sync.request_of(v_live #>> '{strays,0,bucket_id}', '{"mode": "cleanup", "bucket_is_gone": true}')
       end
     )
@@ -9404,11 +9645,12 @@ begin
       (
         (v_call ->> 'is_open')::boolean
         and not (v_call ->> 'answered')::boolean
+        and not (v_call ->> 'arrived')::boolean
         and (v_call ->> 'moved_at')::timestamptz < now() - interval '2 minutes'
         and (v_call ->> 'kicked_at')::timestamptz < now() - interval '10 seconds'
       )::integer, null,
       format(
-        'Nothing has moved since %s GMT, and the last call is queued or lost: is pg_net at work? select count(*) from net.http_request_queue; select net.worker_restart(); A sync started by hand does the work meanwhile.',
+        'Nothing has moved since %s GMT, and the last call is queued or lost: is pg_net at work? select count(*) from net.http_request_queue; select net.worker_restart(); A sync started by hand does the work meanwhile, as long as its command waits or the window is open.',
         to_char((v_call ->> 'moved_at')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS')
       ),
       image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
@@ -9434,9 +9676,12 @@ begin
     ),
     (
       'last_call_failed', 'warning', 'The last call that the schedule queued got an error',
-      ((v_call ->> 'answered')::boolean and coalesce((v_call ->> 'status')::integer not between 200 and 299 and (v_call ->> 'status')::integer <> 401, true) and (v_schedule ->> 'function_fits')::boolean)::integer,
+      ((v_call ->> 'answered')::boolean and coalesce(
+        (v_call ->> 'status')::integer not between 200 and 299 and (v_call ->> 'status')::integer <> 401,
+        not (v_call ->> 'arrived')::boolean
+      ) and (v_schedule ->> 'function_fits')::boolean)::integer,
       jsonb_build_array(coalesce('HTTP ' || (v_call ->> 'status'), v_call ->> 'error')),
-      format('404: the function is not deployed. 503: it did not start, or could not reach the database; its log says more. No answer: %s cannot be reached. A sync started by hand does the work meanwhile.', coalesce(v_schedule ->> 'function_url', 'its address')),
+      format('404: the function is not deployed. 503: it did not start, or could not reach the database; its log says more. No answer: %s cannot be reached. A sync started by hand does the work meanwhile, as long as its command waits or the window is open.', coalesce(v_schedule ->> 'function_url', 'its address')),
       image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
     )
   ) as v (code, level, title, count, samples, remediation, action);
@@ -10722,6 +10967,10 @@ language plpgsql
 stable
 set search_path = ''
 set lock_timeout = '1s'
+-- As image_sync_advance reads a range, and for the same reason.
+set enable_seqscan = 'off'
+set enable_bitmapscan = 'off'
+set enable_sort = 'off'
 as $$
 declare
   v_limit constant integer := least(greatest(coalesce(p_limit, 50), 1), 100);
@@ -10952,8 +11201,9 @@ to service_role;
 
 -- The settings of a bucket as a form: every field with its value, what it means and what is allowed. Meaning and bounds are the
 -- comments of the column and of its check, so that a refusal is said in the same words wherever somebody meets it.
-comment on constraint settings_extensions_check on image_sync.settings is 'At least one extension, in lower case, without dots and slashes.';
-comment on constraint settings_exclude_check on image_sync.settings is 'Patterns of LIKE, none of them empty.';
+comment on constraint settings_bucket_id_check on image_sync.settings is 'Not empty, without control characters.';
+comment on constraint settings_extensions_check on image_sync.settings is 'At least one extension, in lower case, without dots, slashes and control characters.';
+comment on constraint settings_exclude_check on image_sync.settings is 'Patterns of LIKE, none of them empty, without control characters.';
 comment on constraint settings_signed_url_ttl_check on image_sync.settings is 'From 1 minute to 365 days.';
 comment on constraint settings_renew_before_check on image_sync.settings is 'Not negative, and less than a URL lives: else it would be made anew every night.';
 comment on constraint settings_chunk_size_check on image_sync.settings is 'From 1 to 1,000.';
@@ -10964,9 +11214,9 @@ comment on constraint settings_max_delete_fraction_check on image_sync.settings 
 comment on constraint settings_max_delete_count_check on image_sync.settings is '0 or more.';
 comment on constraint settings_probe_size_check on image_sync.settings is 'From 0 to 100.';
 comment on constraint settings_verify_rate_check on image_sync.settings is 'From 1 to 10,000.';
-comment on constraint settings_public_url_check on image_sync.settings is 'Scheme and host without a path, such as https://files.example.com.';
-comment on constraint settings_keep_chunks_check on image_sync.settings is '2 days or more.';
-comment on constraint settings_keep_runs_check on image_sync.settings is 'Not shorter than chunks are kept.';
+comment on constraint settings_public_url_check on image_sync.settings is 'Scheme and host without a path, such as https://files.example.com or http://192.0.2.1:8000.';
+comment on constraint settings_keep_chunks_check on image_sync.settings is 'From 2 days to 100 years.';
+comment on constraint settings_keep_runs_check on image_sync.settings is 'Not shorter than chunks are kept, up to 100 years.';
 
 create or replace function image_sync.settings_words(p_constraint name)
 returns text
@@ -11332,6 +11582,8 @@ begin
     select
     from image_sync.objects o
     where o.bucket_id = p_plan.bucket_id
+    order by o.name collate "C"
+    offset 0
   ) then
     return image_sync.problem(
       409, 'bucket_empty', 'The bucket is empty',
@@ -11473,7 +11725,7 @@ begin
     group by c.oid, c.conrelid, c.confrelid
   loop
     execute format(
-      'select coalesce(array_agg(distinct p.file_name), ''{}'') from public.part_images p join %s r on %s where p.bucket_id = $1 and p.file_name collate "C" = any ($2) and (%s) is not true',
+      'select coalesce(array_agg(distinct p.file_name), ''{}'') from unnest($2) as n (name) cross join lateral (select q.* from public.part_images q where q.bucket_id = $1 and q.file_name collate "C" >= n.name and q.file_name collate "C" <= n.name order by q.file_name collate "C" limit 1) as p join %s r on %s where (%s) is not true',
       v_key.referencing_table, v_key.matches, v_key.refers_to_itself
     )
     into v_names
@@ -11493,20 +11745,36 @@ language sql
 set search_path = ''
 as $$
   with removed as (
+    -- By their places, which stay: the caller holds the rows.
     delete from public.part_images p
-    where p.bucket_id = p_run.bucket_id
-      and p.file_name collate "C" = any (p_names)
-      and not exists (
-        select
-        from image_sync.objects o
-        where o.bucket_id = p_run.bucket_id
-          and o.name collate "C" = p.file_name
-      )
-      -- Its file has another name by now: a sync takes the record along.
-      and not exists (
-        select
-        from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id)
-      )
+    where p.ctid = any (array(
+      select r.ctid
+      from unnest(p_names) as n (name)
+      -- A range and an order that only the index of names gives, here and below: one look for each, whatever the statistics say.
+      cross join lateral (
+        select q.ctid, q.bucket_id, q.file_name, q.object_id
+        from public.part_images q
+        where q.bucket_id = p_run.bucket_id
+          and q.file_name collate "C" >= n.name
+          and q.file_name collate "C" <= n.name
+        order by q.file_name collate "C"
+        limit 1
+      ) as r
+      where not exists (
+          select
+          from image_sync.objects o
+          where o.bucket_id = p_run.bucket_id
+            and o.name collate "C" >= n.name
+            and o.name collate "C" <= n.name
+          order by o.name collate "C"
+          offset 0
+        )
+        -- Its file has another name by now: a sync takes the record along.
+        and not exists (
+          select
+          from image_sync.destination_of(r.bucket_id, r.file_name, r.object_id)
+        )
+    ))
     -- The row, also where its owner has a column p.
     returning p.file_name, to_jsonb(p.*) as record
   ), archived as (
@@ -11571,9 +11839,16 @@ begin
   perform image_sync.check_deferred();
   if exists (
     select
-    from image_sync.objects o
-    where o.bucket_id = p_run.bucket_id
-      and o.name collate "C" = any (v_removed)
+    from unnest(v_removed) as n (name)
+    cross join lateral (
+      select
+      from image_sync.objects o
+      where o.bucket_id = p_run.bucket_id
+        and o.name collate "C" >= n.name
+        and o.name collate "C" <= n.name
+      order by o.name collate "C"
+      limit 1
+    ) as back
   ) then
     raise exception 'A file is in the bucket again'
       using errcode = 'ISB01', hint = 'Try the records one by one.';
@@ -11640,11 +11915,17 @@ begin
   removed := '{}';
   v_locked := array(
     select p.file_name
-    from public.part_images p
-    where p.bucket_id = p_run.bucket_id
-      and p.file_name collate "C" = any (p_names)
-    order by p.file_name collate "C"
-    for update skip locked
+    from unnest(p_names) as n (name)
+    cross join lateral (
+      select q.file_name
+      from public.part_images q
+      where q.bucket_id = p_run.bucket_id
+        and q.file_name collate "C" >= n.name
+        and q.file_name collate "C" <= n.name
+      order by q.file_name collate "C"
+      limit 1
+      for update skip locked
+    ) as p
   );
   begin
     v_referenced := image_sync.referenced_names(p_run.bucket_id, v_locked);
@@ -11703,7 +11984,10 @@ begin
       select
       from image_sync.objects o
       where o.bucket_id = p_bucket_id
-        and o.name collate "C" = p_name
+        and o.name collate "C" >= p_name
+        and o.name collate "C" <= p_name
+      order by o.name collate "C"
+      offset 0
     ) then image_sync.item_problem(p_name, 'file_is_back', 'Kept: its file is in the bucket again')
     when not exists (
       select
@@ -12220,8 +12504,11 @@ begin
         select
         from storage.objects o
         where o.bucket_id = p_bucket_id
-          and o.name collate "C" = p_name
+          and o.name collate "C" >= p_name
+          and o.name collate "C" <= p_name
           and o.updated_at > r.finished_at
+        order by o.name collate "C"
+        offset 0
       )
     order by r.finished_at desc
     limit 1
@@ -12262,8 +12549,11 @@ begin
             select
             from storage.objects o
             where o.bucket_id = p_bucket_id
-              and o.name collate "C" = p_file
+              and o.name collate "C" >= p_file
+              and o.name collate "C" <= p_file
               and o.updated_at < v.started_at
+            order by o.name collate "C"
+            offset 0
           )
         then jsonb_build_object('run', v.id, 'at', v.finished_at, 'code', named.code, 'detail', named.detail)
     end
@@ -12336,7 +12626,11 @@ begin
   into v_object
   from image_sync.objects o
   where o.bucket_id = p_bucket
-    and o.name collate "C" = p_file;
+    and o.name collate "C" >= p_file
+    and o.name collate "C" <= p_file
+  -- An order that only the index of names gives.
+  order by o.name collate "C"
+  limit 1;
   select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id, r.look_up_key, r.signed and not starts_with(r.signed_url, image_sync.url_base(v_settings)) as is_foreign
   into v_record
   from image_sync.records r
@@ -12456,14 +12750,16 @@ grant execute on function public.image_sync_file(text, text) to service_role;
 -- the one with the shortest part number is shown (the name itself rather than its copies), then the one with the shortest file name
 -- (not in a folder), then the last in byte order (000001.jpg rather than 000001.JPG). The rule knows no dates: the same picture stays.
 -- A view on views would look at tables with the rights of whoever reads it, and a function that a view calls is called with the
--- rights of its reader: a reader has none. So the query names tables and calls nothing of ours, and two views are made of it.
-create or replace function image_sync.register_query()
+-- rights of its reader: a reader has none. So the query names tables and calls nothing of ours. The view of the readers is made of it,
+-- and the pages of the function.
+--   p_records  the rows of public.part_images that are looked at
+create or replace function image_sync.register_query(p_records text default 'public.part_images')
 returns text
 language sql
 immutable
 set search_path = ''
 as $$
-select $query$
+select format($query$
   select distinct on (p.bucket_id, k.look_up_key)
     p.bucket_id,
     k.look_up_key,
@@ -12471,7 +12767,7 @@ select $query$
     p.file_name::text as file_name,
     p.signed_url::text as signed_url,
     p.signed_url_expires_at
-  from public.part_images p
+  from %s p
   cross join lateral (
     -- The expression of part_images_twins_idx, collation and all, so that a page is read from there.
     select
@@ -12482,10 +12778,10 @@ select $query$
         end
       )) collate "C" as look_up_key
   ) as k
-  join (
-    -- image_sync.url_base() of each bucket.
+  -- Row by row, one look by key for each: whatever the statistics say, no other way can be taken, and none reads a bucket twice.
+  cross join lateral (
+    -- image_sync.url_base() of its bucket.
     select
-      s.bucket_id,
       coalesce(
         coalesce(
           s.public_url,
@@ -12501,28 +12797,33 @@ select $query$
             select string_agg(
               case
                 when c.character ~ '[A-Za-z0-9_.!~*''()-]' then c.character
-                else upper(regexp_replace(encode(convert_to(c.character, 'UTF8'), 'hex'), '(..)', '%\1', 'g'))
+                else upper(regexp_replace(encode(convert_to(c.character, 'UTF8'), 'hex'), '(..)', '%%\1', 'g'))
               end, '' order by c.place)
             from regexp_split_to_table(s.bucket_id, '') with ordinality as c (character, place)
           )
         end
         || '/', '') as url_base
     from image_sync.settings s
+    where s.bucket_id = p.bucket_id
+    limit 1
   ) as base
-    on base.bucket_id = p.bucket_id
-  join (
-    -- The files of image_sync.objects; the columns that Storage may lack are found as they are there.
-    select s.bucket_id, s.name, s.metadata -> 'size' as bytes
+  cross join lateral (
+    -- The file of image_sync.objects; the columns that Storage may lack are found as they are there. A range and an order that only the
+    -- index of names gives.
+    select s.metadata -> 'size' as bytes
     from (select false as is_delete_marker, null::timestamptz as archived_at) as absent
     cross join lateral (
       select o.bucket_id, o.name, o.metadata, is_delete_marker as is_deleted, archived_at is not null as is_archived
       from storage.objects o
     ) as s
-    where s.is_deleted is not true
+    where s.bucket_id = p.bucket_id
+      and s.name collate "C" >= p.file_name
+      and s.name collate "C" <= p.file_name
+      and s.is_deleted is not true
       and not s.is_archived
+    order by s.name collate "C"
+    limit 1
   ) as file
-    on file.bucket_id = p.bucket_id
-    and file.name collate "C" = p.file_name
   where p.part_number <> ''
     and p.signed_url_expires_at > now()
     and file.bytes is distinct from '0'
@@ -12533,11 +12834,11 @@ select $query$
       or strpos(p.signed_url, '?token=') > 0 and not starts_with('eyJ', left(split_part(p.signed_url, '?token=', 2), 3))
     )
   order by p.bucket_id, k.look_up_key, length(p.part_number), length(p.file_name), p.file_name collate "C" desc
-$query$
+$query$, p_records)
 $$;
 
-comment on function image_sync.register_query() is
-  'The query of the register of every bucket: the one place that says what it shows. The views image_sync.register and public.part_register are made of it.';
+comment on function image_sync.register_query(text) is
+  'The query of the register of every bucket, of all records or of some: the one place that says what it shows. The view public.part_register and the pages of the register are made of it.';
 
 -- Made when this file is applied, and again when storage.objects has gained a column that tells what is no file any more.
 create or replace function image_sync.make_register()
@@ -12546,7 +12847,6 @@ language plpgsql
 set search_path = ''
 as $$
 begin
-  execute 'create or replace view image_sync.register with (security_invoker = on) as ' || image_sync.register_query();
   -- With the rights of its owner, so that a reader needs a right to this view and to nothing behind it; and nothing that a reader says
   -- of its rows is asked before they are chosen.
   execute format(
@@ -12573,17 +12873,9 @@ end;
 $$;
 
 comment on function image_sync.make_register() is
-  'Makes the views image_sync.register and public.part_register, or makes them anew. Only their owner can.';
+  'Makes the view public.part_register, or makes it anew. Only its owner can.';
 
 select image_sync.make_register();
-
-comment on view image_sync.register is 'What the register of each bucket shows: one row for each part, with a URL that works. Walk it by (bucket_id, look_up_key): part_images_twins_idx serves that.';
-comment on column image_sync.register.bucket_id is 'The bucket.';
-comment on column image_sync.register.look_up_key is 'What the rows of one part have in common, as in image_sync.records, in byte order.';
-comment on column image_sync.register.part_number is 'The part.';
-comment on column image_sync.register.file_name is 'The file that is shown of it.';
-comment on column image_sync.register.signed_url is 'A URL that shows the image without a key until signed_url_expires_at.';
-comment on column image_sync.register.signed_url_expires_at is 'When signed_url stops working.';
 
 comment on view public.part_register is 'For the spreadsheet: one row for each part of one bucket, with a URL that works. The bucket is that of the reader, for a role that image-sync reader add made; for anybody else the one whose settings say register. Which file is shown of several: image_sync.register_query().';
 comment on column public.part_register.part_number is 'The part.';
@@ -12592,7 +12884,7 @@ comment on column public.part_register.signed_url is 'A URL that shows the image
 comment on column public.part_register.signed_url_expires_at is 'When signed_url stops working.';
 
 revoke all on public.part_register from public, anon, authenticated, service_role;
-grant select on public.part_register, image_sync.register to service_role;
+grant select on public.part_register to service_role;
 
 -- The bucket that a request of the register means: the one that it names, else that of public.part_register. Null: it has no settings.
 create or replace function image_sync.register_bucket(p_bucket text)
@@ -12625,48 +12917,82 @@ $$;
 
 comment on function image_sync.unknown_register(text) is 'The problem unknown_bucket of a register.';
 
+-- A page of the register: shown, what the next records show, and those, whether they show anything or not. They bound it, and they are
+-- read in the order of their index before anything else is looked at: so a page costs the same at the end of a million parts,
+-- and where nobody has counted them yet.
+--   $1  the bucket, $2 the key behind which it begins, $3 the key before which it ends, both with their bucket, $4 how many records
+create or replace function image_sync.register_page_query()
+returns text
+language sql
+stable
+set search_path = ''
+as $$
+select format($query$
+  with records as materialized (
+    select r.bucket_id, r.look_up_key, r.part_number, r.file_name, r.signed_url, r.usable_until as signed_url_expires_at
+    from image_sync.records r
+    where r.bucket_id = $1
+      and r.look_up_key collate "C" > $2
+      and r.look_up_key collate "C" < $3
+    order by r.look_up_key collate "C"
+    limit $4
+  ), shown as (%s)
+$query$, image_sync.register_query('records'))
+$$;
+
+comment on function image_sync.register_page_query() is
+  'The beginning of a query of a page of the register: shown, and records, as many as $4 of the bucket $1 between the keys $2 and $3, of which it is made.';
+
 -- What a page of the register holds, without the page: to tell whether anything has changed, and where the next page begins.
---   p_after  the key of the last row before it, without its bucket
--- Returns {"bucket_id", "rows", "tag": another one for other rows, "last": the key of its last row where it is full, else null}.
+--   p_after  the key before it, without its bucket
+-- Returns {"bucket_id", "rows": p_limit at most, "tag": another one for other rows, "last": the key up to which was looked, null: to the
+-- end}. Of records that show nothing a page passes over 20,000 at most: it may be short, or empty, although more follow.
 create or replace function public.image_sync_register_tag(p_bucket text default null, p_after text default '', p_limit integer default 20000)
 returns jsonb
 language plpgsql
 stable
 set search_path = ''
 set lock_timeout = '1s'
--- In the order of the index of keys, whatever the statistics say: a page costs the same at the end of a million parts.
 set enable_seqscan = 'off'
 set enable_bitmapscan = 'off'
 set enable_sort = 'off'
-set enable_hashjoin = 'off'
-set enable_mergejoin = 'off'
 as $$
 declare
   v_bucket constant text := image_sync.register_bucket(p_bucket);
   v_limit constant integer := least(greatest(coalesce(p_limit, 20000), 1), 20000);
+  v_records constant integer := greatest(v_limit, 5000);
+  v_page record;
 begin
   if v_bucket is null then
     return image_sync.unknown_register(p_bucket);
   end if;
-  return (
-    select jsonb_build_object(
-      'bucket_id', v_bucket,
-      'rows', count(*),
-      'tag', md5(concat_ws(' ', count(*), bit_xor(page.hash), sum(page.hash))),
-      'last', case when count(*) = v_limit then substr(max(page.look_up_key), length(v_bucket) + 2) end
-    )
+  execute image_sync.register_page_query() || $query$
+    select
+      count(*) as rows,
+      md5(concat_ws(' ', count(*), bit_xor(page.hash), sum(page.hash))) as tag,
+      max(page.look_up_key) as last_key,
+      (
+        select max(r.look_up_key collate "C")
+        from records r
+        having count(*) = $4
+      ) as last_record
     from (
       select
-        r.look_up_key,
-        hashtextextended(concat_ws(chr(31), r.part_number, r.file_name, r.signed_url, extract(epoch from r.signed_url_expires_at)), 0) as hash
-      from image_sync.register r
-      where r.bucket_id = v_bucket
-        and r.look_up_key > v_bucket || '/' || coalesce(p_after, '')
-        -- What follows the slash is a zero.
-        and r.look_up_key < v_bucket || '0'
-      order by r.look_up_key
-      limit v_limit
+        s.look_up_key,
+        hashtextextended(concat_ws(chr(31), s.part_number, s.file_name, s.signed_url, extract(epoch from s.signed_url_expires_at)), 0) as hash
+      from shown s
+      order by s.look_up_key
+      limit $5
     ) as page
+  $query$
+  into v_page
+  -- What follows the slash is a zero.
+  using v_bucket, v_bucket || '/' || coalesce(p_after, ''), v_bucket || '0', v_records, v_limit;
+  return jsonb_build_object(
+    'bucket_id', v_bucket,
+    'rows', v_page.rows,
+    'tag', v_page.tag,
+    'last', substr(case when v_page.rows = v_limit then v_page.last_key else v_page.last_record end, length(v_bucket) + 2)
   );
 end;
 $$;
@@ -12678,7 +13004,7 @@ comment on function public.image_sync_register_tag(text, text, integer) is
 -- spreadsheet would run begins with an apostrophe, unless p_raw: behind spaces and invisible characters a sign that begins a formula,
 -- of full width too, or a tab or line break.
 --   p_after, p_until  keys as image_sync_register_tag gives them; null: to the end
--- Returns {"csv", "last": the key of its last row where it is full, else null}.
+-- Returns {"csv", "last": the key up to which was looked, null: to the end}.
 create or replace function public.image_sync_register(
   p_bucket text,
   p_after text default '',
@@ -12694,60 +13020,63 @@ set lock_timeout = '1s'
 set enable_seqscan = 'off'
 set enable_bitmapscan = 'off'
 set enable_sort = 'off'
-set enable_hashjoin = 'off'
-set enable_mergejoin = 'off'
 as $$
 declare
-  v_limit constant integer := least(greatest(coalesce(p_limit, 5000), 1), 5000);
-  v_until constant text := case when p_until is null then p_bucket || '0' else p_bucket || '/' || p_until || chr(1) end;
   v_runs constant text := case
     -- Matches nothing.
     when p_raw then '$.'
     else '^([\t\r\n]|[\u0001-\u0020\u007f-\u00a0\u00ad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff]*[=+@\uff1d\uff0b\uff0d\uff20-])'
   end;
+  v_page jsonb;
 begin
-  return (
+  execute image_sync.register_page_query() || $query$
     select jsonb_build_object(
       'csv', coalesce(string_agg(
-        '"' || case when page.part_number ~ v_runs then '''' else '' end || replace(page.part_number, '"', '""')
-        || '","' || case when page.file_name ~ v_runs then '''' else '' end || replace(page.file_name, '"', '""')
-        || '","' || replace(page.signed_url, '"', '""')
-        || '","' || to_char(page.signed_url_expires_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || e'"\r\n',
-        '' order by page.look_up_key
+        '"' || case when s.part_number ~ $5 then '''' else '' end || replace(s.part_number, '"', '""')
+        || '","' || case when s.file_name ~ $5 then '''' else '' end || replace(s.file_name, '"', '""')
+        || '","' || replace(s.signed_url, '"', '""')
+        || '","' || to_char(s.signed_url_expires_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || e'"\r\n',
+        '' order by s.look_up_key
       ), ''),
-      'last', case when count(*) = v_limit then substr(max(page.look_up_key), length(p_bucket) + 2) end
+      'last', (
+        select substr(max(r.look_up_key collate "C"), length($1) + 2)
+        from records r
+        having count(*) = $4
+      )
     )
-    from (
-      select r.look_up_key, r.part_number, r.file_name, r.signed_url, r.signed_url_expires_at
-      from image_sync.register r
-      where r.bucket_id = p_bucket
-        and r.look_up_key > p_bucket || '/' || coalesce(p_after, '')
-        and r.look_up_key < v_until
-      order by r.look_up_key
-      limit v_limit
-    ) as page
-  );
+    from shown s
+  $query$
+  into v_page
+  using
+    p_bucket,
+    p_bucket || '/' || coalesce(p_after, ''),
+    case when p_until is null then p_bucket || '0' else p_bucket || '/' || p_until || chr(1) end,
+    least(greatest(coalesce(p_limit, 5000), 1), 5000),
+    v_runs;
+  return v_page;
 end;
 $$;
 
 comment on function public.image_sync_register(text, text, text, boolean, integer) is
-  'A page of the register of a bucket as lines of CSV, 1 to 5,000 rows behind p_after and not behind p_until: {"csv", "last"}. What a spreadsheet would run begins with an apostrophe, unless p_raw.';
+  'A page of the register of a bucket as lines of CSV, what the next records show, 1 to 5,000 behind p_after and not behind p_until: {"csv", "last"}. What a spreadsheet would run begins with an apostrophe, unless p_raw.';
 
 revoke all on function
-  image_sync.register_query(),
+  image_sync.register_query(text),
   image_sync.make_register(),
   image_sync.register_bucket(text),
-  image_sync.unknown_register(text)
+  image_sync.unknown_register(text),
+  image_sync.register_page_query()
 from public;
 revoke all on function
   public.image_sync_register_tag(text, text, integer),
   public.image_sync_register(text, text, text, boolean, integer)
 from public, anon, authenticated;
 grant execute on function
-  image_sync.register_query(),
+  image_sync.register_query(text),
   image_sync.make_register(),
   image_sync.register_bucket(text),
   image_sync.unknown_register(text),
+  image_sync.register_page_query(),
   public.image_sync_register_tag(text, text, integer),
   public.image_sync_register(text, text, text, boolean, integer)
 to service_role;
@@ -12760,6 +13089,8 @@ revoke all on all tables in schema image_sync from public, anon, authenticated;
 revoke all on all sequences in schema image_sync from public, anon, authenticated;
 revoke all on all functions in schema image_sync from public, anon, authenticated;
 
+-- And nothing that is called from outside compiles its statements, as a server with jit on would, for seconds: each of them is small,
+-- and costs much only where the planner was told that a way is off.
 do $$
 declare
   v_function regprocedure;
@@ -12771,6 +13102,10 @@ begin
       and p.proname like 'image\_sync\_%'
   loop
     execute format('revoke all on function %s from public, anon, authenticated', v_function);
+    execute format('alter function %s set jit = off', v_function);
   end loop;
+  alter function image_sync.run_nightly() set jit = off;
+  alter function image_sync.watchdog() set jit = off;
+  alter function image_sync.prune_history() set jit = off;
 end;
 $$;
