@@ -12,10 +12,9 @@ async function generate(): Promise<string> {
     const catalogue = await readDatabase(stack.dbUrl, readCatalogue);
     // A line an object, so that a change is read as one; what is the rule is left out.
     const objects = catalogue.objects
-      .map((object) => Object.entries(object).filter(([, value]) => value !== null && value !== false))
+      .map((object) => Object.entries(object).filter(([, value]) => value !== null))
       .map((facts) => `    ${JSON.stringify(Object.fromEntries(facts))}`).join(",\n");
-    const head = `  "version": ${JSON.stringify(catalogue.version)},\n  "postgres": ${catalogue.postgres},\n`;
-    return `{\n${head}  "objects": [\n${objects}\n  ]\n}\n`;
+    return `{\n  "version": ${JSON.stringify(catalogue.version)},\n  "objects": [\n${objects}\n  ]\n}\n`;
   } finally {
     await stack.stop();
   }

@@ -1,5 +1,6 @@
 /**
- * Runs a stack for another process: `deno run -A local/serve.ts [options]`.
+ * Runs a stack for another process: `deno run -A local/serve.ts [options]`, on the Postgres of IMAGE_SYNC_POSTGRES=BINDIR where that
+ * is set and no `--postgres` is given.
  *
  * Prints one line of JSON on standard output when the stack is ready, logs on standard error, and runs until
  * SIGTERM, SIGINT or the end of its standard input.
@@ -8,12 +9,13 @@ import { parseArgs } from "node:util";
 import { type StackOptions, startStack } from "./stack.ts";
 
 function readOptions(args: readonly string[]): StackOptions {
+  const server = Deno.env.get("IMAGE_SYNC_POSTGRES") || undefined;
   const { values } = parseArgs({
     args: [...args],
     options: {
       "port": { type: "string", default: "0" },
       "db-port": { type: "string", default: "0" },
-      "postgres": { type: "string" },
+      "postgres": { type: "string", ...(server === undefined ? {} : { default: server }) },
       "no-migrate": { type: "boolean", default: false },
       "no-function": { type: "boolean", default: false },
       "image-transformation": { type: "boolean", default: false },

@@ -15,10 +15,8 @@ const KINDS = [
   "constraint",
   "index",
   "function",
-  "body",
   "view",
   "trigger",
-  "policy",
   "grant",
   "job",
 ] as const;
@@ -27,7 +25,7 @@ const objectSchema = z.strictObject({
   kind: z.enum(KINDS),
   name: z.string(),
   definition: z.string(),
-  is_printed: z.boolean().default(false),
+  query: z.string().nullable().default(null),
   creation: z.string().nullable().default(null),
   correction: z.string().nullable().default(null),
 });
@@ -38,8 +36,6 @@ export type CatalogueObject = z.infer<typeof objectSchema>;
 const catalogueSchema = z.strictObject({
   /** Of the schema; null where there is none. */
   version: z.string().nullable(),
-  /** The major version of Postgres that printed the definitions. */
-  postgres: z.int(),
   objects: z.array(objectSchema),
 });
 export type Catalogue = z.infer<typeof catalogueSchema>;
@@ -56,11 +52,10 @@ export async function readExpected(): Promise<Catalogue> {
 
 /** What a database has; changes nothing in it. */
 export async function readCatalogue(query: QueryDatabase): Promise<Catalogue> {
-  const [facts] = z.array(z.object({ postgres: z.int(), is_there: z.boolean(), has_jobs: z.boolean() }))
+  const [facts] = z.array(z.object({ is_there: z.boolean(), has_jobs: z.boolean() }))
     .parse(
       await query(`
       select
-        current_setting('server_version_num')::integer / 10000 as postgres,
         to_regprocedure('image_sync.schema_version()') is not null as is_there,
         to_regclass('cron.job') is not null as has_jobs`),
     );
@@ -74,7 +69,7 @@ export async function readCatalogue(query: QueryDatabase): Promise<Catalogue> {
   for (const file of files) {
     objects.push(...z.array(objectSchema).parse(await query(await readFile(join(home, file), "utf8"))));
   }
-  return { version: version?.version ?? null, postgres: facts?.postgres ?? 0, objects };
+  return { version: version?.version ?? null, objects };
 }
 
 /** One object that is not as it should be. */
@@ -86,20 +81,28 @@ export type Drift = {
   readonly sql: string | null;
 };
 
-/** What differs, in the order in which it is mended. Both are of one version. */
-export function compareCatalogues(expected: Catalogue, found: Catalogue): Drift[] {
+/**
+ * What differs, in the order in which it is mended. Both are of one version.
+ *
+ * @param query asks the database of `found`, in a transaction: it says whether two queries mean the same
+ */
+export async function compareCatalogues(
+  expected: Catalogue,
+  found: Catalogue,
+  query: QueryDatabase,
+): Promise<Drift[]> {
   const there = new Map(found.objects.map((object) => [keyOf(object), object]));
   const known = new Set(expected.objects.map(keyOf));
   const names = new Set(expected.objects.map(({ kind, name }) => `${kind} ${nameAlone(name)}`));
-  const isComparable = ({ is_printed: isPrinted }: CatalogueObject) =>
-    !isPrinted || expected.postgres === found.postgres;
-  const drifts = expected.objects.flatMap((object): Drift[] => {
+  const drifts: Drift[] = [];
+  for (const object of expected.objects) {
     const { kind, name } = object;
     const other = there.get(keyOf(object));
-    if (other === undefined) return [{ kind, name, state: "missing", sql: object.creation }];
-    if (!isComparable(object) || other.definition === object.definition) return [];
-    return [{ kind, name, state: "changed", sql: object.correction }];
-  });
+    if (other === undefined) drifts.push({ kind, name, state: "missing", sql: object.creation });
+    else if (other.definition !== object.definition || !await isSameQuery(query, object.query, other.query)) {
+      drifts.push({ kind, name, state: "changed", sql: object.correction });
+    }
+  }
   const unexpected = found.objects.filter((object) => !known.has(keyOf(object))).flatMap(
     ({ kind, name }): Drift[] => {
       const sql = removalOf(kind, name);
@@ -111,18 +114,17 @@ export function compareCatalogues(expected: Catalogue, found: Catalogue): Drift[
     },
   );
   const all = [...drifts, ...unexpected];
-  // What is gone, or has to go, is said once: not again for its body, default and grants, which come with it.
+  // What is gone, or has to go, is said once: not again for its default and grants, which come with it.
   const whole = new Set(
     all.filter(({ kind, state }) => ["function", "view", "column"].includes(kind) && state !== "changed").map(
       keyOf,
     ),
   );
-  const isSaid = ({ kind, name }: Drift) =>
-    kind === "body" || kind === "grant"
-      ? ["function", "view"].some((of) =>
-        whole.has(`${of} ${/ on (?:function|table) (.*) to /.exec(name)?.[1] ?? name}`)
-      )
-      : kind === "default" && whole.has(`column ${name}`);
+  const isSaid = ({ kind, name }: Drift) => {
+    const target = / on (?:function|table) (.*) to /.exec(name)?.[1] ?? name;
+    if (kind === "grant") return whole.has(`function ${target}`) || whole.has(`view ${target}`);
+    return kind === "default" && whole.has(`column ${name}`);
+  };
   return all
     .filter((drift) => !isSaid(drift))
     .toSorted((one, other) => KINDS.indexOf(one.kind) - KINDS.indexOf(other.kind));
@@ -131,16 +133,15 @@ export function compareCatalogues(expected: Catalogue, found: Catalogue): Drift[
 /** The SQL that mends what differs: what is missing of the tables first, then the set of functions, views and grants, then the rest. */
 export async function mendingSql(drifts: readonly Drift[]): Promise<string> {
   const isBefore = ({ kind }: Drift) => KINDS.indexOf(kind) < KINDS.indexOf("function");
+  const isOfSet = ({ kind }: Drift) => kind === "function" || kind === "view";
   const sqlOf = (some: readonly Drift[]) => some.flatMap(({ sql }) => sql === null ? [] : [sql]);
-  const set = drifts.some(({ sql, kind }) => sql === null || kind === "function" || kind === "view")
-    ? setOf(await readSchema())
-    : [];
+  const set = drifts.some((drift) => drift.sql === null || isOfSet(drift)) ? setOf(await readSchema()) : [];
   const statements = [
     ...sqlOf(drifts.filter(isBefore)),
     // What is in the way goes before it comes anew.
-    ...sqlOf(drifts.filter((drift) => drift.kind === "function" && drift.state === "unexpected")),
+    ...sqlOf(drifts.filter(isOfSet)),
     ...set,
-    ...sqlOf(drifts.filter((drift) => !isBefore(drift) && drift.kind !== "function")),
+    ...sqlOf(drifts.filter((drift) => !isBefore(drift) && !isOfSet(drift))),
   ];
   return `-- Brings what differs back to what image-sync ${VERSION} installs: all of it, or nothing where a line fails.
 -- One statement, because that is what "supabase db query" takes.
@@ -149,9 +150,47 @@ begin
 execute $image_sync_sql$
 ${statements.join("\n\n")}
 $image_sync_sql$;
+-- What readers had been granted of a view that was made anew.
+execute coalesce(current_setting('image_sync.grants', true), '');
 end;
 $image_sync_mend$;
 `;
+}
+
+// A string, a cast, or a name without what qualifies it.
+const WORD =
+  /'(?:[^']|'')*'|::(?:time(?:stamp)? with(?:out)? time zone|character varying|double precision|\w+)|(?:"[^"]*"|\w+)(?![\w.])/g;
+
+/**
+ * Whether two queries mean the same to the server, whichever ones have printed them: both have the same words but for casts, optional
+ * ones and qualifiers, and the server would execute both in the same way. Their words alone would not tell "a and (b or c)" from
+ * "(a and b) or c", the way alone not "limit 1" from "limit 2".
+ */
+async function isSameQuery(
+  query: QueryDatabase,
+  expected: string | null,
+  found: string | null,
+): Promise<boolean> {
+  if (expected === found) return true;
+  if (expected === null || found === null || wordsOf(expected) !== wordsOf(found)) return false;
+  // Older releases of Storage lack these columns, and our views give them a value then.
+  const meant = expected.replaceAll(/\w+\.(is_delete_marker|archived_at)\b/g, "$1");
+  const plan = await planOf(query, meant);
+  return plan !== undefined && plan === await planOf(query, found);
+}
+
+function wordsOf(text: string): string {
+  const words = (text.match(WORD) ?? []).filter((word) => !word.startsWith("::"))
+    .map((word) => word.startsWith("'") ? word : word.replaceAll('"', "").toLowerCase());
+  return words.filter((word) => word !== "as").join(" ");
+}
+
+/** How the server would execute a query; undefined where it cannot. */
+async function planOf(query: QueryDatabase, text: string): Promise<string | undefined> {
+  await query("savepoint before_plan");
+  const plan = await query(`explain (verbose, costs off) ${text}`).catch(() => undefined);
+  await query("rollback to savepoint before_plan");
+  return plan === undefined ? undefined : JSON.stringify(plan);
 }
 
 function keyOf({ kind, name }: Pick<CatalogueObject, "kind" | "name">): string {

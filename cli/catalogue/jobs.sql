@@ -3,7 +3,7 @@ select
   'job' as kind,
   'select ' || c.calls as name,
   '' as definition,
-  false as is_printed,
+  null as query,
   format('select cron.unschedule(j.jobid) from cron.job j where j.jobname = %1$L; select cron.schedule(%1$L, %2$L, %3$L);', min(j.jobname), min(j.schedule), 'select ' || c.calls)
     as creation,
   null as correction

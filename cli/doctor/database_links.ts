@@ -24,7 +24,7 @@ export type DatabaseOptions = {
 
 const CATALOGUE = "catalogue";
 const SHOWN = 20;
-const KIND_WORDS: Partial<Record<Drift["kind"], string>> = { body: "function", default: "column" };
+const KIND_WORDS: Partial<Record<Drift["kind"], string>> = { default: "column" };
 
 /** Reads the database; changes nothing in it. */
 export async function databaseLinks(options: DatabaseOptions): Promise<Link[]> {
@@ -83,7 +83,7 @@ async function catalogueLink(query: QueryDatabase, { sqlFile }: DatabaseOptions)
       `the schema is of version ${found.version}, and this command knows ${expected.version} alone`,
     );
   }
-  const drift = compareCatalogues(expected, found);
+  const drift = await compareCatalogues(expected, found, query);
   if (drift.length === 0) {
     return { ...link, state: "fine", found: `${expected.objects.length} objects are as they were installed` };
   }

@@ -1,4 +1,6 @@
 /** A server whose database has what the platform supplies and what the project's migrations make of it. */
+import { createHash } from "node:crypto";
+import { join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { withDatabase } from "./database.ts";
 import { migrate } from "./migrate.ts";
@@ -20,13 +22,30 @@ const projectDirectory = fileURLToPath(new URL("../..", import.meta.url));
  * @throws {Error} as `startPostgres` and `migrate` do; nothing is left running then.
  */
 export async function startPrepared(options: PreparedOptions): Promise<PostgresServer> {
-  // The real pg_cron, which a server of somebody's choosing may have, writes the server's port into its jobs.
-  if (options.postgresBin !== undefined) return await prepare(options);
   const template = await findTemplate({
-    name: options.migrated ? "migrated" : "platform",
+    name: `${options.migrated ? "migrated" : "platform"}${await nameOf(options.postgresBin)}`,
     make: async (directory) => await (await prepare(options)).leave(directory),
   });
-  return await startPostgres({ ...options, template });
+  const server = await startPostgres({ ...options, template });
+  try {
+    // The real pg_cron writes the server's port into its jobs: here it is that of the server that made the template.
+    if (server.hasCron) {
+      const moved = { text: "update cron.job set nodeport = $1", values: [server.port] };
+      await withDatabase(server.url(superuser), (sql) => sql.query(moved));
+    }
+    return server;
+  } catch (error) {
+    await server.stop();
+    throw error;
+  }
+}
+
+// Another release of it, or the same elsewhere with other extensions, is another server.
+async function nameOf(postgresBin: string | undefined): Promise<string> {
+  if (postgresBin === undefined) return "";
+  const info = await Deno.stat(join(postgresBin, "postgres")).catch(() => undefined);
+  const facts = `${resolve(postgresBin)} ${info?.size} ${info?.mtime?.getTime()}`;
+  return `-${createHash("sha256").update(facts).digest("hex").slice(0, 8)}`;
 }
 
 async function prepare(options: PreparedOptions): Promise<PostgresServer> {

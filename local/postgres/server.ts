@@ -174,6 +174,8 @@ function serverSettings(hasCron: boolean, { port, durable }: PostgresOptions): s
 
 async function cronIsInstalled(binaries: PostgresBinaries): Promise<boolean> {
   const config = join(binaries.directory, "pg_config");
+  // What npm installs has none.
+  if (!await Deno.stat(config).then((info) => info.isFile, () => false)) return false;
   const { success, said } = await run(config, ["--pkglibdir"]);
   if (!success) return false;
   const library = join(said, "pg_cron.so");
