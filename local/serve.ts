@@ -1,6 +1,6 @@
 /**
  * Runs a stack for another process: `deno run -A local/serve.ts [options]`, on the Postgres of IMAGE_SYNC_POSTGRES=BINDIR where that
- * is set and no `--postgres` is given.
+ * is set and no `--postgres` is given: in that one the stand-in runs the jobs, which tests can make due.
  *
  * Prints one line of JSON on standard output when the stack is ready, logs on standard error, and runs until
  * SIGTERM, SIGINT or the end of its standard input.
@@ -9,13 +9,12 @@ import { parseArgs } from "node:util";
 import { type StackOptions, startStack } from "./stack.ts";
 
 function readOptions(args: readonly string[]): StackOptions {
-  const server = Deno.env.get("IMAGE_SYNC_POSTGRES") || undefined;
   const { values } = parseArgs({
     args: [...args],
     options: {
       "port": { type: "string", default: "0" },
       "db-port": { type: "string", default: "0" },
-      "postgres": { type: "string", ...(server === undefined ? {} : { default: server }) },
+      "postgres": { type: "string" },
       "no-migrate": { type: "boolean", default: false },
       "no-function": { type: "boolean", default: false },
       "image-transformation": { type: "boolean", default: false },
@@ -28,10 +27,12 @@ function readOptions(args: readonly string[]): StackOptions {
       "quiet": { type: "boolean", default: false },
     },
   });
+  const postgres = values.postgres ?? (Deno.env.get("IMAGE_SYNC_POSTGRES") || undefined);
   return {
     port: readPort("--port", values.port),
     dbPort: readPort("--db-port", values["db-port"]),
-    ...(values.postgres === undefined ? {} : { postgresBin: values.postgres }),
+    ...(postgres === undefined ? {} : { postgresBin: postgres }),
+    realCron: values.postgres !== undefined,
     migrate: !values["no-migrate"],
     withFunction: !values["no-function"],
     imageTransformation: values["image-transformation"],

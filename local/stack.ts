@@ -27,6 +27,8 @@ export type StackOptions = {
   readonly dbPort?: number;
   /** Directory with `initdb` and `postgres`; default: the Postgres that npm installed. With pg_cron there, the real one runs the jobs. */
   readonly postgresBin?: string;
+  /** Let the real pg_cron run the jobs where the server has it. Default true. */
+  readonly realCron?: boolean;
   /** Apply `supabase/migrations`. Default true. */
   readonly migrate?: boolean;
   /** Run the Edge Function. Default true. */
@@ -112,6 +114,7 @@ async function start(options: StackOptions, onStop: OnStop, stop: () => Promise<
     port: ports.database,
     durable: options.fast !== true,
     migrated: options.migrate !== false,
+    realCron: options.realCron !== false,
     log,
     ...(options.postgresBin === undefined ? {} : { postgresBin: options.postgresBin }),
   });

@@ -23,7 +23,7 @@ const projectDirectory = fileURLToPath(new URL("../..", import.meta.url));
  */
 export async function startPrepared(options: PreparedOptions): Promise<PostgresServer> {
   const template = await findTemplate({
-    name: `${options.migrated ? "migrated" : "platform"}${await nameOf(options.postgresBin)}`,
+    name: `${options.migrated ? "migrated" : "platform"}${await nameOf(options)}`,
     make: async (directory) => await (await prepare(options)).leave(directory),
   });
   const server = await startPostgres({ ...options, template });
@@ -41,10 +41,10 @@ export async function startPrepared(options: PreparedOptions): Promise<PostgresS
 }
 
 // Another release of it, or the same elsewhere with other extensions, is another server.
-async function nameOf(postgresBin: string | undefined): Promise<string> {
+async function nameOf({ postgresBin, realCron }: PreparedOptions): Promise<string> {
   if (postgresBin === undefined) return "";
   const info = await Deno.stat(join(postgresBin, "postgres")).catch(() => undefined);
-  const facts = `${resolve(postgresBin)} ${info?.size} ${info?.mtime?.getTime()}`;
+  const facts = `${resolve(postgresBin)} ${info?.size} ${info?.mtime?.getTime()} ${realCron}`;
   return `-${createHash("sha256").update(facts).digest("hex").slice(0, 8)}`;
 }
 

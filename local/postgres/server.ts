@@ -10,6 +10,8 @@ export type PostgresOptions = {
   readonly port: number;
   /** Directory with `initdb` and `postgres`; default: the programs that npm installed. */
   readonly postgresBin?: string;
+  /** Load pg_cron where the server has it. */
+  readonly realCron: boolean;
   /** Trade crash safety of the machine for speed: what is written survives a crash of Postgres, not of the operating system. */
   readonly durable: boolean;
   /** A data directory to begin with a copy of; default: a new cluster. */
@@ -51,7 +53,7 @@ export function databaseUrl(port: number, role: string): string {
  */
 export async function startPostgres(options: PostgresOptions): Promise<PostgresServer> {
   const binaries = await findPostgres(options.postgresBin);
-  const hasCron = options.postgresBin !== undefined && await cronIsInstalled(binaries);
+  const hasCron = options.realCron && options.postgresBin !== undefined && await cronIsInstalled(binaries);
   const directory = await makeTemporary("postgres-data", binaries.account);
   const data = join(directory, "data");
   try {
