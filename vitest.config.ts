@@ -1,5 +1,6 @@
 import "./local/surroundings.mjs";
 import { configDefaults, defineConfig } from "vitest/config";
+import { isGiven } from "./tests/support/given.ts";
 import { BaseSequencer, type TestSpecification } from "vitest/node";
 
 // Minutes long, and most of that waiting. They begin first: whichever began last would be what all wait for.
@@ -45,7 +46,10 @@ export default defineConfig({
     environment: "node",
     pool: "forks",
     // A Supabase that is given is one for all of them.
-    fileParallelism: process.env["IMAGE_SYNC_TEST_URL"] === undefined,
+    fileParallelism: !isGiven(),
+    ...(isGiven()
+      ? { globalSetup: "tests/support/guard.ts", setupFiles: ["tests/support/refuse_unsafe.ts"] }
+      : {}),
     testTimeout: 30_000,
     hookTimeout: 90_000,
     sequence: { sequencer: LongestFirst },
