@@ -2,7 +2,8 @@
  * The schema, a noun a file (`supabase/schemas/`), and the migrations that are made of it. A line `-- step 1.0.0` begins what is done
  * once, on the way to that version: tables, types, data. A line `-- set` begins what is said anew by every release: functions and
  * views, each with `create or replace`. A migration is the steps since a version, in the order of versions and files, and then the
- * whole set; an upgrade begins with what follows `-- upgrade`, which makes room for the steps.
+ * whole set; an upgrade begins with what follows `-- upgrade`, which makes room for the steps. Where a file says what a first
+ * installation makes of it (`-- fresh`), its steps are for upgrades alone.
  */
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -11,10 +12,10 @@ import { packageRoot } from "../package_root.ts";
 /** A part of a file: what an upgrade begins with, a step on the way to a version, or a part of the set. */
 export type SchemaPart =
   & { readonly file: string; readonly text: string }
-  & ({ readonly kind: "upgrade" | "set" } | { readonly kind: "step"; readonly version: string });
+  & ({ readonly kind: "upgrade" | "fresh" | "set" } | { readonly kind: "step"; readonly version: string });
 
 const home = join(packageRoot, "supabase/schemas");
-const MARK = /^-- (?:step (\d+\.\d+\.\d+)|(set|upgrade))$/;
+const MARK = /^-- (?:step (\d+\.\d+\.\d+)|(set|fresh|upgrade))$/;
 
 /**
  * The parts of the schema, in the order of their files.
@@ -37,14 +38,14 @@ function partsOf(file: string, text: string): SchemaPart[] {
     else if (parts.length > 0) parts.at(-1)?.lines.push(line);
     else {
       throw new Error(
-        `Cannot read ${file}: its first line is none of "-- step VERSION", "-- set" and "-- upgrade"`,
+        `Cannot read ${file}: its first line is none of "-- step VERSION", "-- fresh", "-- set" and "-- upgrade"`,
       );
     }
   }
   return parts.map(({ mark: [, version, kind], lines }): SchemaPart => {
     const part = { file, text: lines.join("\n").trim() };
     if (version !== undefined) return { ...part, kind: "step", version };
-    return { ...part, kind: kind === "upgrade" ? "upgrade" : "set" };
+    return { ...part, kind: kind === "upgrade" || kind === "fresh" ? kind : "set" };
   });
 }
 
@@ -64,19 +65,27 @@ export type Way = { readonly from: string | null; readonly to: string };
 
 /** The migration that goes this way, as it is shipped. */
 export function migrationOf(schema: readonly SchemaPart[], { from, to }: Way): string {
-  const steps = schema.filter((part) => part.kind === "step")
-    .filter(({ version }) => from === null || compareVersions(version, from) > 0)
-    .toSorted((one, other) => compareVersions(one.version, other.version));
+  const fresh = schema.filter(({ kind }) => kind === "fresh");
+  const steps = from === null
+    // What a file makes at once has the place of its first version.
+    ? [...fresh, ...schema.filter(isStep).filter(({ file }) => !fresh.some((part) => part.file === file))]
+    : schema.filter(isStep).filter(({ version }) => compareVersions(version, from) > 0);
+  const ordered = steps.toSorted((one, other) =>
+    compareVersions(versionOf(one), versionOf(other)) || one.file.localeCompare(other.file)
+  );
   const partsOfKind = (wanted: SchemaPart["kind"]) => schema.filter(({ kind }) => kind === wanted);
   const title = from === null ? `image-sync ${to}` : `image-sync ${from} to ${to}`;
   return [
     `-- ${title}: keeps a storage bucket and the table public.part_images in step. Generated from its schema; do not edit.`,
     ...(from === null ? [] : [guard({ from, to })]),
-    ...[...(from === null ? [] : partsOfKind("upgrade")), ...steps, ...partsOfKind("set")].map((part) =>
+    ...[...(from === null ? [] : partsOfKind("upgrade")), ...ordered, ...partsOfKind("set")].map((part) =>
       `-- ${nounOf(part.file)}${part.kind === "step" ? `, ${part.version}` : ""}\n\n${part.text}`
     ),
   ].join("\n\n") + "\n";
 }
+
+const isStep = (part: SchemaPart) => part.kind === "step";
+const versionOf = (part: SchemaPart) => part.kind === "step" ? part.version : "1.0.0";
 
 // The steps of a migration are right behind one version alone.
 function guard({ from, to }: { from: string; to: string }): string {

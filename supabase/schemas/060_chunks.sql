@@ -1,4 +1,4 @@
--- step 1.0.0
+-- fresh
 -- A run's range of keys, the lease on it, and the ledger of what was found and done in it.
 create table image_sync.chunks (
   run_id uuid not null,
@@ -8,56 +8,19 @@ create table image_sync.chunks (
   state text not null,
   attempts integer not null default 0,
   interrupted integer not null default 0,
+  is_stretch boolean not null default false,
   relist_size integer,
   lease_token uuid,
   past_leases uuid[] not null default '{}',
   lease_expires_at timestamptz,
   not_before timestamptz,
   worker_id uuid,
-  listed integer not null default 0,
-  bytes bigint not null default 0,
-  images integer not null default 0,
-  not_images integer not null default 0,
-  excluded integer not null default 0,
-  empty_files integer not null default 0,
-  recorded integer not null default 0,
-  inserted integer not null default 0,
-  moved integer not null default 0,
-  unmoved integer not null default 0,
-  moved_ahead integer not null default 0,
-  collided integer not null default 0,
-  vanished integer not null default 0,
-  missing integer not null default 0,
   to_insert text[] not null default '{}',
   to_insert_ids uuid[] not null default '{}',
   inserted_names text[] not null default '{}',
   moved_names text[] not null default '{}',
   departing text[] not null default '{}',
-  images_signed integer not null default 0,
-  to_sign integer not null default 0,
-  signed integer not null default 0,
-  updated integer not null default 0,
-  withdrawn integer not null default 0,
-  failed integer not null default 0,
-  held integer not null default 0,
-  to_open integer not null default 0,
-  shown integer not null default 0,
-  broken integer not null default 0,
-  orphaned integer not null default 0,
-  removed integer not null default 0,
-  restored integer not null default 0,
-  skipped integer not null default 0,
-  linked integer not null default 0,
-  records integer not null default 0,
-  records_signed integer not null default 0,
-  records_expired integer not null default 0,
-  several_files integer not null default 0,
-  orphans_unsigned integer not null default 0,
-  orphans_expired integer not null default 0,
-  soonest_expiry timestamptz,
-  listing_took interval,
-  storage_calls integer not null default 0,
-  retries integer not null default 0,
+  ledger jsonb not null default '{}',
   facts jsonb not null default '{}',
   problems jsonb not null default '[]',
   error jsonb,
@@ -68,11 +31,21 @@ create table image_sync.chunks (
   constraint chunks_relist_size_check check (relist_size > 0),
   constraint chunks_lease_check check (state <> 'leased' or (lease_token is not null and lease_expires_at is not null)),
   -- No object in two chunks: every range begins where another one ended.
-  constraint chunks_run_id_from_key_key unique (run_id, from_key)
+  constraint chunks_run_id_from_key_key unique (from_key, run_id)
 );
 
--- What is left to claim: a handful of rows in a run of thousands of chunks.
-create index chunks_open_idx on image_sync.chunks (run_id, number) where state in ('pending', 'leased');
+-- Each look of a working run is one at a few rows, however many thousand chunks it has. Plans are made when the table is empty and stay
+-- in their sessions: to such a plan every index that begins with run_id is as good as any other, and leads through all chunks of
+-- the run. So one index alone begins with it, the primary key; and a query that says "run_id is not distinct from" means so: no
+-- index has what it says, and what it is meant for is left.
+-- What is left to claim: a handful of rows.
+create index chunks_open_idx on image_sync.chunks (number) where state in ('pending', 'leased');
+-- The chunk of a lease.
+create index chunks_lease_token_idx on image_sync.chunks (lease_token);
+-- Chunks that were leased more than once: a handful.
+create index chunks_past_leases_idx on image_sync.chunks (number) where past_leases <> '{}';
+-- The last chunks that were signed, newest first: an order that only this index gives.
+create index chunks_closed_idx on image_sync.chunks (run_id, closed_at desc nulls first) where ledger ? 'to_sign';
 
 comment on table image_sync.chunks is 'A run''s range of keys with its lease and its ledger. Balanced: listed = images + not_images, images = recorded + inserted + moved + unmoved + collided + vanished + missing and, once done, to_sign = signed + withdrawn + failed + held and to_open = shown + broken.';
 comment on column image_sync.chunks.run_id is 'The run that the chunk belongs to.';
@@ -82,57 +55,22 @@ comment on column image_sync.chunks.to_key is 'The range ends with this key, inc
 comment on column image_sync.chunks.state is 'pending, leased, done, or dead after too many attempts.';
 comment on column image_sync.chunks.attempts is 'How many attempts have failed: reported by a worker, or ended by an expired lease.';
 comment on column image_sync.chunks.interrupted is 'Those of the attempts that the database ended (a lock, the statement timeout): they do not make the chunk dead.';
+comment on column image_sync.chunks.is_stretch is 'Many chunks in one that has still to be listed: its worker goes over them without the run''s lock.';
 comment on column image_sync.chunks.relist_size is 'Still to be listed, at most so many names of it at once; what is beyond them becomes a chunk of its own. Null: it is listed.';
 comment on column image_sync.chunks.lease_token is 'The token of the present or last lease; closing with another one changes nothing.';
 comment on column image_sync.chunks.past_leases is 'Tokens of the leases that were taken over or released: none of them leases anything again.';
 comment on column image_sync.chunks.lease_expires_at is 'From then on another worker may take the chunk over.';
 comment on column image_sync.chunks.not_before is 'A pending chunk is not leased again before this time.';
 comment on column image_sync.chunks.worker_id is 'The invocation that leased or walked the chunk last.';
-comment on column image_sync.chunks.listed is 'Objects in the range when it was listed.';
-comment on column image_sync.chunks.bytes is 'Size of those objects in bytes.';
-comment on column image_sync.chunks.images is 'Objects whose extension makes them images, but for those excluded by name and those that are empty.';
-comment on column image_sync.chunks.not_images is 'All other objects: of another extension, excluded by name, or empty.';
-comment on column image_sync.chunks.excluded is 'Those of the other objects whose name matches a pattern of settings.exclude.';
-comment on column image_sync.chunks.empty_files is 'Those of the other objects that have an image''s extension and a size of 0: they show nothing.';
-comment on column image_sync.chunks.recorded is 'Images that had a record already.';
-comment on column image_sync.chunks.inserted is 'Images whose record this chunk inserted.';
-comment on column image_sync.chunks.moved is 'Images whose record had another name, or was another bucket''s, and came along with its file. In a run that only reads: would come along.';
-comment on column image_sync.chunks.moved_ahead is 'Records that made room for others here and went to where their own files lie, in a chunk behind this one: there they are recorded, in the run''s totals they are moved.';
-comment on column image_sync.chunks.unmoved is 'Images whose record could not come along: somebody else held it, or the table refused. Each is named in problems.';
-comment on column image_sync.chunks.collided is 'Images whose record the table refuses: a unique value is taken by another record, or a constraint or trigger of its owner says no. In a run that only reads: images without a record whose part number is taken and has to be unique.';
-comment on column image_sync.chunks.vanished is 'Images that were deleted between listing and inserting.';
-comment on column image_sync.chunks.missing is 'Images without a record. In a sync those of to_insert, once the chunk is closed those that somebody else held; in a run that only reads those that it found.';
 comment on column image_sync.chunks.to_insert is 'Images whose record is inserted when the chunk is closed, together with its URL, or without one where an attempt fails.';
 comment on column image_sync.chunks.inserted_names is 'Images whose record was inserted when the chunk was listed, until it is closed: so that a chunk that is listed again counts them as inserted.';
 comment on column image_sync.chunks.to_insert_ids is 'The ids of the objects of to_insert, in the same order.';
 comment on column image_sync.chunks.moved_names is 'Images whose record came along when the chunk was listed, until it is closed: so that a chunk that is listed again counts them as moved.';
 comment on column image_sync.chunks.departing is 'Records of the range whose file lies elsewhere by now and that will follow it: they are counted there, not here.';
-comment on column image_sync.chunks.images_signed is 'Images whose record has a URL that works, when the chunk was closed.';
-comment on column image_sync.chunks.to_sign is 'Images and records with an object that needed a URL when the chunk was listed.';
-comment on column image_sync.chunks.signed is 'Records that were given a new URL, those that were inserted with it included.';
-comment on column image_sync.chunks.updated is 'Records among them that were there before: rows that were written beside those inserted.';
-comment on column image_sync.chunks.withdrawn is 'Records whose object was deleted between listing and signing: orphaned from then on.';
-comment on column image_sync.chunks.failed is 'Records whose URL could not be made.';
-comment on column image_sync.chunks.held is 'Records whose URL was made and that somebody else held locked: left as they are, named, done by the next run.';
-comment on column image_sync.chunks.to_open is 'Files whose URL a verify has to open.';
-comment on column image_sync.chunks.shown is 'Those whose URL showed an image.';
-comment on column image_sync.chunks.broken is 'Those whose URL did not: counted by reason in facts, named in problems, up to 20 of each.';
-comment on column image_sync.chunks.orphaned is 'Records in the range without an object.';
-comment on column image_sync.chunks.removed is 'Records that an applied cleanup moved to the archive.';
-comment on column image_sync.chunks.restored is 'Records that a restore brought back.';
-comment on column image_sync.chunks.skipped is 'Records of the list that were left as they are, each named with its reason in problems.';
-comment on column image_sync.chunks.linked is 'Records that learned which object they are of.';
-comment on column image_sync.chunks.records is 'Records in the range.';
-comment on column image_sync.chunks.records_signed is 'Records in the range with a URL, when the chunk was closed.';
-comment on column image_sync.chunks.records_expired is 'Records in the range whose URL has expired, or whose expiry is unknown, when the chunk was closed.';
-comment on column image_sync.chunks.several_files is 'Part numbers with several files, counted in the chunk of the first of them.';
-comment on column image_sync.chunks.orphans_unsigned is 'Orphaned records without a URL: nothing can sign those.';
-comment on column image_sync.chunks.orphans_expired is 'Orphaned records whose URL has expired.';
-comment on column image_sync.chunks.soonest_expiry is 'The earliest expiry of a URL in the range that still works.';
-comment on column image_sync.chunks.listing_took is 'How long listing took, with what was inserted then.';
-comment on column image_sync.chunks.storage_calls is 'Requests made to the Storage API for the chunk, retries included.';
-comment on column image_sync.chunks.retries is 'Requests to any service that had to be repeated while the chunk was worked on.';
-comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, samples, and for a dry run the orphaned records'' names.';
+comment on column image_sync.chunks.ledger is 'What was counted in the range, by name; what is zero is left out.
+Found: listed, bytes, images, not_images (of these excluded, empty_files), recorded, missing, moved, unmoved, moved_ahead, orphaned, several_files; records, records_signed, records_expired, images_signed, orphans_unsigned, orphans_expired.
+Done: to_sign = signed + withdrawn + failed + held, inserted, updated, linked, collided, vanished; to_open = shown + broken (of these rejected); removed, restored, skipped; storage_calls, retries, listing_ms.';
+comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, the soonest of those days, samples, and for a dry run the orphaned records'' names.';
 comment on column image_sync.chunks.problems is 'Items that failed or were skipped: name, code, detail.';
 comment on column image_sync.chunks.error is 'The last failure of the chunk as a whole.';
 comment on column image_sync.chunks.closed_at is 'When the chunk became done or dead.';
@@ -141,32 +79,15 @@ alter table image_sync.chunks enable row level security;
 grant select, insert, update, delete on image_sync.chunks to service_role;
 
 -- step 1.1.0
--- Each look of a working run is one at a few rows, however many thousand chunks it has. Plans are made when the table is empty and stay
--- in their sessions: to such a plan every index that begins with run_id is as good as any other, and leads through all chunks of
--- the run. So one index alone begins with it, the primary key; and a query that says "run_id is not distinct from" means so: no
--- index has what it says, and what it is meant for is left.
 alter table image_sync.chunks
   drop constraint chunks_run_id_from_key_key,
-  -- No object in two chunks: every range begins where another one ended.
-  add constraint chunks_run_id_from_key_key unique (from_key, run_id);
-
--- What is left to claim: a handful of rows.
+  add constraint chunks_run_id_from_key_key unique (from_key, run_id),
+  add column is_stretch boolean not null default false;
+comment on column image_sync.chunks.is_stretch is 'Many chunks in one that has still to be listed: its worker goes over them without the run''s lock.';
 drop index image_sync.chunks_open_idx;
 create index chunks_open_idx on image_sync.chunks (number) where state in ('pending', 'leased');
--- The chunk of a lease.
-comment on column image_sync.chunks.moved_ahead is 'Records that made room for others here and went to where their own files lie, in a chunk that has still to be listed: there they are recorded, in the run''s totals they are moved.';
 create index chunks_lease_token_idx on image_sync.chunks (lease_token);
--- Chunks that were leased more than once: a handful.
 create index chunks_past_leases_idx on image_sync.chunks (number) where past_leases <> '{}';
--- The last chunks that were signed, newest first: an order that only this index gives.
-create index chunks_closed_idx on image_sync.chunks (run_id, closed_at desc nulls first) where to_sign > 0;
-
-comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, samples, and for a dry run the orphaned records'' names.';
-
-comment on column image_sync.chunks.withdrawn is 'Names to sign whose object was deleted or moved between listing and signing: they need no URL any more. Their records, where they have one, count as orphaned if their file is gone.';
-
-alter table image_sync.chunks add column is_stretch boolean not null default false;
-comment on column image_sync.chunks.is_stretch is 'Many chunks in one that has still to be listed: its worker goes over them without the run''s lock.';
 
 -- step 2.0.0
 -- Counters stand in one ledger, by name: a new one has no second place. Those that are zero are left out.
@@ -183,46 +104,13 @@ set
 alter table image_sync.chunks
   alter column ledger set default '{}',
   alter column ledger set not null,
-  drop column listed,
-  drop column bytes,
-  drop column images,
-  drop column not_images,
-  drop column excluded,
-  drop column empty_files,
-  drop column recorded,
-  drop column inserted,
-  drop column moved,
-  drop column unmoved,
-  drop column moved_ahead,
-  drop column collided,
-  drop column vanished,
-  drop column missing,
-  drop column images_signed,
-  drop column to_sign,
-  drop column signed,
-  drop column updated,
-  drop column withdrawn,
-  drop column failed,
-  drop column held,
-  drop column to_open,
-  drop column shown,
-  drop column broken,
-  drop column orphaned,
-  drop column removed,
-  drop column restored,
-  drop column skipped,
-  drop column linked,
-  drop column records,
-  drop column records_signed,
-  drop column records_expired,
-  drop column several_files,
-  drop column orphans_unsigned,
-  drop column orphans_expired,
-  drop column storage_calls,
-  drop column retries,
-  drop column soonest_expiry,
-  drop column listing_took;
--- The last chunks that were signed, newest first: an order that only this index gives.
+  drop column listed, drop column bytes, drop column images, drop column not_images, drop column excluded, drop column empty_files,
+  drop column recorded, drop column inserted, drop column moved, drop column unmoved, drop column moved_ahead, drop column collided,
+  drop column vanished, drop column missing, drop column images_signed, drop column to_sign, drop column signed, drop column
+  updated, drop column withdrawn, drop column failed, drop column held, drop column to_open, drop column shown, drop column broken,
+  drop column orphaned, drop column removed, drop column restored, drop column skipped, drop column linked, drop column records,
+  drop column records_signed, drop column records_expired, drop column several_files, drop column orphans_unsigned, drop column
+  orphans_expired, drop column storage_calls, drop column retries, drop column soonest_expiry, drop column listing_took;
 create index chunks_closed_idx on image_sync.chunks (run_id, closed_at desc nulls first) where ledger ? 'to_sign';
 
 comment on column image_sync.chunks.ledger is 'What was counted in the range, by name; what is zero is left out.
