@@ -123,7 +123,7 @@ select
   format('alter table public.part_images alter column %1$I type %2$s using %1$I::%2$s;', a.attname, format_type(a.atttypid, null))
 from pg_catalog.pg_attribute a
 where a.attrelid = to_regclass('public.part_images')
-  and a.attname in ('id', 'part_number', 'file_name', 'signed_url', 'bucket_id', 'object_id', 'signed_url_expires_at')
+  and a.attname in ('id', 'part_number', 'file_name', 'signed_url', 'bucket_id', 'object_id', 'object_name', 'signed_url_expires_at')
 union all
 select
   'type',

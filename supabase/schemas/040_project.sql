@@ -108,6 +108,20 @@ $$;
 comment on function image_sync.url_base(image_sync.settings) is
   'What every signed URL of the bucket begins with; empty, so that every text begins with it, where no address is known.';
 
+-- Whether a URL is that of a file below an address, and not of another one. The common names are the same in a URL: few are encoded.
+create or replace function image_sync.is_url_of(p_url text, p_url_base text, p_name text)
+returns boolean
+language sql
+immutable
+as $$
+  select p_url_base = ''
+    or starts_with(p_url, p_url_base || p_name || '?')
+    or p_name ~ '[^A-Za-z0-9_./-]' and starts_with(p_url, p_url_base || replace(image_sync.encode_uri_component(p_name), '%2F', '/') || '?')
+$$;
+
+comment on function image_sync.is_url_of(text, text, text) is
+  'Whether a signed URL begins with what image_sync.url_base gave and is of this object; true where no address is known. Inlined.';
+
 -- Written only where it differs, so that a thousand isolates cost a look each.
 create or replace function public.image_sync_announce(p_url text, p_version text)
 returns jsonb
@@ -147,6 +161,7 @@ revoke all on function
   image_sync.schema_version(),
   image_sync.function_fits(),
   image_sync.encode_uri_component(text),
+  image_sync.is_url_of(text, text, text),
   image_sync.url_base(image_sync.settings)
 from public;
 revoke all on function public.image_sync_announce(text, text) from public, anon, authenticated;
@@ -154,6 +169,7 @@ grant execute on function
   image_sync.schema_version(),
   image_sync.function_fits(),
   image_sync.encode_uri_component(text),
+  image_sync.is_url_of(text, text, text),
   image_sync.url_base(image_sync.settings),
   public.image_sync_announce(text, text)
 to service_role;

@@ -131,7 +131,7 @@ comment on view image_sync.records is 'The rows of public.part_images with the s
 comment on column image_sync.records.bucket_id is 'The bucket.';
 comment on column image_sync.records.file_name is 'The object that the record is of.';
 comment on column image_sync.records.part_number is 'The file name without folders and extension, or what the record''s owner made of it.';
-comment on column image_sync.records.signed_url is 'The URL. Whether it is one of this project''s: starts_with(signed_url, image_sync.url_base(...)).';
+comment on column image_sync.records.signed_url is 'The URL. Whether it is that of the file, of this project: image_sync.is_url_of(signed_url, image_sync.url_base(...), file_name).';
 comment on column image_sync.records.signed is 'There is a URL, working or not.';
 comment on column image_sync.records.expired is 'There is a URL and it has expired, or its expiry is unknown, or it was cut.';
 comment on column image_sync.records.usable_until is 'Until when the URL works; null where it does not.';

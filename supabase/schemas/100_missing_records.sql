@@ -238,8 +238,8 @@ begin
   loop
     perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
     begin
-      insert into public.part_images (bucket_id, file_name, part_number, object_id)
-      values (p_bucket_id, v_missing.name, v_missing.part_number, v_missing.id);
+      insert into public.part_images (bucket_id, file_name, part_number, object_id, object_name)
+      values (p_bucket_id, v_missing.name, v_missing.part_number, v_missing.id, v_missing.name);
       perform image_sync.check_deferred();
       inserted := inserted || v_missing.name;
     exception
@@ -295,8 +295,8 @@ begin
 
   begin
     with added as (
-      insert into public.part_images (bucket_id, file_name, part_number, object_id, signed_url, signed_url_expires_at)
-      select p_bucket_id, m.name, m.part_number, m.id, coalesce(s.url, (select image_sync.no_url())), to_timestamp(s.expires)
+      insert into public.part_images (bucket_id, file_name, part_number, object_id, object_name, signed_url, signed_url_expires_at)
+      select p_bucket_id, m.name, m.part_number, m.id, m.name, coalesce(s.url, (select image_sync.no_url())), to_timestamp(s.expires)
       from unnest(v_chunk.to_insert, v_chunk.to_insert_ids, image_sync.part_numbers_of(v_chunk.to_insert)) as m (name, id, part_number)
       left join unnest(p_names, p_urls, p_expires) as s (name, url, expires) on s.name = m.name
       -- What was signed a moment ago was there; anything else may be gone since it was listed.
@@ -421,6 +421,7 @@ declare
   v_since constant timestamptz := clock_timestamp();
   v_free text[];
   v_signed record;
+  v_stored text;
 begin
   stored := 0;
   problems := '[]';
@@ -452,12 +453,16 @@ begin
     perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
     begin
       update public.part_images p
-      set signed_url = v_signed.url, signed_url_expires_at = to_timestamp(v_signed.expires)
+      set signed_url = v_signed.url, signed_url_expires_at = to_timestamp(v_signed.expires), object_name = p.file_name
       where p.bucket_id = p_bucket_id
-        and p.file_name collate "C" = v_signed.name;
-      if found then
+        and p.file_name collate "C" = v_signed.name
+      returning p.signed_url
+      into v_stored;
+      if v_stored = v_signed.url then
         perform image_sync.check_deferred();
         stored := stored + 1;
+      else
+        problems := problems || image_sync.item_problem(v_signed.name, 'url_refused', 'a trigger of the table keeps what it had');
       end if;
     exception
       when others then
@@ -493,19 +498,38 @@ language plpgsql
 set search_path = ''
 set lock_timeout = '400ms'
 as $$
+declare
+  v_stored text[];
 begin
   held := '{}';
   problems := '[]';
-  update public.part_images p
-  set signed_url = s.url, signed_url_expires_at = to_timestamp(s.expires)
-  from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
-  where p.bucket_id = p_bucket_id
-    and p.file_name collate "C" = s.name
-    -- Said of the record: so the index bounds what is read, also where the planner knows nothing yet of a table that is only being
-    -- filled.
-    and p.file_name collate "C" > p_from_key
-    and p.file_name collate "C" <= p_last_key;
-  get diagnostics stored = row_count;
+  with written as (
+    update public.part_images p
+    set signed_url = s.url, signed_url_expires_at = to_timestamp(s.expires), object_name = p.file_name
+    from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
+    where p.bucket_id = p_bucket_id
+      and p.file_name collate "C" = s.name
+      -- Said of the record: so the index bounds what is read, also where the planner knows nothing yet of a table that is only being
+      -- filled.
+      and p.file_name collate "C" > p_from_key
+      and p.file_name collate "C" <= p_last_key
+    returning p.file_name, p.signed_url = s.url as is_stored
+  )
+  select array_agg(w.file_name) filter (where w.is_stored)
+  into v_stored
+  from written w;
+  stored := coalesce(cardinality(v_stored), 0);
+  -- A record that is there and was not written is kept by a trigger of its owner's, which returns the old row or none.
+  if stored < cardinality(p_names) then
+    select coalesce(jsonb_agg(image_sync.item_problem(p.file_name, 'url_refused', 'a trigger of the table keeps what it had')), '[]')
+    into problems
+    from public.part_images p
+    where p.bucket_id = p_bucket_id
+      and p.file_name collate "C" = any (p_names)
+      and p.file_name collate "C" > p_from_key
+      and p.file_name collate "C" <= p_last_key
+      and p.file_name <> all (coalesce(v_stored, '{}'));
+  end if;
   perform image_sync.check_deferred();
 exception
   when others then

@@ -47,6 +47,14 @@ as $$
     and o.extension = any (s.extensions)
     and o.bytes is distinct from 0
     and not (o.name like any (s.exclude))
+    -- A record that its owner put where it is stays there.
+    and not exists (
+      select
+      from public.part_images edited
+      where edited.bucket_id = p_bucket_id
+        and edited.file_name collate "C" = p_file_name
+        and edited.object_name <> edited.file_name
+    )
     -- The record of an object is the one at its name; of others that say they are, the first follows it.
     and not exists (
       select
@@ -232,6 +240,55 @@ $$;
 comment on function image_sync.find_followers(text, text[], uuid[], text[]) is
   'The moves that bring the records of these objects to their names, and those that make room there. p_ids: objects whose record has another name, or none; p_names: those of their names that have a record; p_part_numbers: unique ones that the others get. Null where they are more than max_moves.';
 
+-- A key of another table that is declared "on update set null" or "set default" would lose what it refers to, without a word.
+-- Security definer: service_role need not have a right to that table. What comes from the caller selects rows, and none is returned.
+create or replace function image_sync.keep_references(p_moves image_sync.move[])
+returns void
+language plpgsql
+security definer
+set search_path = ''
+as $$
+declare
+  v_key record;
+  v_name text;
+begin
+  for v_key in
+    select
+      c.conrelid::regclass::text as referrer,
+      case c.confupdtype when 'n' then 'set null' else 'set default' end as action,
+      string_agg(format('x.%I = p.%I', a.attname, b.attname), ' and ') as is_same
+    from pg_catalog.pg_constraint c
+    cross join lateral unnest(c.conkey, c.confkey) as k (own, referred)
+    join pg_catalog.pg_attribute a
+      on a.attrelid = c.conrelid
+      and a.attnum = k.own
+    join pg_catalog.pg_attribute b
+      on b.attrelid = c.confrelid
+      and b.attnum = k.referred
+    where c.confrelid = 'public.part_images'::regclass
+      and c.contype = 'f'
+      and c.confupdtype in ('n', 'd')
+    group by c.oid
+    having bool_or(b.attname in ('bucket_id', 'file_name', 'part_number'))
+  loop
+    execute format(
+      'select p.file_name from unnest($1) as m join public.part_images p on p.bucket_id = m.from_bucket and p.file_name collate "C" = m.from_name where exists (select from %s x where %s) limit 1',
+      v_key.referrer,
+      v_key.is_same
+    )
+    into v_name
+    using p_moves;
+    if v_name is not null then
+      raise exception '% refers to it, and would lose the reference (on update %)', v_key.referrer, v_key.action
+        using errcode = 'foreign_key_violation', hint = 'Declare the key "on update cascade", and sync again.';
+    end if;
+  end loop;
+end;
+$$;
+
+comment on function image_sync.keep_references(image_sync.move[]) is
+  'Raises foreign_key_violation where a row of another table refers to one of these records by a key that an update would empty.';
+
 -- Moves records, all or none. The old URL is of the old name and opens nothing any more: it is taken away here and made anew where the
 -- new name lies. A part number that its owner changed by hand stays as it is.
 create or replace function image_sync.move_together(p_moves image_sync.move[])
@@ -244,8 +301,11 @@ declare
   v_names text[];
   v_old_numbers text[];
   v_new_numbers text[];
+  v_parked bigint[];
+  v_placed bigint[];
   v_done image_sync.move[];
 begin
+  perform image_sync.keep_references(p_moves);
   select
     array_agg(m.from_name order by m.place),
     image_sync.part_numbers_of(array_agg(m.from_name order by m.place)),
@@ -278,8 +338,8 @@ begin
       )
     returning p.file_name, m.place
   )
-  select array_agg(coalesce(aside.file_name, n.name) order by n.place)
-  into v_names
+  select array_agg(coalesce(aside.file_name, n.name) order by n.place), array_agg(aside.place) filter (where aside.place is not null)
+  into v_names, v_parked
   from unnest(v_names) with ordinality as n (name, place)
   left join aside
     on aside.place = n.place;
@@ -289,6 +349,7 @@ begin
     set
       bucket_id = m.to_bucket,
       file_name = m.to_name,
+      object_name = m.to_name,
       part_number = case when p.part_number in (v_old_numbers[m.place], '.moving/' || m.place || '/' || m.object_id) then v_new_numbers[m.place] else p.part_number end,
       signed_url = (select image_sync.no_url()),
       signed_url_expires_at = null
@@ -296,15 +357,20 @@ begin
     where p.bucket_id = m.from_bucket
       and p.file_name collate "C" = v_names[m.place]
       and p.object_id = m.object_id
-    returning (m.from_bucket, m.from_name, m.to_bucket, m.to_name, m.object_id)::image_sync.move as move
+    returning m.place, (m.from_bucket, m.from_name, m.to_bucket, m.to_name, m.object_id)::image_sync.move as move
   ), noted as (
     insert into image_sync.moves (bucket_id, file_name, object_id)
     select (moved.move).from_bucket, (moved.move).from_name, (moved.move).object_id
     from moved
   )
-  select coalesce(array_agg(moved.move), '{}')
-  into v_done
+  select coalesce(array_agg(moved.move), '{}'), array_agg(moved.place)
+  into v_done, v_placed
   from moved;
+  -- Who stepped aside and did not arrive would stay there, under a name and a part number of ours.
+  if not coalesce(v_parked <@ v_placed, v_parked is null) then
+    raise exception 'a trigger of the table keeps it from its new place'
+      using errcode = 'triggered_action_exception', hint = 'Look for triggers that return null or the old row.';
+  end if;
   perform image_sync.check_deferred();
   return v_done;
 end;
@@ -836,7 +902,7 @@ begin
     for no key update of p skip locked
   )
   update public.part_images p
-  set object_id = u.id
+  set object_id = u.id, object_name = u.file_name
   from unlinked u
   where p.bucket_id = p_bucket_id
     and p.file_name collate "C" = u.file_name
@@ -861,6 +927,7 @@ revoke all on function
   image_sync.max_moves(),
   image_sync.find_moves(text[], text[]),
   image_sync.find_followers(text, text[], uuid[], text[]),
+  image_sync.keep_references(image_sync.move[]),
   image_sync.move_together(image_sync.move[]),
   image_sync.try_moves(image_sync.move[]),
   image_sync.find_waiting(image_sync.move[]),
@@ -879,6 +946,7 @@ grant execute on function
   image_sync.max_moves(),
   image_sync.find_moves(text[], text[]),
   image_sync.find_followers(text, text[], uuid[], text[]),
+  image_sync.keep_references(image_sync.move[]),
   image_sync.move_together(image_sync.move[]),
   image_sync.try_moves(image_sync.move[]),
   image_sync.find_waiting(image_sync.move[]),
@@ -892,6 +960,12 @@ grant execute on function
   image_sync.names_staying(text, text, text),
   image_sync.link_records(text, image_sync.chunks, image_sync.move[])
 to service_role;
+
+-- step 2.0.0
+-- Without it nobody could tell a file that was renamed from a record whose file_name its owner changed: both are elsewhere than their
+-- object. Null in a record that was linked before this was remembered.
+alter table public.part_images add column if not exists object_name text;
+comment on column public.part_images.object_name is 'The name that the object had when the record was linked to it; where file_name is another one, the record''s owner chose it.';
 
 -- step 1.1.0
 -- The comparison of a chunk finds them itself, with where they went.

@@ -143,7 +143,7 @@ begin
     limit p_size
   ), next_records as materialized (
     -- A URL of another address is none: no reader of this project's is meant to open it.
-    select r.file_name, r.object_id, coalesce(r.signed and starts_with(r.signed_url, v_url_base), false) as signed, r.usable_until
+    select r.file_name, r.object_id, coalesce(r.signed and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name), false) as signed, r.usable_until
     from image_sync.records r
     where r.bucket_id = p_run.bucket_id
       and r.file_name collate "C" > p_chunk.from_key
@@ -439,8 +439,8 @@ begin
     into v_chunk.ledger
     from (
       select
-        r.signed and starts_with(r.signed_url, v_url_base) as signed,
-        r.expired and starts_with(r.signed_url, v_url_base) as expired
+        r.signed and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name) as signed,
+        r.expired and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name) as expired
       from image_sync.records r
       where r.bucket_id = p_run.bucket_id
         and r.file_name collate "C" = any (v_chunk.departing)

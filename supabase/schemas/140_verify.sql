@@ -26,7 +26,7 @@ begin
         and r.file_name collate "C" > p_chunk.from_key
         and r.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
         and r.usable_until is not null
-        and starts_with(r.signed_url, v_url_base)
+        and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name)
     )
     select coalesce(array_agg(records.file_name order by records.file_name collate "C"), '{}')
     from records

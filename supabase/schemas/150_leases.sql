@@ -28,7 +28,7 @@ begin
         and o.name collate "C" > p_chunk.from_key
         and o.name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
     ), records as (
-      select r.file_name, case when starts_with(r.signed_url, v_url_base) then r.usable_until end as usable_until
+      select r.file_name, case when image_sync.is_url_of(r.signed_url, v_url_base, r.file_name) then r.usable_until end as usable_until
       from image_sync.records r
       where r.bucket_id = p_run.bucket_id
         and r.file_name collate "C" > p_chunk.from_key
@@ -187,8 +187,8 @@ declare
 begin
   select
     array_agg(r.file_name) as names,
-    count(*) filter (where not (r.signed and starts_with(r.signed_url, v_url_base))) as unsigned,
-    count(*) filter (where r.expired and starts_with(r.signed_url, v_url_base)) as expired
+    count(*) filter (where not (r.signed and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name))) as unsigned,
+    count(*) filter (where r.expired and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name)) as expired
   into v_found
   from image_sync.records r
   where r.bucket_id = p_run.bucket_id
@@ -323,7 +323,7 @@ declare
   v_others bigint := 0;
 begin
   with ranged as materialized (
-    select coalesce(r.signed and starts_with(r.signed_url, v_url_base), false) as signed, r.usable_until
+    select coalesce(r.signed and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name), false) as signed, r.usable_until
     from image_sync.records r
     where r.bucket_id = p_run.bucket_id
       and r.file_name collate "C" > p_chunk.from_key
@@ -366,7 +366,7 @@ begin
         and r.file_name collate "C" > p_chunk.from_key
         and r.file_name collate "C" <= v_last_key
         and r.usable_until is not null
-        and starts_with(r.signed_url, v_url_base)
+        and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name)
         and r.file_name <> all (p_chunk.departing)
         and o.name is null
     );

@@ -493,7 +493,7 @@ begin
           -- Where all can be probed, none that is passed over need be asked: passing them over alone costs less.
           offset case when s.is_whole then s.place else 0 end
         ) as w
-        where starts_with(w.signed_url, v_url_base)
+        where image_sync.is_url_of(w.signed_url, v_url_base, w.file_name)
           and exists (
             select
             from image_sync.objects o

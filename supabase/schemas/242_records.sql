@@ -43,8 +43,8 @@ begin
       r.object_id,
       r.signed_url,
       -- A URL of another address is none.
-      r.signed and starts_with(r.signed_url, v_url_base) as signed,
-      case when starts_with(r.signed_url, v_url_base) then r.usable_until end as usable_until
+      r.signed and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name) as signed,
+      case when image_sync.is_url_of(r.signed_url, v_url_base, r.file_name) then r.usable_until end as usable_until
     from image_sync.records r
     where r.bucket_id = p_settings.bucket_id
       and r.file_name collate "C" > p_from_key

@@ -12,6 +12,7 @@ export type Database = {
           "file_name": string | null;
           "id": string;
           "object_id": string | null;
+          "object_name": string | null;
           "part_number": string | null;
           "signed_url": string | null;
           "signed_url_expires_at": string | null;
@@ -24,6 +25,7 @@ export type Database = {
           "file_name"?: string | null;
           "id"?: string;
           "object_id"?: string | null;
+          "object_name"?: string | null;
           "part_number"?: string | null;
           "signed_url"?: string | null;
           "signed_url_expires_at"?: string | null;
@@ -35,6 +37,7 @@ export type Database = {
           "file_name"?: string | null;
           "id"?: string;
           "object_id"?: string | null;
+          "object_name"?: string | null;
           "part_number"?: string | null;
           "signed_url"?: string | null;
           "signed_url_expires_at"?: string | null;
