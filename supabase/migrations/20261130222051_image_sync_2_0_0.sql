@@ -1811,6 +1811,13 @@ $$;
 
 comment on column image_sync.runs.wake_hashes is 'SHA-256 of the tokens of the last two queued calls, newest first, null for one that was used: who brings one may wake this run, and nothing else.';
 
+-- moves, 2.0.0
+
+-- Without it nobody could tell a file that was renamed from a record whose file_name its owner changed: both are elsewhere than their
+-- object. Null in a record that was linked before this was remembered.
+alter table public.part_images add column if not exists object_name text;
+comment on column public.part_images.object_name is 'The name that the object had when the record was linked to it; where file_name is another one, the record''s owner chose it.';
+
 -- redaction
 
 -- Words that come from elsewhere (a trigger's message, an answer of Storage) may quote a whole row, signed URL and all. They are
@@ -1914,6 +1921,20 @@ $$;
 comment on function image_sync.url_base(image_sync.settings) is
   'What every signed URL of the bucket begins with; empty, so that every text begins with it, where no address is known.';
 
+-- Whether a URL is that of a file below an address, and not of another one. The common names are the same in a URL: few are encoded.
+create or replace function image_sync.is_url_of(p_url text, p_url_base text, p_name text)
+returns boolean
+language sql
+immutable
+as $$
+  select p_url_base = ''
+    or starts_with(p_url, p_url_base || p_name || '?')
+    or p_name ~ '[^A-Za-z0-9_./-]' and starts_with(p_url, p_url_base || replace(image_sync.encode_uri_component(p_name), '%2F', '/') || '?')
+$$;
+
+comment on function image_sync.is_url_of(text, text, text) is
+  'Whether a signed URL begins with what image_sync.url_base gave and is of this object; true where no address is known. Inlined.';
+
 -- Written only where it differs, so that a thousand isolates cost a look each.
 create or replace function public.image_sync_announce(p_url text, p_version text)
 returns jsonb
@@ -1953,6 +1974,7 @@ revoke all on function
   image_sync.schema_version(),
   image_sync.function_fits(),
   image_sync.encode_uri_component(text),
+  image_sync.is_url_of(text, text, text),
   image_sync.url_base(image_sync.settings)
 from public;
 revoke all on function public.image_sync_announce(text, text) from public, anon, authenticated;
@@ -1960,6 +1982,7 @@ grant execute on function
   image_sync.schema_version(),
   image_sync.function_fits(),
   image_sync.encode_uri_component(text),
+  image_sync.is_url_of(text, text, text),
   image_sync.url_base(image_sync.settings),
   public.image_sync_announce(text, text)
 to service_role;
@@ -2185,7 +2208,7 @@ comment on view image_sync.records is 'The rows of public.part_images with the s
 comment on column image_sync.records.bucket_id is 'The bucket.';
 comment on column image_sync.records.file_name is 'The object that the record is of.';
 comment on column image_sync.records.part_number is 'The file name without folders and extension, or what the record''s owner made of it.';
-comment on column image_sync.records.signed_url is 'The URL. Whether it is one of this project''s: starts_with(signed_url, image_sync.url_base(...)).';
+comment on column image_sync.records.signed_url is 'The URL. Whether it is that of the file, of this project: image_sync.is_url_of(signed_url, image_sync.url_base(...), file_name).';
 comment on column image_sync.records.signed is 'There is a URL, working or not.';
 comment on column image_sync.records.expired is 'There is a URL and it has expired, or its expiry is unknown, or it was cut.';
 comment on column image_sync.records.usable_until is 'Until when the URL works; null where it does not.';
@@ -2483,8 +2506,8 @@ begin
   loop
     perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
     begin
-      insert into public.part_images (bucket_id, file_name, part_number, object_id)
-      values (p_bucket_id, v_missing.name, v_missing.part_number, v_missing.id);
+      insert into public.part_images (bucket_id, file_name, part_number, object_id, object_name)
+      values (p_bucket_id, v_missing.name, v_missing.part_number, v_missing.id, v_missing.name);
       perform image_sync.check_deferred();
       inserted := inserted || v_missing.name;
     exception
@@ -2540,8 +2563,8 @@ begin
 
   begin
     with added as (
-      insert into public.part_images (bucket_id, file_name, part_number, object_id, signed_url, signed_url_expires_at)
-      select p_bucket_id, m.name, m.part_number, m.id, coalesce(s.url, (select image_sync.no_url())), to_timestamp(s.expires)
+      insert into public.part_images (bucket_id, file_name, part_number, object_id, object_name, signed_url, signed_url_expires_at)
+      select p_bucket_id, m.name, m.part_number, m.id, m.name, coalesce(s.url, (select image_sync.no_url())), to_timestamp(s.expires)
       from unnest(v_chunk.to_insert, v_chunk.to_insert_ids, image_sync.part_numbers_of(v_chunk.to_insert)) as m (name, id, part_number)
       left join unnest(p_names, p_urls, p_expires) as s (name, url, expires) on s.name = m.name
       -- What was signed a moment ago was there; anything else may be gone since it was listed.
@@ -2666,6 +2689,7 @@ declare
   v_since constant timestamptz := clock_timestamp();
   v_free text[];
   v_signed record;
+  v_stored text;
 begin
   stored := 0;
   problems := '[]';
@@ -2697,12 +2721,16 @@ begin
     perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
     begin
       update public.part_images p
-      set signed_url = v_signed.url, signed_url_expires_at = to_timestamp(v_signed.expires)
+      set signed_url = v_signed.url, signed_url_expires_at = to_timestamp(v_signed.expires), object_name = p.file_name
       where p.bucket_id = p_bucket_id
-        and p.file_name collate "C" = v_signed.name;
-      if found then
+        and p.file_name collate "C" = v_signed.name
+      returning p.signed_url
+      into v_stored;
+      if v_stored = v_signed.url then
         perform image_sync.check_deferred();
         stored := stored + 1;
+      else
+        problems := problems || image_sync.item_problem(v_signed.name, 'url_refused', 'a trigger of the table keeps what it had');
       end if;
     exception
       when others then
@@ -2738,19 +2766,38 @@ language plpgsql
 set search_path = ''
 set lock_timeout = '400ms'
 as $$
+declare
+  v_stored text[];
 begin
   held := '{}';
   problems := '[]';
-  update public.part_images p
-  set signed_url = s.url, signed_url_expires_at = to_timestamp(s.expires)
-  from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
-  where p.bucket_id = p_bucket_id
-    and p.file_name collate "C" = s.name
-    -- Said of the record: so the index bounds what is read, also where the planner knows nothing yet of a table that is only being
-    -- filled.
-    and p.file_name collate "C" > p_from_key
-    and p.file_name collate "C" <= p_last_key;
-  get diagnostics stored = row_count;
+  with written as (
+    update public.part_images p
+    set signed_url = s.url, signed_url_expires_at = to_timestamp(s.expires), object_name = p.file_name
+    from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
+    where p.bucket_id = p_bucket_id
+      and p.file_name collate "C" = s.name
+      -- Said of the record: so the index bounds what is read, also where the planner knows nothing yet of a table that is only being
+      -- filled.
+      and p.file_name collate "C" > p_from_key
+      and p.file_name collate "C" <= p_last_key
+    returning p.file_name, p.signed_url = s.url as is_stored
+  )
+  select array_agg(w.file_name) filter (where w.is_stored)
+  into v_stored
+  from written w;
+  stored := coalesce(cardinality(v_stored), 0);
+  -- A record that is there and was not written is kept by a trigger of its owner's, which returns the old row or none.
+  if stored < cardinality(p_names) then
+    select coalesce(jsonb_agg(image_sync.item_problem(p.file_name, 'url_refused', 'a trigger of the table keeps what it had')), '[]')
+    into problems
+    from public.part_images p
+    where p.bucket_id = p_bucket_id
+      and p.file_name collate "C" = any (p_names)
+      and p.file_name collate "C" > p_from_key
+      and p.file_name collate "C" <= p_last_key
+      and p.file_name <> all (coalesce(v_stored, '{}'));
+  end if;
   perform image_sync.check_deferred();
 exception
   when others then
@@ -2885,6 +2932,14 @@ as $$
     and o.extension = any (s.extensions)
     and o.bytes is distinct from 0
     and not (o.name like any (s.exclude))
+    -- A record that its owner put where it is stays there.
+    and not exists (
+      select
+      from public.part_images edited
+      where edited.bucket_id = p_bucket_id
+        and edited.file_name collate "C" = p_file_name
+        and edited.object_name <> edited.file_name
+    )
     -- The record of an object is the one at its name; of others that say they are, the first follows it.
     and not exists (
       select
@@ -3070,6 +3125,55 @@ $$;
 comment on function image_sync.find_followers(text, text[], uuid[], text[]) is
   'The moves that bring the records of these objects to their names, and those that make room there. p_ids: objects whose record has another name, or none; p_names: those of their names that have a record; p_part_numbers: unique ones that the others get. Null where they are more than max_moves.';
 
+-- A key of another table that is declared "on update set null" or "set default" would lose what it refers to, without a word.
+-- Security definer: service_role need not have a right to that table. What comes from the caller selects rows, and none is returned.
+create or replace function image_sync.keep_references(p_moves image_sync.move[])
+returns void
+language plpgsql
+security definer
+set search_path = ''
+as $$
+declare
+  v_key record;
+  v_name text;
+begin
+  for v_key in
+    select
+      c.conrelid::regclass::text as referrer,
+      case c.confupdtype when 'n' then 'set null' else 'set default' end as action,
+      string_agg(format('x.%I = p.%I', a.attname, b.attname), ' and ') as is_same
+    from pg_catalog.pg_constraint c
+    cross join lateral unnest(c.conkey, c.confkey) as k (own, referred)
+    join pg_catalog.pg_attribute a
+      on a.attrelid = c.conrelid
+      and a.attnum = k.own
+    join pg_catalog.pg_attribute b
+      on b.attrelid = c.confrelid
+      and b.attnum = k.referred
+    where c.confrelid = 'public.part_images'::regclass
+      and c.contype = 'f'
+      and c.confupdtype in ('n', 'd')
+    group by c.oid
+    having bool_or(b.attname in ('bucket_id', 'file_name', 'part_number'))
+  loop
+    execute format(
+      'select p.file_name from unnest($1) as m join public.part_images p on p.bucket_id = m.from_bucket and p.file_name collate "C" = m.from_name where exists (select from %s x where %s) limit 1',
+      v_key.referrer,
+      v_key.is_same
+    )
+    into v_name
+    using p_moves;
+    if v_name is not null then
+      raise exception '% refers to it, and would lose the reference (on update %)', v_key.referrer, v_key.action
+        using errcode = 'foreign_key_violation', hint = 'Declare the key "on update cascade", and sync again.';
+    end if;
+  end loop;
+end;
+$$;
+
+comment on function image_sync.keep_references(image_sync.move[]) is
+  'Raises foreign_key_violation where a row of another table refers to one of these records by a key that an update would empty.';
+
 -- Moves records, all or none. The old URL is of the old name and opens nothing any more: it is taken away here and made anew where the
 -- new name lies. A part number that its owner changed by hand stays as it is.
 create or replace function image_sync.move_together(p_moves image_sync.move[])
@@ -3082,8 +3186,11 @@ declare
   v_names text[];
   v_old_numbers text[];
   v_new_numbers text[];
+  v_parked bigint[];
+  v_placed bigint[];
   v_done image_sync.move[];
 begin
+  perform image_sync.keep_references(p_moves);
   select
     array_agg(m.from_name order by m.place),
     image_sync.part_numbers_of(array_agg(m.from_name order by m.place)),
@@ -3116,8 +3223,8 @@ begin
       )
     returning p.file_name, m.place
   )
-  select array_agg(coalesce(aside.file_name, n.name) order by n.place)
-  into v_names
+  select array_agg(coalesce(aside.file_name, n.name) order by n.place), array_agg(aside.place) filter (where aside.place is not null)
+  into v_names, v_parked
   from unnest(v_names) with ordinality as n (name, place)
   left join aside
     on aside.place = n.place;
@@ -3127,6 +3234,7 @@ begin
     set
       bucket_id = m.to_bucket,
       file_name = m.to_name,
+      object_name = m.to_name,
       part_number = case when p.part_number in (v_old_numbers[m.place], '.moving/' || m.place || '/' || m.object_id) then v_new_numbers[m.place] else p.part_number end,
       signed_url = (select image_sync.no_url()),
       signed_url_expires_at = null
@@ -3134,15 +3242,20 @@ begin
     where p.bucket_id = m.from_bucket
       and p.file_name collate "C" = v_names[m.place]
       and p.object_id = m.object_id
-    returning (m.from_bucket, m.from_name, m.to_bucket, m.to_name, m.object_id)::image_sync.move as move
+    returning m.place, (m.from_bucket, m.from_name, m.to_bucket, m.to_name, m.object_id)::image_sync.move as move
   ), noted as (
     insert into image_sync.moves (bucket_id, file_name, object_id)
     select (moved.move).from_bucket, (moved.move).from_name, (moved.move).object_id
     from moved
   )
-  select coalesce(array_agg(moved.move), '{}')
-  into v_done
+  select coalesce(array_agg(moved.move), '{}'), array_agg(moved.place)
+  into v_done, v_placed
   from moved;
+  -- Who stepped aside and did not arrive would stay there, under a name and a part number of ours.
+  if not coalesce(v_parked <@ v_placed, v_parked is null) then
+    raise exception 'a trigger of the table keeps it from its new place'
+      using errcode = 'triggered_action_exception', hint = 'Look for triggers that return null or the old row.';
+  end if;
   perform image_sync.check_deferred();
   return v_done;
 end;
@@ -3674,7 +3787,7 @@ begin
     for no key update of p skip locked
   )
   update public.part_images p
-  set object_id = u.id
+  set object_id = u.id, object_name = u.file_name
   from unlinked u
   where p.bucket_id = p_bucket_id
     and p.file_name collate "C" = u.file_name
@@ -3699,6 +3812,7 @@ revoke all on function
   image_sync.max_moves(),
   image_sync.find_moves(text[], text[]),
   image_sync.find_followers(text, text[], uuid[], text[]),
+  image_sync.keep_references(image_sync.move[]),
   image_sync.move_together(image_sync.move[]),
   image_sync.try_moves(image_sync.move[]),
   image_sync.find_waiting(image_sync.move[]),
@@ -3717,6 +3831,7 @@ grant execute on function
   image_sync.max_moves(),
   image_sync.find_moves(text[], text[]),
   image_sync.find_followers(text, text[], uuid[], text[]),
+  image_sync.keep_references(image_sync.move[]),
   image_sync.move_together(image_sync.move[]),
   image_sync.try_moves(image_sync.move[]),
   image_sync.find_waiting(image_sync.move[]),
@@ -4154,7 +4269,7 @@ begin
     limit p_size
   ), next_records as materialized (
     -- A URL of another address is none: no reader of this project's is meant to open it.
-    select r.file_name, r.object_id, coalesce(r.signed and starts_with(r.signed_url, v_url_base), false) as signed, r.usable_until
+    select r.file_name, r.object_id, coalesce(r.signed and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name), false) as signed, r.usable_until
     from image_sync.records r
     where r.bucket_id = p_run.bucket_id
       and r.file_name collate "C" > p_chunk.from_key
@@ -4450,8 +4565,8 @@ begin
     into v_chunk.ledger
     from (
       select
-        r.signed and starts_with(r.signed_url, v_url_base) as signed,
-        r.expired and starts_with(r.signed_url, v_url_base) as expired
+        r.signed and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name) as signed,
+        r.expired and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name) as expired
       from image_sync.records r
       where r.bucket_id = p_run.bucket_id
         and r.file_name collate "C" = any (v_chunk.departing)
@@ -4740,7 +4855,7 @@ begin
         and r.file_name collate "C" > p_chunk.from_key
         and r.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
         and r.usable_until is not null
-        and starts_with(r.signed_url, v_url_base)
+        and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name)
     )
     select coalesce(array_agg(records.file_name order by records.file_name collate "C"), '{}')
     from records
@@ -5061,7 +5176,7 @@ begin
         and o.name collate "C" > p_chunk.from_key
         and o.name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
     ), records as (
-      select r.file_name, case when starts_with(r.signed_url, v_url_base) then r.usable_until end as usable_until
+      select r.file_name, case when image_sync.is_url_of(r.signed_url, v_url_base, r.file_name) then r.usable_until end as usable_until
       from image_sync.records r
       where r.bucket_id = p_run.bucket_id
         and r.file_name collate "C" > p_chunk.from_key
@@ -5220,8 +5335,8 @@ declare
 begin
   select
     array_agg(r.file_name) as names,
-    count(*) filter (where not (r.signed and starts_with(r.signed_url, v_url_base))) as unsigned,
-    count(*) filter (where r.expired and starts_with(r.signed_url, v_url_base)) as expired
+    count(*) filter (where not (r.signed and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name))) as unsigned,
+    count(*) filter (where r.expired and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name)) as expired
   into v_found
   from image_sync.records r
   where r.bucket_id = p_run.bucket_id
@@ -5356,7 +5471,7 @@ declare
   v_others bigint := 0;
 begin
   with ranged as materialized (
-    select coalesce(r.signed and starts_with(r.signed_url, v_url_base), false) as signed, r.usable_until
+    select coalesce(r.signed and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name), false) as signed, r.usable_until
     from image_sync.records r
     where r.bucket_id = p_run.bucket_id
       and r.file_name collate "C" > p_chunk.from_key
@@ -5399,7 +5514,7 @@ begin
         and r.file_name collate "C" > p_chunk.from_key
         and r.file_name collate "C" <= v_last_key
         and r.usable_until is not null
-        and starts_with(r.signed_url, v_url_base)
+        and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name)
         and r.file_name <> all (p_chunk.departing)
         and o.name is null
     );
@@ -6933,7 +7048,7 @@ begin
           -- Where all can be probed, none that is passed over need be asked: passing them over alone costs less.
           offset case when s.is_whole then s.place else 0 end
         ) as w
-        where starts_with(w.signed_url, v_url_base)
+        where image_sync.is_url_of(w.signed_url, v_url_base, w.file_name)
           and exists (
             select
             from image_sync.objects o
@@ -10274,8 +10389,8 @@ begin
       r.object_id,
       r.signed_url,
       -- A URL of another address is none.
-      r.signed and starts_with(r.signed_url, v_url_base) as signed,
-      case when starts_with(r.signed_url, v_url_base) then r.usable_until end as usable_until
+      r.signed and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name) as signed,
+      case when image_sync.is_url_of(r.signed_url, v_url_base, r.file_name) then r.usable_until end as usable_until
     from image_sync.records r
     where r.bucket_id = p_settings.bucket_id
       and r.file_name collate "C" > p_from_key
@@ -12477,7 +12592,7 @@ begin
   -- An order that only the index of names gives.
   order by o.name collate "C"
   limit 1;
-  select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id, r.look_up_key, r.signed and not starts_with(r.signed_url, image_sync.url_base(v_settings)) as is_foreign
+  select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id, r.look_up_key, r.signed and not image_sync.is_url_of(r.signed_url, image_sync.url_base(v_settings), r.file_name) as is_foreign
   into v_record
   from image_sync.records r
   where r.bucket_id = p_bucket
@@ -12548,7 +12663,7 @@ begin
     ('collided', 'Another record has its part number, which has to be unique: rename one of the files', v_is_wanted and v_is_taken and v_comes_from is null),
     ('unsignable', 'Storage opens no URL of this name (non-ASCII characters, # % ~ ^ | [ ] { } < > quotes, tabs, a path segment . or ..): rename the file', v_object.name is not null and not v_is_signable),
     ('unsigned', 'The record has no URL yet: the next sync signs it', v_object.name is not null and v_record.file_name is not null and not v_record.signed and v_is_signable),
-    ('foreign_url', 'The URL is of another address than the one that readers use: the next sync signs it anew', v_object.name is not null and v_record.is_foreign and v_is_signable),
+    ('foreign_url', 'The URL is of another file, or of another address than the one that readers use: the next sync signs it anew', v_object.name is not null and v_record.is_foreign and v_is_signable),
     ('expired', 'The URL has expired, or its expiry is unknown, or it was cut: the next sync signs it again', v_object.name is not null and v_record.expired and not v_record.is_foreign and v_is_signable),
     ('expiring', 'The URL works and is due for renewal: the next sync signs it again', v_object.name is not null and v_record.usable_until < now() + v_settings.renew_before and not v_record.is_foreign and v_is_signable),
     ('file_lost', 'When it was last opened, Storage had its row and no content: upload it again, then start a verify', v_unseen = 'file_lost' and v_object.bytes is distinct from 0),
@@ -12673,7 +12788,8 @@ select format($query$
   where p.part_number <> ''
     and p.signed_url_expires_at > now()
     and file.bytes is distinct from '0'
-    and starts_with(p.signed_url, base.url_base)
+    -- As image_sync.is_url_of, but that of a name which a URL escapes the address alone is looked at.
+    and starts_with(p.signed_url, base.url_base || case when base.url_base = '' or p.file_name ~ '[^A-Za-z0-9_./-]' then '' else p.file_name || '?' end)
     -- Whole, as in image_sync.records.
     and (
       length(split_part(split_part(p.signed_url, '?token=eyJ', 2), '.', 3)) in (43, 64, 86, 342, 512, 683)

@@ -95,7 +95,8 @@ select format($query$
   where p.part_number <> ''
     and p.signed_url_expires_at > now()
     and file.bytes is distinct from '0'
-    and starts_with(p.signed_url, base.url_base)
+    -- As image_sync.is_url_of, but that of a name which a URL escapes the address alone is looked at.
+    and starts_with(p.signed_url, base.url_base || case when base.url_base = '' or p.file_name ~ '[^A-Za-z0-9_./-]' then '' else p.file_name || '?' end)
     -- Whole, as in image_sync.records.
     and (
       length(split_part(split_part(p.signed_url, '?token=eyJ', 2), '.', 3)) in (43, 64, 86, 342, 512, 683)

@@ -25,7 +25,7 @@ beforeAll(async () => {
     )
     insert into public.part_images (bucket_id, file_name, part_number, signed_url, signed_url_expires_at)
     select ${bucket}, lpad(n::text, 6, '0') || '.jpg', lpad(n::text, 6, '0'),
-      case when n % 10 > 0 then base.url || '?token=x' end, now() + case when n % 10 > 1 then interval '5 days' else '-5 days' end
+      case when n % 10 > 0 then base.url || lpad(n::text, 6, '0') || '.jpg?token=x' end, now() + case when n % 10 > 1 then interval '5 days' else '-5 days' end
     from base
     cross join generate_series(10001, ${size + 1000}) as n`;
   await lab.sql`analyze storage.objects`;

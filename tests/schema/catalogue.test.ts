@@ -38,7 +38,7 @@ describe("every function", () => {
     expect(
       functions.filter(({ config }) => !(config ?? []).includes('search_path=""')).map(({ name }) => name),
       // Inlined where they are called, which a setting would forbid; they name nothing that a search path could find elsewhere.
-    ).toEqual(["image_sync.count_of(jsonb,text)"]);
+    ).toEqual(["image_sync.count_of(jsonb,text)", "image_sync.is_url_of(text,text,text)"]);
   });
 
   test("has a comment", async () => {
@@ -51,6 +51,7 @@ describe("every function", () => {
     const definers = functions.filter(({ is_definer }) => is_definer);
     expect(definers.filter(({ schema }) => schema !== "image_sync")).toEqual([]);
     expect(namesOf(definers)).toEqual([
+      "image_sync.keep_references(image_sync.move[])",
       "image_sync.kick(uuid)",
       "image_sync.referenced_names(text,text[])",
       "image_sync.schedule_facts()",

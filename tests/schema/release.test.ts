@@ -205,11 +205,11 @@ const next: readonly SchemaPart[] = [
     text: part.text
       .replace(`select '${VERSION}'`, `select '${NEXT}'`)
       .replace(
-        /create or replace function image_sync\.encode_uri_component[\s\S]*?;\n\ncomment on function image_sync\.encode_uri_component\(text\)[^\n]*\n/,
+        /create or replace function image_sync\.shortest_stretch[\s\S]*?;\n\ncomment on function image_sync\.shortest_stretch\(\)[^\n]*\n/,
         "",
       )
-      .replaceAll(/^ {2}image_sync\.encode_uri_component\(text\),\n/gm, "")
-      .replace("else image_sync.encode_uri_component(p_settings.bucket_id)", "else p_settings.bucket_id")
+      .replaceAll(/^ {2}image_sync\.shortest_stretch\(\),\n/gm, "")
+      .replaceAll("image_sync.shortest_stretch()", "5")
       .replace(
         "create or replace function image_sync.last_key()",
         "create or replace function image_sync.last_key(p_length integer default 700)",
@@ -229,7 +229,7 @@ comment on column image_sync.settings.made_up is 'Made up.';`,
     kind: "step",
     version: NEXT,
     text:
-      "drop function if exists image_sync.encode_uri_component(text) cascade;\ndrop function if exists image_sync.last_key() cascade;",
+      "drop function if exists image_sync.shortest_stretch() cascade;\ndrop function if exists image_sync.last_key() cascade;",
   },
   {
     file: "300_made_up.sql",

@@ -68,12 +68,13 @@ export async function createRegister(lab: Lab, partNumbers: readonly string[]): 
     select image_sync.url_base(s) as url from image_sync.settings s where s.bucket_id = ${bucket}`;
   const url = base?.url ?? "";
   const files = partNumbers.map((_, place) => `${place}/${partNumbers[place]}.jpg`);
+  const paths = files.map((file) => url + file.split("/").map(encodeURIComponent).join("/"));
   await addObjects(lab, bucket, files);
   await lab.sql`
     insert into public.part_images (bucket_id, file_name, part_number, signed_url, signed_url_expires_at)
     select ${bucket}, n.file, n.part, n.url, date_trunc('second', now()) + interval '5 days'
     from unnest(${files}::text[], ${[...partNumbers]}::text[], ${
-    files.map((_, place) => `${url}${place}.jpg?token=${tokenOf(`${url}${place}.jpg`)}`)
+    paths.map((path) => `${path}?token=${tokenOf(path)}`)
   }::text[]) as n (file, part, url)`;
   return bucket;
 }
