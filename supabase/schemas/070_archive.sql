@@ -28,33 +28,3 @@ comment on column image_sync.archive.restored_at is 'When it was put back; null 
 
 alter table image_sync.archive enable row level security;
 grant select, insert, update, delete on image_sync.archive to service_role;
-
--- What an installation of before 1.0.0 left behind comes home: the columns that both know.
-do $$
-declare
-  v_table text;
-  v_columns text;
-begin
-  if to_regnamespace('image_sync_before') is null then
-    return;
-  end if;
-  delete from image_sync.settings;
-  foreach v_table in array array['settings', 'archive']
-  loop
-    select string_agg(format('%I', now.attname), ', ')
-    into v_columns
-    from pg_catalog.pg_attribute now
-    join pg_catalog.pg_attribute before
-      on before.attrelid = to_regclass('image_sync_before.' || v_table)
-      and before.attname = now.attname
-      and before.attnum > 0
-      and not before.attisdropped
-    where now.attrelid = to_regclass('image_sync.' || v_table)
-      and now.attnum > 0;
-    execute format('insert into image_sync.%1$I (%2$s) overriding system value select %2$s from image_sync_before.%1$I', v_table, v_columns);
-  end loop;
-  perform setval(pg_get_serial_sequence('image_sync.archive', 'id'), coalesce(max(a.id), 0) + 1, false)
-  from image_sync.archive a;
-  drop schema image_sync_before cascade;
-end;
-$$;

@@ -1,21 +1,11 @@
 import type { TransactionSql } from "postgres";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { addObjects, numberedNames, readRecords, runToEnd } from "../sync/support/lab.ts";
 import { openLocalLab } from "../sync/support/local_lab.ts";
-import { applyMigration, type EmptyDatabase, inTransaction, openEmptyDatabase } from "./support/adoption.ts";
+import { applyMigration, openAdoptions, rowsOf, tableOf } from "./support/adoption.ts";
 import { migrate } from "./support/migrate.ts";
 
-let db: EmptyDatabase;
-beforeAll(async () => {
-  db = await openEmptyDatabase();
-}, 60_000);
-afterAll(() => db?.close());
-
-const tableOf = (columns: string) =>
-  `create table public.part_images (id int primary key default 99, ${columns});`;
-
-const rowsOf = (tx: TransactionSql, columns: string) =>
-  tx.unsafe(`select ${columns} from public.part_images order by id`).values();
+const { through, migrated } = openAdoptions();
 
 async function typesOf(tx: TransactionSql): Promise<Readonly<Record<string, string>>> {
   const columns = await tx`
@@ -24,12 +14,6 @@ async function typesOf(tx: TransactionSql): Promise<Readonly<Record<string, stri
     where attrelid = 'public.part_images'::regclass and attnum > 0 and not attisdropped`;
   return Object.fromEntries(columns.map(({ attname, type }) => [attname, type]));
 }
-
-const migrated = (before: string, act: (tx: TransactionSql) => Promise<void>) =>
-  inTransaction(db.sql, before, async (tx) => {
-    await applyMigration(tx);
-    await act(tx);
-  });
 
 describe("types", () => {
   test("varchar(n), char(n) and varchar become text, with what stands in them", () =>
@@ -181,9 +165,9 @@ describe("rows without a file name", () => {
 });
 
 test("a table that was ours before is adopted as it is", () =>
-  inTransaction(db.sql, "", async (tx) => {
+  through("", async (tx) => {
     await applyMigration(tx);
-    await tx`insert into public.part_images (file_name, signed_url_expires_at) values ('a.jpg', now()), (null, null)`;
+    await tx`insert into public.part_images (part_number, file_name, signed_url_expires_at) values ('a', 'a.jpg', now()), (null, null, null)`;
     const state = async () => [
       await tx`select p::text from public.part_images p order by 1`,
       await tx`select indexdef from pg_catalog.pg_indexes where tablename = 'part_images' order by 1`,
@@ -202,8 +186,8 @@ test("a table that was ours before is adopted as it is", () =>
 
 test("names need not be plain, and a trigger of statements does not fire for nothing", () =>
   migrated(
-    `${tableOf('file_name text unique, "100%" int, "Big ""One""" json')}
-      insert into public.part_images values (1, 'a.jpg', null, null);
+    `${tableOf('file_name text unique, part_number text, "100%" int, "Big ""One""" json')}
+      insert into public.part_images values (1, 'a.jpg', 'a', null, null);
       create schema "Other's";
       create table "Other's"."my %s" ("the 1%" varchar references public.part_images (file_name));
       insert into "Other's"."my %s" values ('a.jpg');

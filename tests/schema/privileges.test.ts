@@ -1,17 +1,7 @@
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import {
-  applyMigration,
-  type EmptyDatabase,
-  inTransaction,
-  openEmptyDatabase,
-  readNoun,
-} from "./support/adoption.ts";
+import { describe, expect, test } from "vitest";
+import { applyMigration, openAdoptions, readNoun } from "./support/adoption.ts";
 
-let db: EmptyDatabase;
-beforeAll(async () => {
-  db = await openEmptyDatabase();
-}, 60_000);
-afterAll(() => db?.close());
+const { through, migrated } = openAdoptions();
 
 const grants = (scope: string) =>
   ["tables", "functions", "sequences"].map((objects) =>
@@ -35,8 +25,7 @@ describe.each([
   ["for whatever is created", grants("")],
 ])("under default privileges %s", (_, before) => {
   test("nothing of ours is granted to anon, authenticated or everybody", () =>
-    inTransaction(db.sql, before, async (tx) => {
-      await applyMigration(tx);
+    migrated(before, async (tx) => {
       expect((await tx.unsafe(ours)).length).toBeGreaterThan(50);
       expect(await tx.unsafe(open)).toEqual([]);
       const [rights] = await tx`
@@ -47,15 +36,14 @@ describe.each([
     }));
 
   test("a table that is adopted keeps what its owner granted", () =>
-    inTransaction(db.sql, `${before} create table public.part_images (id uuid primary key);`, async (tx) => {
-      await applyMigration(tx);
+    migrated(`${before} create table public.part_images (id uuid primary key);`, async (tx) => {
       const kept = await tx.unsafe(`${open} and o.name = 'part_images' and g.privilege_type = 'SELECT'`);
       expect(kept.map(({ grantee }) => grantee).sort()).toEqual(["anon", "authenticated"]);
     }));
 });
 
 test("the last migration is what holds that: without it functions stand open", () =>
-  inTransaction(db.sql, grants(""), async (tx) => {
+  through(grants(""), async (tx) => {
     await applyMigration(tx, (text) => text.replace(readNoun("privileges"), "select"));
     expect((await tx.unsafe(open)).length).toBeGreaterThan(0);
   }));
