@@ -96,6 +96,12 @@ export async function planUpgrade(options: InstallOptions): Promise<Plan> {
       `Cannot upgrade image-sync in ${supabase} to ${VERSION}: version ${manifest.version} is there, which is newer; use its commands`,
     );
   }
+  if (compareVersions(manifest.version, "1.0.0") < 0) {
+    throw new CommandError(
+      "other_version",
+      `Cannot upgrade image-sync in ${supabase} to ${VERSION}: version ${manifest.version} is there; upgrade to 1.1.0 first`,
+    );
+  }
   return await planFiles(supabase, manifest, options);
 }
 
@@ -330,9 +336,7 @@ async function planMigration(
     if (before !== undefined) return { path: manifest.migration, kind: "same", before, after: before };
   }
   const stamp = await nextStamp(supabase, now);
-  const from = manifest === undefined || manifest.version === VERSION || isBeforeRelease(manifest.version)
-    ? null
-    : manifest.version;
+  const from = manifest === undefined || manifest.version === VERSION ? null : manifest.version;
   const name = from === null ? "image_sync" : `image_sync_${VERSION.replaceAll(".", "_")}`;
   const after = await readMigration(from);
   const written = manifest === undefined
@@ -355,11 +359,6 @@ async function findWritten(
     if (await readOptional(join(supabase, path)) === text) return path;
   }
   return undefined;
-}
-
-// What was there before 1.0.0 is replaced by the whole schema, which keeps its settings and its archive.
-function isBeforeRelease(version: string): boolean {
-  return compareVersions(version, "1.0.0") < 0;
 }
 
 /** Now, or behind the newest migration that is there. */

@@ -266,7 +266,13 @@ begin
     (
       'collided', 'warning', 'Images whose record the table refuses',
       (v_measured #>> '{difference,collided,count}')::bigint, v_measured #> '{difference,collided,samples}',
-      'Another record has the same part number, or a constraint or trigger of the table says no. Rename the file, or change the other record, then start a sync.',
+      coalesce((
+        select format('Column %I must have a value, and a sync has none for it. Give it a default, or run: alter table public.part_images alter column %1$I drop not null; then start a sync.', c.name)
+        from jsonb_array_elements(coalesce(v_last_sync -> 'problems', '[]')) as p (problem)
+        cross join substring(p.problem ->> 'detail', '^null value in column "(.+)" of relation "part_images"') as c (name)
+        where c.name is not null
+        limit 1
+      ), 'Another record has the same part number, or a constraint or trigger of the table says no. Rename the file, or change the other record, then start a sync.'),
       image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
     ),
     (

@@ -385,6 +385,23 @@ describe("a table with a unique part number and a column, a trigger and a policy
     });
     expect(await readRecords(lab, "part-images")).toEqual(before);
   });
+
+  test("a required column that comes later is named, by the run and by the finding, with what mends it", async () => {
+    await lab.sql`alter table public.part_images add column "shelf No" int not null default 1`;
+    await lab.sql`alter table public.part_images alter column "shelf No" drop default`;
+    await addObjects(lab, "part-images", ["000009.jpg"]);
+    expect((await runToEnd(lab, "part-images")).problems).toEqual(expect.arrayContaining([
+      expect.objectContaining({
+        name: "000009.jpg",
+        detail: expect.stringContaining('in column "shelf No"'),
+      }),
+    ]));
+    const { findings } = await readReport(lab, "part-images");
+    const collided = findings.find(({ code }) => code === "collided");
+    expect(collided?.remediation).toMatch(/^Column "shelf No" must have a value/);
+    await lab.sql.unsafe(/alter table .*?;/.exec(collided?.remediation ?? "")?.[0] ?? "");
+    expect(await runToEnd(lab, "part-images")).toMatchObject({ totals: { inserted: 1, collided: 5 } });
+  });
 });
 
 describe("a table of other types is adopted", () => {

@@ -256,15 +256,6 @@ const cases: Readonly<Record<string, Case>> = {
     refusal: /"part_images_pkey": Key \(id\)=\(1\) already exists/,
     remedy: "select setval('public.part_images_id_seq', 1);",
   },
-  "rows of another table that are hidden": {
-    before:
-      `create role stranger; grant stranger to postgres; grant create on schema public to stranger; ${twins}
-      create table public.secrets (image_id uuid references public.part_images);
-      revoke all on public.secrets from postgres; alter table public.secrets owner to stranger;
-      revoke stranger from postgres;`,
-    refusal: /it cannot be asked: permission denied for table secrets/,
-    remedy: "drop table public.secrets;",
-  },
   "several things at once": {
     before:
       `${twins} alter table public.part_images add column weight int, alter column part_number type bigint using 1;
