@@ -35,7 +35,7 @@ comment on schema image_sync is
 revoke all on schema image_sync from public;
 grant usage on schema image_sync to service_role;
 
-create temporary table adoption_obstacles (place integer generated always as identity, what text, why text, way_out text);
+create temporary table adoption_obstacles (place integer generated always as identity, what text, why text, way_out text) on commit drop;
 
 -- What is printed has its schema in front of it; and rows that row level security hides are an error, not none.
 select
@@ -83,7 +83,7 @@ where c.oid = to_regclass('public.part_images')
 order by 1;
 
 -- The columns of a table that can be asked further; none where there is none. Those that a sync writes have the type that it wants.
-create temporary table adoption_columns as
+create temporary table adoption_columns on commit drop as
 select
   a.attnum, a.attname::text as name, w.type as wanted, format_type(a.atttypid, null) as type, a.attgenerated <> '' as is_generated,
   a.attcollation <> t.typcollation as is_collated, a.attnotnull or t.typnotnull as is_required,
@@ -231,7 +231,7 @@ $$;
 
 -- Of several rows of one file the one that other tables refer to stays (place 1), else the one with a URL, else the oldest, else the
 -- one with the smaller number, else the one stored first.
-create temporary table adoption_duplicates (row_id tid, bucket_id text, file_name text, key jsonb, is_referred boolean, place bigint);
+create temporary table adoption_duplicates (row_id tid, bucket_id text, file_name text, key jsonb, is_referred boolean, place bigint) on commit drop;
 
 do $$
 declare
@@ -310,7 +310,7 @@ begin
     select 'column object_id', 'holds what are no ids of storage.objects', 'It means something else there. Run: alter table public.part_images rename column object_id to other_object_id;'
     from public.part_images p
     left join storage.objects o on o.id = p.object_id
-    having count(p.object_id) > count(o.id) and count(o.id) = 0;
+    having count(p.object_id) > 0 and count(o.id) = 0;
   end if;
   if exists (select from pg_temp.adoption_columns c where c.name = 'file_name' and c.is_required) then
     insert into pg_temp.adoption_obstacles (what, why, way_out)

@@ -94,39 +94,11 @@ begin
 end;
 $$;
 
--- Two records as a sync inserts them, undone at once: whether a trigger fills what a sync leaves out, and whether a unique key lets
--- more than one in, is known by trying. Names that nobody has may be refused for what they are: that is no answer.
-create function pg_temp.try_records()
-returns void
-language plpgsql
-as $$
+do $$
 declare
   v_table text;
   v_column text;
   v_constraint text;
-  v_detail text;
-begin
-  insert into public.part_images (bucket_id, file_name, part_number)
-  select current_setting('image_sync.bucket_id'), n.name || '.jpg', n.name
-  from (values ('image-sync-1'), ('image-sync-2')) as n (name);
-  set constraints all immediate;
-  raise exception 'Tried' using errcode = 'IS000';
-exception
-  when others then
-    get stacked diagnostics v_table = table_name, v_column = column_name, v_constraint = constraint_name, v_detail = pg_exception_detail;
-    if v_table = 'part_images' and sqlstate in ('23502', '23505', '23P01') then
-      raise exception 'a sync could not insert its records: %', sqlerrm || case when v_column = '' then ': ' || v_detail else '' end
-        using errcode = 'IS001',
-          hint = case
-            when v_column <> '' then format('Neither a sync nor a trigger gives it a value. Give it a default, or run: alter table public.part_images alter column %I drop not null;', v_column)
-            else format('Give its columns a default that differs from row to row (a sequence that is behind its rows is set by setval), or drop it. It is: select pg_get_indexdef(''public.%I''::regclass);', v_constraint)
-          end;
-    end if;
-end;
-$$;
-
-do $$
-declare
   v_detail text;
   v_hint text;
 begin
@@ -152,7 +124,26 @@ begin
   alter table public.part_images alter column bucket_id set not null;
   -- The key of a record, in the order in which chunks walk. Byte order, as storage.objects' own keyset index has it.
   create unique index if not exists part_images_bucket_id_file_name_key on public.part_images (bucket_id, file_name collate "C");
-  perform pg_temp.try_records();
+  -- Two records as a sync inserts them, undone at once: whether a trigger fills what a sync leaves out, and whether a unique key lets
+  -- more than one in, is known by trying. Names that nobody has may be refused for what they are: that is no answer.
+  begin
+    insert into public.part_images (bucket_id, file_name, part_number)
+    select current_setting('image_sync.bucket_id'), n.name || '.jpg', n.name
+    from (values ('image-sync-1'), ('image-sync-2')) as n (name);
+    set constraints all immediate;
+    raise exception 'Tried';
+  exception
+    when others then
+      get stacked diagnostics v_table = table_name, v_column = column_name, v_constraint = constraint_name, v_detail = pg_exception_detail;
+      if v_table = 'part_images' and sqlstate in ('23502', '23505', '23P01') then
+        raise exception 'a sync could not insert its records: %', concat(sqlerrm, case when v_column = '' then ': ' || v_detail end)
+          using errcode = 'IS001',
+            hint = case
+              when v_column <> '' then format('Neither a sync nor a trigger gives it a value. Give it a default, or run: alter table public.part_images alter column %I drop not null;', v_column)
+              else format('Give its columns a default that differs from row to row (a sequence that is behind its rows is set by setval), or drop it. It is: select pg_get_indexdef(''public.%I''::regclass);', v_constraint)
+            end;
+      end if;
+  end;
 exception
   when others then
     get stacked diagnostics v_detail = pg_exception_detail, v_hint = pg_exception_hint;
@@ -163,7 +154,7 @@ exception
 end;
 $$;
 
-drop function pg_temp.adopt_rows(), pg_temp.fill_part_numbers(), pg_temp.try_records();
+drop function pg_temp.adopt_rows(), pg_temp.fill_part_numbers();
 drop table pg_temp.adoption_obstacles, pg_temp.adoption_columns, pg_temp.adoption_duplicates;
 
 -- An owner's own words stay.

@@ -117,8 +117,13 @@ describe("a table with two rows of one file, a null file name and dead URLs", ()
       select bucket_id, file_name, reason, run_id, restored_at, record from image_sync.archive order by record ->> 'id'`;
     const archived = archive.map(({ record }) => record as Row);
     const asBefore = (row: Row) => {
-      const { bucket_id, signed_url_expires_at, object_id, ...columns } = row;
-      expect([bucket_id, signed_url_expires_at, object_id]).toEqual(["part-images", null, null]);
+      const { bucket_id, signed_url_expires_at, object_id, object_name, ...columns } = row;
+      expect([bucket_id, signed_url_expires_at, object_id, object_name]).toEqual([
+        "part-images",
+        null,
+        null,
+        null,
+      ]);
       return columns;
     };
     const byId = (one: Row, other: Row) => String(one["id"]) < String(other["id"]) ? -1 : 1;
@@ -284,7 +289,13 @@ describe("a table with a unique part number and a column, a trigger and a policy
 
   test("keeps every row and column as it was", async () => {
     expect(await readRows(lab)).toEqual(
-      rows.map((row) => ({ ...row, bucket_id: "part-images", signed_url_expires_at: null, object_id: null })),
+      rows.map((row) => ({
+        ...row,
+        bucket_id: "part-images",
+        signed_url_expires_at: null,
+        object_id: null,
+        object_name: null,
+      })),
     );
     expect(await readColumns(lab)).toMatchObject({
       weight: { type: "numeric", not_null: true, default: "1.5" },
