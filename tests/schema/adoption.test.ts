@@ -118,7 +118,7 @@ describe("a table with two rows of one file, a null file name and dead URLs", ()
     const archived = archive.map(({ record }) => record as Row);
     const asBefore = (row: Row) => {
       const { bucket_id, signed_url_expires_at, object_id, object_name, ...columns } = row;
-      expect([bucket_id, signed_url_expires_at, object_id, object_name]).toEqual([
+      expect([bucket_id, signed_url_expires_at, object_id, object_name ?? null]).toEqual([
         "part-images",
         null,
         null,
