@@ -1205,9 +1205,6 @@ $$;
 comment on function image_sync.redact(text) is
   'Words of foreign origin, fit to be stored: without tokens of signed URLs, JWTs and keys, at most 500 characters.';
 
-revoke all on function image_sync.redact(text) from public;
-grant execute on function image_sync.redact(text) to service_role;
-
 -- project
 
 -- Which version of the schema this is, as semantic versioning counts: the function refuses to work beside one that it does not fit.
@@ -1332,23 +1329,6 @@ $$;
 comment on function public.image_sync_announce(text, text) is
   'The function says where it lives (scheme and host) and which version it is. Returns {"changed", "schema_version"}. Raises invalid_parameter_value for anything but an http address.';
 
-revoke all on function
-  image_sync.schema_version(),
-  image_sync.function_fits(),
-  image_sync.encode_uri_component(text),
-  image_sync.is_url_of(text, text, text),
-  image_sync.url_base(image_sync.settings)
-from public;
-revoke all on function public.image_sync_announce(text, text) from public, anon, authenticated;
-grant execute on function
-  image_sync.schema_version(),
-  image_sync.function_fits(),
-  image_sync.encode_uri_component(text),
-  image_sync.is_url_of(text, text, text),
-  image_sync.url_base(image_sync.settings),
-  public.image_sync_announce(text, text)
-to service_role;
-
 -- chunks
 
 -- A ledger is counters by name.
@@ -1424,21 +1404,6 @@ as $$
 $$;
 
 comment on function image_sync.ms_since(timestamptz) is 'Milliseconds since then, by the clock.';
-
-revoke all on function
-  image_sync.count_of(jsonb, text),
-  image_sync.add_counts(jsonb, jsonb),
-  image_sync.names_of(jsonb),
-  image_sync.work_of(text),
-  image_sync.ms_since(timestamptz)
-from public;
-grant execute on function
-  image_sync.count_of(jsonb, text),
-  image_sync.add_counts(jsonb, jsonb),
-  image_sync.names_of(jsonb),
-  image_sync.work_of(text),
-  image_sync.ms_since(timestamptz)
-to service_role;
 
 -- objects and records
 
@@ -1520,8 +1485,6 @@ $$;
 
 comment on function image_sync.refresh_objects_view() is
   'Makes the view image_sync.objects, anew where storage.objects has gained a column that tells delete markers or archived versions. True where it did; takes no lock where there is nothing to do.';
-
-revoke all on function image_sync.refresh_objects_view() from public;
 
 select image_sync.refresh_objects_view();
 
@@ -1613,9 +1576,6 @@ $$;
 
 comment on function image_sync.part_numbers_of(text[]) is 'The part numbers of files, in their order: each is the name without folders and extension.';
 
-revoke all on function image_sync.look_up_part(text), image_sync.part_numbers_of(text[]) from public;
-grant execute on function image_sync.look_up_part(text), image_sync.part_numbers_of(text[]) to service_role;
-
 grant select on image_sync.objects, image_sync.records to service_role;
 
 -- Above every key of the walk in byte order: longer than any key that a btree index can hold, of the highest character there is.
@@ -1629,9 +1589,6 @@ as $$
 $$;
 
 comment on function image_sync.last_key() is 'A key above all others in byte order: the upper bound of a chunk that reaches to the end of the bucket.';
-
-revoke all on function image_sync.last_key() from public;
-grant execute on function image_sync.last_key() to service_role;
 
 -- missing records
 
@@ -2235,45 +2192,6 @@ as $$
 $$;
 
 comment on function image_sync.part_number_is_unique() is 'True where the table''s owner made part_number unique.';
-
-revoke all on function
-  image_sync.is_refusal(text),
-  image_sync.check_deferred(),
-  image_sync.need_table(),
-  image_sync.is_taken(text, text, text),
-  image_sync.no_url(),
-  image_sync.withdraw_urls(text, text, text, text[]),
-  image_sync.is_held(text),
-  image_sync.row_patience(timestamptz),
-  image_sync.item_problem(text, text, text),
-  image_sync.first_items(jsonb),
-  image_sync.clean_fault(jsonb),
-  image_sync.insert_one_by_one(text, text[], uuid[]),
-  image_sync.store_one_by_one(text, text, text, text[], text[], bigint[]),
-  image_sync.store_urls(text, text, text, text[], text[], bigint[]),
-  image_sync.may_refuse_records(),
-  image_sync.insert_missing(text, image_sync.chunks, text[], text[], bigint[]),
-  image_sync.part_number_is_unique()
-from public;
-grant execute on function
-  image_sync.is_refusal(text),
-  image_sync.check_deferred(),
-  image_sync.need_table(),
-  image_sync.is_taken(text, text, text),
-  image_sync.no_url(),
-  image_sync.withdraw_urls(text, text, text, text[]),
-  image_sync.is_held(text),
-  image_sync.row_patience(timestamptz),
-  image_sync.item_problem(text, text, text),
-  image_sync.first_items(jsonb),
-  image_sync.clean_fault(jsonb),
-  image_sync.insert_one_by_one(text, text[], uuid[]),
-  image_sync.store_one_by_one(text, text, text, text[], text[], bigint[]),
-  image_sync.store_urls(text, text, text, text[], text[], bigint[]),
-  image_sync.may_refuse_records(),
-  image_sync.insert_missing(text, image_sync.chunks, text[], text[], bigint[]),
-  image_sync.part_number_is_unique()
-to service_role;
 
 -- moves
 
@@ -3169,45 +3087,6 @@ $$;
 
 comment on function image_sync.link_records(text, image_sync.chunks, image_sync.move[]) is 'Writes the id of its object into each record of the chunk''s range that has none or another one, and returns how many; records that somebody holds are left out, and all of them where the table refuses one.';
 
-revoke all on function
-  image_sync.destination_of(text, text, uuid),
-  image_sync.max_moves(),
-  image_sync.find_moves(text[], text[]),
-  image_sync.find_followers(text, text[], uuid[], text[]),
-  image_sync.keep_references(image_sync.move[]),
-  image_sync.move_together(image_sync.move[]),
-  image_sync.try_moves(image_sync.move[]),
-  image_sync.find_waiting(image_sync.move[]),
-  image_sync.follow_waiting(jsonb, integer),
-  image_sync.move_records(image_sync.move[]),
-  image_sync.count_ahead(text, image_sync.chunks, image_sync.move[]),
-  image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
-  image_sync.count_recorded(text, image_sync.chunks, text[]),
-  image_sync.still_away(text, jsonb),
-  image_sync.names_away(text, text[]),
-  image_sync.names_staying(text, text, text),
-  image_sync.link_records(text, image_sync.chunks, image_sync.move[])
-from public;
-grant execute on function
-  image_sync.destination_of(text, text, uuid),
-  image_sync.max_moves(),
-  image_sync.find_moves(text[], text[]),
-  image_sync.find_followers(text, text[], uuid[], text[]),
-  image_sync.keep_references(image_sync.move[]),
-  image_sync.move_together(image_sync.move[]),
-  image_sync.try_moves(image_sync.move[]),
-  image_sync.find_waiting(image_sync.move[]),
-  image_sync.follow_waiting(jsonb, integer),
-  image_sync.move_records(image_sync.move[]),
-  image_sync.count_ahead(text, image_sync.chunks, image_sync.move[]),
-  image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]),
-  image_sync.count_recorded(text, image_sync.chunks, text[]),
-  image_sync.still_away(text, jsonb),
-  image_sync.names_away(text, text[]),
-  image_sync.names_staying(text, text, text),
-  image_sync.link_records(text, image_sync.chunks, image_sync.move[])
-to service_role;
-
 -- several files
 
 -- Part numbers that several images stand for, as whoever looks them up in a spreadsheet sees them: in other case, with a space at the
@@ -3496,25 +3375,6 @@ $$;
 
 comment on function image_sync.find_several_files(text, text[], text[], text[]) is
   'Part numbers with several files that records say nothing of: a picture that is left out beside an image of its name, or images of one part number without a record; and up to 20 of them as "part number: files".';
-
-revoke all on function
-  image_sync.count_twins(image_sync.runs),
-  image_sync.files_of_key(text, text),
-  image_sync.files_beside(text, text),
-  image_sync.stem_of(text),
-  image_sync.twin_samples(text, text[]),
-  image_sync.has_copy_beside(text, text),
-  image_sync.find_several_files(text, text[], text[], text[])
-from public;
-grant execute on function
-  image_sync.count_twins(image_sync.runs),
-  image_sync.files_of_key(text, text),
-  image_sync.files_beside(text, text),
-  image_sync.stem_of(text),
-  image_sync.twin_samples(text, text[]),
-  image_sync.has_copy_beside(text, text),
-  image_sync.find_several_files(text, text[], text[], text[])
-to service_role;
 
 -- listing
 
@@ -4163,31 +4023,6 @@ $$;
 comment on function image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid) is
   'Lists and compares the run''s next range of keys and stores the chunk: leased where files need a URL (their names are returned), done where none does.';
 
-revoke all on function
-  image_sync.next_number(uuid),
-  image_sync.chunk_size(image_sync.runs, image_sync.settings),
-  image_sync.new_chunk(uuid, text),
-  image_sync.list_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, text, integer),
-  image_sync.first_names(text[]),
-  image_sync.follow_files(image_sync.runs, image_sync.listing),
-  image_sync.leave_out_departing(image_sync.runs, image_sync.settings, image_sync.listing),
-  image_sync.compare(image_sync.runs, image_sync.settings, image_sync.chunks, text, integer),
-  image_sync.settle_listing(image_sync.runs, image_sync.settings, image_sync.comparison, uuid),
-  image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid)
-from public;
-grant execute on function
-  image_sync.next_number(uuid),
-  image_sync.chunk_size(image_sync.runs, image_sync.settings),
-  image_sync.new_chunk(uuid, text),
-  image_sync.list_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, text, integer),
-  image_sync.first_names(text[]),
-  image_sync.follow_files(image_sync.runs, image_sync.listing),
-  image_sync.leave_out_departing(image_sync.runs, image_sync.settings, image_sync.listing),
-  image_sync.compare(image_sync.runs, image_sync.settings, image_sync.chunks, text, integer),
-  image_sync.settle_listing(image_sync.runs, image_sync.settings, image_sync.comparison, uuid),
-  image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid)
-to service_role;
-
 -- verify
 
 -- Verifying: every URL of a bucket is opened as a reader does. The bucket is walked and counted as in an analyze; a chunk that holds
@@ -4491,27 +4326,6 @@ $$;
 
 comment on function image_sync.renews_all(text) is
   'Whether the next sync of a bucket renews all URLs: the newest look at them saw rejected ones that keep their expiry.';
-
-revoke all on function
-  image_sync.renews_all(text),
-  image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb),
-  image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
-  image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
-  image_sync.pace_left(image_sync.runs),
-  image_sync.lease_targets(image_sync.runs, image_sync.settings, text[]),
-  image_sync.close_verified(image_sync.runs, uuid, text[], jsonb, integer, integer),
-  image_sync.tell_lost(text, jsonb)
-from public;
-grant execute on function
-  image_sync.renews_all(text),
-  image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb),
-  image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
-  image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
-  image_sync.pace_left(image_sync.runs),
-  image_sync.lease_targets(image_sync.runs, image_sync.settings, text[]),
-  image_sync.close_verified(image_sync.runs, uuid, text[], jsonb, integer, integer),
-  image_sync.tell_lost(text, jsonb)
-to service_role;
 
 -- leases
 
@@ -5350,47 +5164,6 @@ $$;
 
 comment on function image_sync.release_chunks(uuid, uuid[]) is 'Makes the chunks that hold these leases (null: all leases of the run) pending again and returns how many there were.';
 
-revoke all on function
-  image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks),
-  image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer),
-  image_sync.lock_chunk(uuid, uuid),
-  image_sync.store_signed(image_sync.runs, image_sync.chunks, text[], text[], bigint[]),
-  image_sync.count_orphaned(image_sync.runs, image_sync.settings, image_sync.chunks, text[]),
-  image_sync.account_for_names(image_sync.runs, image_sync.settings, image_sync.signing, text[], jsonb),
-  image_sync.measure_range(image_sync.runs, image_sync.settings, image_sync.chunks),
-  image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
-  image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid),
-  image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid),
-  image_sync.unlisted_chunk(uuid, text, text, integer),
-  image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]),
-  image_sync.kept_counts(jsonb),
-  image_sync.halve_chunk(image_sync.chunks, integer, jsonb),
-  image_sync.give_up_name(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
-  image_sync.interrupt_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
-  image_sync.interrupt_walk(image_sync.runs, image_sync.settings),
-  image_sync.release_chunks(uuid, uuid[])
-from public;
-grant execute on function
-  image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks),
-  image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer),
-  image_sync.lock_chunk(uuid, uuid),
-  image_sync.store_signed(image_sync.runs, image_sync.chunks, text[], text[], bigint[]),
-  image_sync.count_orphaned(image_sync.runs, image_sync.settings, image_sync.chunks, text[]),
-  image_sync.account_for_names(image_sync.runs, image_sync.settings, image_sync.signing, text[], jsonb),
-  image_sync.measure_range(image_sync.runs, image_sync.settings, image_sync.chunks),
-  image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer),
-  image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid),
-  image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid),
-  image_sync.unlisted_chunk(uuid, text, text, integer),
-  image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]),
-  image_sync.kept_counts(jsonb),
-  image_sync.halve_chunk(image_sync.chunks, integer, jsonb),
-  image_sync.give_up_name(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
-  image_sync.interrupt_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb),
-  image_sync.interrupt_walk(image_sync.runs, image_sync.settings),
-  image_sync.release_chunks(uuid, uuid[])
-to service_role;
-
 -- stretches
 
 -- A stretch: the next many chunks of a bucket in which little or nothing is to be done, leased as one. Most nights most of a bucket is
@@ -5594,21 +5367,6 @@ $$;
 
 comment on function image_sync.settle_stretch(image_sync.runs, image_sync.settings, image_sync.chunks, image_sync.chunks[]) is
   'Stores the chunks that a stretch was found to have and shortens it by them. Returns what its lease holds then: the rest of it, or its last chunk. The caller holds the run''s row lock.';
-
-revoke all on function
-  image_sync.shortest_stretch(),
-  image_sync.lease_stretch(image_sync.runs, image_sync.settings, uuid, uuid),
-  image_sync.pass_stretch(image_sync.runs, image_sync.settings, uuid),
-  image_sync.is_settled(image_sync.runs, image_sync.comparison),
-  image_sync.settle_stretch(image_sync.runs, image_sync.settings, image_sync.chunks, image_sync.chunks[])
-from public;
-grant execute on function
-  image_sync.shortest_stretch(),
-  image_sync.lease_stretch(image_sync.runs, image_sync.settings, uuid, uuid),
-  image_sync.pass_stretch(image_sync.runs, image_sync.settings, uuid),
-  image_sync.is_settled(image_sync.runs, image_sync.comparison),
-  image_sync.settle_stretch(image_sync.runs, image_sync.settings, image_sync.chunks, image_sync.chunks[])
-to service_role;
 
 -- run documents
 
@@ -5894,25 +5652,6 @@ end;
 $$;
 
 comment on function image_sync.estimate_total(text) is 'About how many objects the bucket holds, in a few milliseconds at any size; for progress alone.';
-
-revoke all on function
-  image_sync.samples(uuid, text),
-  image_sync.problem_samples(uuid, text),
-  image_sync.run_ledger(uuid),
-  image_sync.is_balanced(jsonb, boolean),
-  image_sync.summarize(uuid),
-  image_sync.run_document(uuid),
-  image_sync.estimate_total(text)
-from public;
-grant execute on function
-  image_sync.samples(uuid, text),
-  image_sync.problem_samples(uuid, text),
-  image_sync.run_ledger(uuid),
-  image_sync.is_balanced(jsonb, boolean),
-  image_sync.summarize(uuid),
-  image_sync.run_document(uuid),
-  image_sync.estimate_total(text)
-to service_role;
 
 -- run lifecycle
 
@@ -6432,43 +6171,6 @@ end;
 $$;
 
 comment on function image_sync.pick_probe_targets(image_sync.runs, image_sync.settings) is 'As many records of a sync that have an object as probe_size says, or as there are, chosen at random, as [{"name", "url"}]: for the worker''s eyes alone.';
-
-revoke all on function
-  image_sync.is_signable(text),
-  image_sync.too_many_failures(image_sync.runs, image_sync.settings),
-  image_sync.pick_probe_targets(image_sync.runs, image_sync.settings),
-  image_sync.unknown_run(uuid),
-  image_sync.problem(integer, text, text, text, jsonb),
-  image_sync.open_run(uuid, text, text, text, jsonb, uuid, bigint),
-  image_sync.judge_run(image_sync.runs, jsonb),
-  image_sync.is_kick_problem(jsonb),
-  image_sync.held_error(bigint),
-  image_sync.finish_run(uuid, text, text, jsonb, jsonb),
-  image_sync.grown_size(image_sync.runs, image_sync.settings, integer, interval),
-  image_sync.interrupt_plan(image_sync.runs, image_sync.settings, uuid, jsonb),
-  image_sync.standstill_reason(image_sync.runs),
-  image_sync.lock_run(uuid),
-  image_sync.bucket_problem(image_sync.runs),
-  image_sync.walk(image_sync.runs, image_sync.settings, uuid, uuid)
-from public;
-grant execute on function
-  image_sync.is_signable(text),
-  image_sync.too_many_failures(image_sync.runs, image_sync.settings),
-  image_sync.pick_probe_targets(image_sync.runs, image_sync.settings),
-  image_sync.unknown_run(uuid),
-  image_sync.problem(integer, text, text, text, jsonb),
-  image_sync.open_run(uuid, text, text, text, jsonb, uuid, bigint),
-  image_sync.judge_run(image_sync.runs, jsonb),
-  image_sync.is_kick_problem(jsonb),
-  image_sync.held_error(bigint),
-  image_sync.finish_run(uuid, text, text, jsonb, jsonb),
-  image_sync.grown_size(image_sync.runs, image_sync.settings, integer, interval),
-  image_sync.interrupt_plan(image_sync.runs, image_sync.settings, uuid, jsonb),
-  image_sync.standstill_reason(image_sync.runs),
-  image_sync.lock_run(uuid),
-  image_sync.bucket_problem(image_sync.runs),
-  image_sync.walk(image_sync.runs, image_sync.settings, uuid, uuid)
-to service_role;
 
 -- rpc
 
@@ -7094,39 +6796,6 @@ $$;
 
 comment on function public.image_sync_run(uuid) is 'One run with its progress or final report. Problem: unknown_run (404).';
 
-revoke all on function
-  image_sync.next_work(image_sync.runs, image_sync.settings, uuid, uuid, image_sync.chunks[]),
-  image_sync.more_lanes(uuid, image_sync.settings, integer),
-  image_sync.work_document(image_sync.runs, image_sync.settings, image_sync.chunk_to_sign),
-  image_sync.last_work(image_sync.runs, image_sync.settings),
-  image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval)
-from public;
-grant execute on function
-  image_sync.next_work(image_sync.runs, image_sync.settings, uuid, uuid, image_sync.chunks[]),
-  image_sync.more_lanes(uuid, image_sync.settings, integer),
-  image_sync.work_document(image_sync.runs, image_sync.settings, image_sync.chunk_to_sign),
-  image_sync.last_work(image_sync.runs, image_sync.settings),
-  image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval)
-to service_role;
-revoke all on function
-  public.image_sync_start(uuid, text, text, jsonb),
-  public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer),
-  public.image_sync_end_attempt(uuid, uuid, uuid, uuid, jsonb, integer, integer),
-  public.image_sync_finish(uuid, jsonb, jsonb),
-  public.image_sync_hand_off(uuid, uuid, uuid[]),
-  public.image_sync_cancel(uuid),
-  public.image_sync_run(uuid)
-from public, anon, authenticated;
-grant execute on function
-  public.image_sync_start(uuid, text, text, jsonb),
-  public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer),
-  public.image_sync_end_attempt(uuid, uuid, uuid, uuid, jsonb, integer, integer),
-  public.image_sync_finish(uuid, jsonb, jsonb),
-  public.image_sync_hand_off(uuid, uuid, uuid[]),
-  public.image_sync_cancel(uuid),
-  public.image_sync_run(uuid)
-to service_role;
-
 -- schedule
 
 -- The night: who calls the function, what happens when a call is lost, and what is thrown away afterwards.
@@ -7221,9 +6890,6 @@ $$;
 
 comment on function public.image_sync_wake(uuid, text) is
   'The open run that a queued call''s token (64 hexadecimal digits) is for; the token is used up. Problem: unauthorized (401) for any other token, and for every token of a run that is finished.';
-
-revoke all on function public.image_sync_wake(uuid, text) from public, anon, authenticated;
-grant execute on function public.image_sync_wake(uuid, text) to service_role;
 
 -- Closes a run that has not moved for six hours.
 create or replace function image_sync.close_stalled(p_run uuid)
@@ -7514,21 +7180,6 @@ $$;
 comment on function image_sync.prune_history() is 'Deletes chunks and runs of every bucket past its keep_ settings and week-old entries of our own jobs in cron.job_run_details.';
 
 -- The jobs run as their owner, who owns these functions; nobody else has business with them.
-revoke all on function
-  image_sync.kick(uuid),
-  image_sync.close_stalled(uuid),
-  image_sync.start_night(text),
-  image_sync.note_failed_night(text, text, text),
-  image_sync.run_nightly(),
-  image_sync.is_idle(image_sync.runs),
-  image_sync.watchdog(),
-  image_sync.prune_bucket(text),
-  image_sync.prune_history()
-from public;
-grant execute on function
-  image_sync.kick(uuid),
-  image_sync.is_idle(image_sync.runs)
-to service_role;
 
 -- measurements
 
@@ -7719,15 +7370,6 @@ $$;
 
 comment on function image_sync.measure_verified(image_sync.runs) is
   'What a finished verify saw: {"run", "at", "checked", "ok", "kept", "failures": {reason: {"count", "samples", "said"}}}; kept: rejected URLs that keep their expiry; said: what answered in Storage''s place. Reasons: file_lost, file_gone, not_an_image, wrong_content_type, url_rejected, unreachable.';
-
-revoke all on function
-  image_sync.measure(image_sync.runs, jsonb),
-  image_sync.measure_verified(image_sync.runs)
-from public;
-grant execute on function
-  image_sync.measure(image_sync.runs, jsonb),
-  image_sync.measure_verified(image_sync.runs)
-to service_role;
 
 -- live facts
 
@@ -8144,31 +7786,6 @@ $$;
 
 comment on function image_sync.standing_run(text) is 'The open run of the bucket that stands still, since when and why; null where none does.';
 
-revoke all on function
-  image_sync.wait_no_more(),
-  image_sync.cron_field(text, integer, integer),
-  image_sync.number_names(text, text[], integer),
-  image_sync.next_time(text, timestamptz),
-  image_sync.scheduled_jobs(),
-  image_sync.schedule_facts(),
-  image_sync.bucket_facts(text),
-  image_sync.table_facts(text),
-  image_sync.stray_facts(text),
-  image_sync.standing_run(text)
-from public;
-grant execute on function
-  image_sync.wait_no_more(),
-  image_sync.cron_field(text, integer, integer),
-  image_sync.number_names(text, text[], integer),
-  image_sync.next_time(text, timestamptz),
-  image_sync.scheduled_jobs(),
-  image_sync.schedule_facts(),
-  image_sync.bucket_facts(text),
-  image_sync.table_facts(text),
-  image_sync.stray_facts(text),
-  image_sync.standing_run(text)
-to service_role;
-
 -- readers
 
 create or replace function image_sync.reader_document(p_reader image_sync.readers)
@@ -8349,25 +7966,6 @@ $$;
 
 comment on function image_sync.reader_facts(image_sync.settings) is
   'Readers of the bucket whose last use is longer ago than a URL lives (and less than 360 days), each in words, and the longest of these times in days.';
-
-revoke all on function
-  image_sync.reader_document(image_sync.readers),
-  image_sync.reader_facts(image_sync.settings)
-from public;
-revoke all on function
-  public.image_sync_add_reader(text, text, text),
-  public.image_sync_readers(text, integer),
-  public.image_sync_remove_reader(text),
-  public.image_sync_open_register(text)
-from public, anon, authenticated;
-grant execute on function
-  image_sync.reader_document(image_sync.readers),
-  image_sync.reader_facts(image_sync.settings),
-  public.image_sync_add_reader(text, text, text),
-  public.image_sync_readers(text, integer),
-  public.image_sync_remove_reader(text),
-  public.image_sync_open_register(text)
-to service_role;
 
 -- findings
 
@@ -9080,35 +8678,6 @@ $$;
 comment on function image_sync.findings(jsonb) is
   'The findings of a report: code, level (error, warning, info), title, count, samples, remediation, and action: {"request"}, {"sql"}, or null where only a person can do something. The one definition of all of them.';
 
-revoke all on function
-  image_sync.request_of(text, jsonb),
-  image_sync.sql_of(text),
-  image_sync.unseen(jsonb),
-  image_sync.bucket_findings(jsonb),
-  image_sync.access_findings(jsonb),
-  image_sync.file_findings(jsonb),
-  image_sync.difference_findings(jsonb),
-  image_sync.url_findings(jsonb),
-  image_sync.unseen_findings(jsonb),
-  image_sync.run_findings(jsonb),
-  image_sync.schedule_findings(jsonb),
-  image_sync.findings(jsonb)
-from public;
-grant execute on function
-  image_sync.request_of(text, jsonb),
-  image_sync.sql_of(text),
-  image_sync.unseen(jsonb),
-  image_sync.bucket_findings(jsonb),
-  image_sync.access_findings(jsonb),
-  image_sync.file_findings(jsonb),
-  image_sync.difference_findings(jsonb),
-  image_sync.url_findings(jsonb),
-  image_sync.unseen_findings(jsonb),
-  image_sync.run_findings(jsonb),
-  image_sync.schedule_findings(jsonb),
-  image_sync.findings(jsonb)
-to service_role;
-
 -- since
 
 -- Since when a finding stands. What runs measure is told by them: each keeps in its report, under "since", which findings it saw and
@@ -9237,17 +8806,6 @@ $$;
 
 comment on function image_sync.since_of(jsonb) is
   'Of the facts of a report: since when each finding stands, as {code: time}, as far as runs or the facts themselves tell.';
-
-revoke all on function
-  image_sync.note_since(image_sync.runs),
-  image_sync.failing_since(text, jsonb),
-  image_sync.since_of(jsonb)
-from public;
-grant execute on function
-  image_sync.note_since(image_sync.runs),
-  image_sync.failing_since(text, jsonb),
-  image_sync.since_of(jsonb)
-to service_role;
 
 -- report
 
@@ -9504,25 +9062,6 @@ $$;
 comment on function public.image_sync_report(text) is
   'The status report of a bucket: what the last run measured, the last run of each mode, the open run, the next one, and the findings. Problem: unknown_bucket (404). Never contains a signed URL or a key.';
 
-revoke all on function
-  image_sync.report_of(text),
-  image_sync.measured_facts(text),
-  image_sync.report_facts(image_sync.settings),
-  image_sync.shows_enough(jsonb),
-  image_sync.shows_what_it_says(jsonb),
-  image_sync.last_run(text, text[])
-from public;
-revoke all on function public.image_sync_report(text) from public, anon, authenticated;
-grant execute on function
-  image_sync.report_of(text),
-  image_sync.measured_facts(text),
-  image_sync.report_facts(image_sync.settings),
-  image_sync.last_run(text, text[]),
-  image_sync.shows_enough(jsonb),
-  image_sync.shows_what_it_says(jsonb),
-  public.image_sync_report(text)
-to service_role;
-
 -- lists
 
 -- Lists for the operator: the buckets that are kept in step, and the history of runs. Pages by keyset, each bounded.
@@ -9697,19 +9236,6 @@ $$;
 
 comment on function public.image_sync_runs(text, text, text, uuid, integer) is
   'A page of the history of runs, newest first, 1 to 100 of them. Problem: unknown_run (404) for a p_after that housekeeping pruned.';
-
-revoke all on function
-  public.image_sync_buckets(text, integer),
-  public.image_sync_add_bucket(text),
-  public.image_sync_remove_bucket(text),
-  public.image_sync_runs(text, text, text, uuid, integer)
-from public, anon, authenticated;
-grant execute on function
-  public.image_sync_buckets(text, integer),
-  public.image_sync_add_bucket(text),
-  public.image_sync_remove_bucket(text),
-  public.image_sync_runs(text, text, text, uuid, integer)
-to service_role;
 
 -- records
 
@@ -10355,35 +9881,6 @@ $$;
 comment on function public.image_sync_records(text, text, text, text, integer, boolean) is
   'A page of a bucket''s files and records by state and search, in byte order, 1 to 100 of them; URLs only where they are asked for. Problem: unknown_bucket (404).';
 
-revoke all on function
-  image_sync.list_range(image_sync.settings, text, text, text, text, integer, integer, boolean),
-  image_sync.list_names(image_sync.settings, text, text[], boolean),
-  image_sync.guide_of(text),
-  image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer),
-  image_sync.list_state(image_sync.settings, text, text, text, integer, boolean),
-  image_sync.files_of_twins(text, text),
-  image_sync.list_twins(image_sync.settings, image_sync.runs, timestamptz, text, integer, boolean),
-  image_sync.files_with(image_sync.settings, text),
-  image_sync.list_beside(image_sync.settings, image_sync.runs, timestamptz, text, integer, boolean),
-  image_sync.list_several(image_sync.settings, text, integer, boolean),
-  image_sync.list_broken(image_sync.settings, text, integer, boolean),
-  public.image_sync_records(text, text, text, text, integer, boolean)
-from public, anon, authenticated;
-grant execute on function
-  image_sync.list_range(image_sync.settings, text, text, text, text, integer, integer, boolean),
-  image_sync.list_names(image_sync.settings, text, text[], boolean),
-  image_sync.guide_of(text),
-  image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer),
-  image_sync.list_state(image_sync.settings, text, text, text, integer, boolean),
-  image_sync.files_of_twins(text, text),
-  image_sync.list_twins(image_sync.settings, image_sync.runs, timestamptz, text, integer, boolean),
-  image_sync.files_with(image_sync.settings, text),
-  image_sync.list_beside(image_sync.settings, image_sync.runs, timestamptz, text, integer, boolean),
-  image_sync.list_several(image_sync.settings, text, integer, boolean),
-  image_sync.list_broken(image_sync.settings, text, integer, boolean),
-  public.image_sync_records(text, text, text, text, integer, boolean)
-to service_role;
-
 -- history
 
 -- What runs measured, by day: when URLs die, how the nights went, how the bucket grew. Read from what runs kept, never by scanning.
@@ -10516,15 +10013,6 @@ $$;
 
 comment on function public.image_sync_history(text, integer) is
   'The days (GMT) on which runs of a bucket ended, how they went and what they measured, up to 366 days back. Problem: unknown_bucket (404).';
-
-revoke all on function
-  public.image_sync_expiry(text),
-  public.image_sync_history(text, integer)
-from public, anon, authenticated;
-grant execute on function
-  public.image_sync_expiry(text),
-  public.image_sync_history(text, integer)
-to service_role;
 
 -- settings form
 
@@ -10706,19 +10194,6 @@ $$;
 
 comment on function public.image_sync_change_settings(text, jsonb) is
   'Changes settings of a bucket, all of those that are given or none. Problems: unknown_bucket (404), invalid_setting (400) with the field and, in the words of the database''s check, what is allowed.';
-
-revoke all on function
-  image_sync.settings_words(name),
-  image_sync.setting_refused(text, text, text),
-  public.image_sync_settings(text),
-  public.image_sync_change_settings(text, jsonb)
-from public, anon, authenticated;
-grant execute on function
-  image_sync.settings_words(name),
-  image_sync.setting_refused(text, text, text),
-  public.image_sync_settings(text),
-  public.image_sync_change_settings(text, jsonb)
-to service_role;
 
 -- cleanup
 
@@ -11539,51 +11014,6 @@ $$;
 comment on function image_sync.skip_next(image_sync.runs, uuid, jsonb) is
   'Makes and closes a chunk of just the next record of a cleanup''s list or a restore, which is skipped and named with the database''s error.';
 
-revoke all on function
-  image_sync.guard_start(text, text, jsonb),
-  image_sync.plan_of_another_bucket(text, uuid, text),
-  image_sync.guard_restore(text, uuid),
-  image_sync.guard_plan(text, uuid, image_sync.runs),
-  image_sync.guard_bucket(image_sync.runs, jsonb),
-  image_sync.guard_amount(image_sync.runs, jsonb),
-  image_sync.check_guards(text, text, jsonb),
-  image_sync.referenced_names(text, text[]),
-  image_sync.archive_orphans(image_sync.runs, text[]),
-  image_sync.listed_names(image_sync.runs, integer),
-  image_sync.archive_checked(image_sync.runs, text[]),
-  image_sync.archive_one_by_one(image_sync.runs, text[]),
-  image_sync.remove_records(image_sync.runs, text[]),
-  image_sync.skip_reason(text, text),
-  image_sync.apply_plan_chunk(image_sync.runs, image_sync.settings),
-  image_sync.restore_record(jsonb),
-  image_sync.restore_chunk(image_sync.runs, image_sync.settings),
-  image_sync.add_settled_chunk(image_sync.runs, uuid, image_sync.chunks),
-  image_sync.settle_chunk(image_sync.runs, image_sync.settings, uuid),
-  image_sync.skip_next(image_sync.runs, uuid, jsonb)
-from public;
-grant execute on function
-  image_sync.guard_start(text, text, jsonb),
-  image_sync.plan_of_another_bucket(text, uuid, text),
-  image_sync.guard_restore(text, uuid),
-  image_sync.guard_plan(text, uuid, image_sync.runs),
-  image_sync.guard_bucket(image_sync.runs, jsonb),
-  image_sync.guard_amount(image_sync.runs, jsonb),
-  image_sync.check_guards(text, text, jsonb),
-  image_sync.referenced_names(text, text[]),
-  image_sync.archive_orphans(image_sync.runs, text[]),
-  image_sync.listed_names(image_sync.runs, integer),
-  image_sync.archive_checked(image_sync.runs, text[]),
-  image_sync.archive_one_by_one(image_sync.runs, text[]),
-  image_sync.remove_records(image_sync.runs, text[]),
-  image_sync.skip_reason(text, text),
-  image_sync.apply_plan_chunk(image_sync.runs, image_sync.settings),
-  image_sync.restore_record(jsonb),
-  image_sync.restore_chunk(image_sync.runs, image_sync.settings),
-  image_sync.add_settled_chunk(image_sync.runs, uuid, image_sync.chunks),
-  image_sync.settle_chunk(image_sync.runs, image_sync.settings, uuid),
-  image_sync.skip_next(image_sync.runs, uuid, jsonb)
-to service_role;
-
 -- The whole list of a dry run, page by page: nothing is removed that nobody could see listed first.
 --   p_after  names behind this one in byte order; p_limit  at most so many, 1 to 1,000
 -- Returns {"plan": {"run", "count", "names", "next"}}: next is the p_after of the next page, null at the end.
@@ -11626,9 +11056,6 @@ $$;
 
 comment on function public.image_sync_plan(uuid, text, integer) is
   'A page of the names that a dry run of a cleanup listed, in key order. Problems: unknown_run, unknown_plan (404).';
-
-revoke all on function public.image_sync_plan(uuid, text, integer) from public, anon, authenticated;
-grant execute on function public.image_sync_plan(uuid, text, integer) to service_role;
 
 -- archives
 
@@ -11748,15 +11175,6 @@ $$;
 comment on function public.image_sync_archived(uuid, text, integer) is
   'A page of the records that a cleanup archived, in byte order, 1 to 1,000 of them, with when each was put back.';
 
-revoke all on function
-  public.image_sync_archives(text, integer),
-  public.image_sync_archived(uuid, text, integer)
-from public, anon, authenticated;
-grant execute on function
-  public.image_sync_archives(text, integer),
-  public.image_sync_archived(uuid, text, integer)
-to service_role;
-
 -- file
 
 create or replace function image_sync.place_in_words(p_bucket_id text, p_other_bucket_id text, p_name text)
@@ -11769,9 +11187,6 @@ as $$
 $$;
 
 comment on function image_sync.place_in_words(text, text, text) is 'A name, with its bucket where that is another one.';
-
-revoke all on function image_sync.place_in_words(text, text, text) from public;
-grant execute on function image_sync.place_in_words(text, text, text) to service_role;
 
 -- What the newest verify, or the probe of the newest sync, saw of a file that only another upload can mend; null where that was no
 -- such thing, or the file was stored anew since.
@@ -11848,9 +11263,6 @@ $$;
 comment on function image_sync.unseen_file(text, text) is
   'Why a file showed no image when it was last opened, as far as only another upload mends that: file_lost, not_an_image or wrong_content_type; null otherwise.';
 
-revoke all on function image_sync.unseen_file(text, text) from public;
-grant execute on function image_sync.unseen_file(text, text) to service_role;
-
 -- What the newest verify saw of a file: {"run", "at", "code"}, the code null where its URL showed an image. Null where nobody can tell:
 -- the file was not opened, or a run of before 2.0 named only the first of many that showed none.
 create or replace function image_sync.verified_file(p_bucket_id text, p_file text)
@@ -11912,9 +11324,6 @@ end;
 $$;
 
 comment on function image_sync.verified_file(text, text) is 'What the newest verify of the bucket saw of a file; null where that cannot be told.';
-
-revoke all on function image_sync.verified_file(text, text) from public;
-grant execute on function image_sync.verified_file(text, text) to service_role;
 
 -- Why this file is, or is not, in sync.
 create or replace function public.image_sync_file(p_bucket text, p_file text)
@@ -12066,9 +11475,6 @@ $$;
 
 comment on function public.image_sync_file(text, text) is
   'Whether a file has a record with a URL that works, and if not, every reason: unknown_file, moved, orphaned, excluded_extension, excluded, empty, missing, collided, unsignable, unsigned, foreign_url, expired, expiring, file_lost, not_an_image, wrong_content_type. Problem: unknown_bucket (404).';
-
-revoke all on function public.image_sync_file(text, text) from public, anon, authenticated;
-grant execute on function public.image_sync_file(text, text) to service_role;
 
 -- register
 
@@ -12390,52 +11796,36 @@ $$;
 comment on function public.image_sync_register(text, text, text, boolean, integer) is
   'A page of the register of a bucket as lines of CSV, what the next records show, 1 to 5,000 behind p_after and not behind p_until: {"csv", "last"}. What a spreadsheet would run begins with an apostrophe, unless p_raw.';
 
-revoke all on function
-  image_sync.register_query(text),
-  image_sync.make_register(),
-  image_sync.register_bucket(text),
-  image_sync.unknown_register(text),
-  image_sync.register_page_query()
-from public;
-revoke all on function
-  public.image_sync_register_tag(text, text, integer),
-  public.image_sync_register(text, text, text, boolean, integer)
-from public, anon, authenticated;
-grant execute on function
-  image_sync.register_query(text),
-  image_sync.make_register(),
-  image_sync.register_bucket(text),
-  image_sync.unknown_register(text),
-  image_sync.register_page_query(),
-  public.image_sync_register_tag(text, text, integer),
-  public.image_sync_register(text, text, text, boolean, integer)
-to service_role;
-
 -- privileges
 
--- Default privileges of a project (older ones grant everything in public to anon and authenticated) reach what is created here, and
--- revoking from public does not take them back. So what the files above grant is all there is, whatever a project grants by itself.
+-- Who may do what with our functions, in one place. Default privileges of a project (older ones grant everything in public to anon and
+-- authenticated) reach what is created, and revoking from public does not take them back: so all of it is revoked first.
 revoke all on all tables in schema image_sync from public, anon, authenticated;
 revoke all on all sequences in schema image_sync from public, anon, authenticated;
-revoke all on all functions in schema image_sync from public, anon, authenticated;
 
--- And nothing that is called from outside compiles its statements, as a server with jit on would, for seconds: each of them is small,
--- and costs much only where the planner was told that a way is off.
+-- service_role, as which the function calls, may call all of them but those of the jobs, which run as their owner. Nothing that is called
+-- from outside compiles its statements, as a server with jit on would, for seconds: each of them is small, and costs much only where
+-- the planner was told that a way is off.
 do $$
 declare
-  v_function regprocedure;
+  v_jobs constant text[] := '{run_nightly,watchdog,prune_history}';
+  v_parts_of_jobs constant text[] := '{close_stalled,note_failed_night,prune_bucket,refresh_objects_view,start_night}';
+  v_function record;
 begin
   for v_function in
-    select p.oid::regprocedure
+    select p.oid::regprocedure as name, p.proname::text, p.pronamespace = 'public'::regnamespace as is_public
     from pg_catalog.pg_proc p
-    where p.pronamespace = 'public'::regnamespace
-      and p.proname like 'image\_sync\_%'
+    where p.pronamespace = 'image_sync'::regnamespace
+      or p.pronamespace = 'public'::regnamespace
+        and p.proname like 'image\_sync\_%'
   loop
-    execute format('revoke all on function %s from public, anon, authenticated', v_function);
-    execute format('alter function %s set jit = off', v_function);
+    execute format('revoke all on function %s from public, anon, authenticated, service_role', v_function.name);
+    if v_function.proname <> all (v_jobs || v_parts_of_jobs) then
+      execute format('grant execute on function %s to service_role', v_function.name);
+    end if;
+    if v_function.is_public or v_function.proname = any (v_jobs) then
+      execute format('alter function %s set jit = off', v_function.name);
+    end if;
   end loop;
-  alter function image_sync.run_nightly() set jit = off;
-  alter function image_sync.watchdog() set jit = off;
-  alter function image_sync.prune_history() set jit = off;
 end;
 $$;

@@ -21,6 +21,3 @@ $$;
 
 comment on function image_sync.redact(text) is
   'Words of foreign origin, fit to be stored: without tokens of signed URLs, JWTs and keys, at most 500 characters.';
-
-revoke all on function image_sync.redact(text) from public;
-grant execute on function image_sync.redact(text) to service_role;

@@ -156,20 +156,3 @@ $$;
 
 comment on function public.image_sync_announce(text, text) is
   'The function says where it lives (scheme and host) and which version it is. Returns {"changed", "schema_version"}. Raises invalid_parameter_value for anything but an http address.';
-
-revoke all on function
-  image_sync.schema_version(),
-  image_sync.function_fits(),
-  image_sync.encode_uri_component(text),
-  image_sync.is_url_of(text, text, text),
-  image_sync.url_base(image_sync.settings)
-from public;
-revoke all on function public.image_sync_announce(text, text) from public, anon, authenticated;
-grant execute on function
-  image_sync.schema_version(),
-  image_sync.function_fits(),
-  image_sync.encode_uri_component(text),
-  image_sync.is_url_of(text, text, text),
-  image_sync.url_base(image_sync.settings),
-  public.image_sync_announce(text, text)
-to service_role;

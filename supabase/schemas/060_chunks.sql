@@ -192,18 +192,3 @@ as $$
 $$;
 
 comment on function image_sync.ms_since(timestamptz) is 'Milliseconds since then, by the clock.';
-
-revoke all on function
-  image_sync.count_of(jsonb, text),
-  image_sync.add_counts(jsonb, jsonb),
-  image_sync.names_of(jsonb),
-  image_sync.work_of(text),
-  image_sync.ms_since(timestamptz)
-from public;
-grant execute on function
-  image_sync.count_of(jsonb, text),
-  image_sync.add_counts(jsonb, jsonb),
-  image_sync.names_of(jsonb),
-  image_sync.work_of(text),
-  image_sync.ms_since(timestamptz)
-to service_role;

@@ -82,8 +82,6 @@ $$;
 comment on function image_sync.refresh_objects_view() is
   'Makes the view image_sync.objects, anew where storage.objects has gained a column that tells delete markers or archived versions. True where it did; takes no lock where there is nothing to do.';
 
-revoke all on function image_sync.refresh_objects_view() from public;
-
 select image_sync.refresh_objects_view();
 
 comment on view image_sync.objects is 'The files of every bucket: storage.objects without delete markers, archived versions and the dashboard''s folder placeholders. Walk it by (bucket_id, name collate "C"): idx_objects_bucket_id_name serves that.';
@@ -174,9 +172,6 @@ $$;
 
 comment on function image_sync.part_numbers_of(text[]) is 'The part numbers of files, in their order: each is the name without folders and extension.';
 
-revoke all on function image_sync.look_up_part(text), image_sync.part_numbers_of(text[]) from public;
-grant execute on function image_sync.look_up_part(text), image_sync.part_numbers_of(text[]) to service_role;
-
 grant select on image_sync.objects, image_sync.records to service_role;
 
 -- Above every key of the walk in byte order: longer than any key that a btree index can hold, of the highest character there is.
@@ -190,6 +185,3 @@ as $$
 $$;
 
 comment on function image_sync.last_key() is 'A key above all others in byte order: the upper bound of a chunk that reaches to the end of the bucket.';
-
-revoke all on function image_sync.last_key() from public;
-grant execute on function image_sync.last_key() to service_role;

@@ -285,22 +285,3 @@ $$;
 
 comment on function image_sync.find_several_files(text, text[], text[], text[]) is
   'Part numbers with several files that records say nothing of: a picture that is left out beside an image of its name, or images of one part number without a record; and up to 20 of them as "part number: files".';
-
-revoke all on function
-  image_sync.count_twins(image_sync.runs),
-  image_sync.files_of_key(text, text),
-  image_sync.files_beside(text, text),
-  image_sync.stem_of(text),
-  image_sync.twin_samples(text, text[]),
-  image_sync.has_copy_beside(text, text),
-  image_sync.find_several_files(text, text[], text[], text[])
-from public;
-grant execute on function
-  image_sync.count_twins(image_sync.runs),
-  image_sync.files_of_key(text, text),
-  image_sync.files_beside(text, text),
-  image_sync.stem_of(text),
-  image_sync.twin_samples(text, text[]),
-  image_sync.has_copy_beside(text, text),
-  image_sync.find_several_files(text, text[], text[], text[])
-to service_role;

@@ -674,28 +674,3 @@ $$;
 
 comment on function image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid) is
   'Lists and compares the run''s next range of keys and stores the chunk: leased where files need a URL (their names are returned), done where none does.';
-
-revoke all on function
-  image_sync.next_number(uuid),
-  image_sync.chunk_size(image_sync.runs, image_sync.settings),
-  image_sync.new_chunk(uuid, text),
-  image_sync.list_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, text, integer),
-  image_sync.first_names(text[]),
-  image_sync.follow_files(image_sync.runs, image_sync.listing),
-  image_sync.leave_out_departing(image_sync.runs, image_sync.settings, image_sync.listing),
-  image_sync.compare(image_sync.runs, image_sync.settings, image_sync.chunks, text, integer),
-  image_sync.settle_listing(image_sync.runs, image_sync.settings, image_sync.comparison, uuid),
-  image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid)
-from public;
-grant execute on function
-  image_sync.next_number(uuid),
-  image_sync.chunk_size(image_sync.runs, image_sync.settings),
-  image_sync.new_chunk(uuid, text),
-  image_sync.list_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, text, integer),
-  image_sync.first_names(text[]),
-  image_sync.follow_files(image_sync.runs, image_sync.listing),
-  image_sync.leave_out_departing(image_sync.runs, image_sync.settings, image_sync.listing),
-  image_sync.compare(image_sync.runs, image_sync.settings, image_sync.chunks, text, integer),
-  image_sync.settle_listing(image_sync.runs, image_sync.settings, image_sync.comparison, uuid),
-  image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid)
-to service_role;

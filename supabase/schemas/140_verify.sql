@@ -300,24 +300,3 @@ $$;
 
 comment on function image_sync.renews_all(text) is
   'Whether the next sync of a bucket renews all URLs: the newest look at them saw rejected ones that keep their expiry.';
-
-revoke all on function
-  image_sync.renews_all(text),
-  image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb),
-  image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
-  image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
-  image_sync.pace_left(image_sync.runs),
-  image_sync.lease_targets(image_sync.runs, image_sync.settings, text[]),
-  image_sync.close_verified(image_sync.runs, uuid, text[], jsonb, integer, integer),
-  image_sync.tell_lost(text, jsonb)
-from public;
-grant execute on function
-  image_sync.renews_all(text),
-  image_sync.forget_rejected(image_sync.runs, image_sync.chunks, jsonb),
-  image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks),
-  image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks),
-  image_sync.pace_left(image_sync.runs),
-  image_sync.lease_targets(image_sync.runs, image_sync.settings, text[]),
-  image_sync.close_verified(image_sync.runs, uuid, text[], jsonb, integer, integer),
-  image_sync.tell_lost(text, jsonb)
-to service_role;

@@ -200,18 +200,3 @@ $$;
 
 comment on function image_sync.settle_stretch(image_sync.runs, image_sync.settings, image_sync.chunks, image_sync.chunks[]) is
   'Stores the chunks that a stretch was found to have and shortens it by them. Returns what its lease holds then: the rest of it, or its last chunk. The caller holds the run''s row lock.';
-
-revoke all on function
-  image_sync.shortest_stretch(),
-  image_sync.lease_stretch(image_sync.runs, image_sync.settings, uuid, uuid),
-  image_sync.pass_stretch(image_sync.runs, image_sync.settings, uuid),
-  image_sync.is_settled(image_sync.runs, image_sync.comparison),
-  image_sync.settle_stretch(image_sync.runs, image_sync.settings, image_sync.chunks, image_sync.chunks[])
-from public;
-grant execute on function
-  image_sync.shortest_stretch(),
-  image_sync.lease_stretch(image_sync.runs, image_sync.settings, uuid, uuid),
-  image_sync.pass_stretch(image_sync.runs, image_sync.settings, uuid),
-  image_sync.is_settled(image_sync.runs, image_sync.comparison),
-  image_sync.settle_stretch(image_sync.runs, image_sync.settings, image_sync.chunks, image_sync.chunks[])
-to service_role;

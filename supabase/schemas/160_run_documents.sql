@@ -281,22 +281,3 @@ end;
 $$;
 
 comment on function image_sync.estimate_total(text) is 'About how many objects the bucket holds, in a few milliseconds at any size; for progress alone.';
-
-revoke all on function
-  image_sync.samples(uuid, text),
-  image_sync.problem_samples(uuid, text),
-  image_sync.run_ledger(uuid),
-  image_sync.is_balanced(jsonb, boolean),
-  image_sync.summarize(uuid),
-  image_sync.run_document(uuid),
-  image_sync.estimate_total(text)
-from public;
-grant execute on function
-  image_sync.samples(uuid, text),
-  image_sync.problem_samples(uuid, text),
-  image_sync.run_ledger(uuid),
-  image_sync.is_balanced(jsonb, boolean),
-  image_sync.summarize(uuid),
-  image_sync.run_document(uuid),
-  image_sync.estimate_total(text)
-to service_role;

@@ -620,36 +620,3 @@ as $$
 $$;
 
 comment on function public.image_sync_run(uuid) is 'One run with its progress or final report. Problem: unknown_run (404).';
-
-revoke all on function
-  image_sync.next_work(image_sync.runs, image_sync.settings, uuid, uuid, image_sync.chunks[]),
-  image_sync.more_lanes(uuid, image_sync.settings, integer),
-  image_sync.work_document(image_sync.runs, image_sync.settings, image_sync.chunk_to_sign),
-  image_sync.last_work(image_sync.runs, image_sync.settings),
-  image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval)
-from public;
-grant execute on function
-  image_sync.next_work(image_sync.runs, image_sync.settings, uuid, uuid, image_sync.chunks[]),
-  image_sync.more_lanes(uuid, image_sync.settings, integer),
-  image_sync.work_document(image_sync.runs, image_sync.settings, image_sync.chunk_to_sign),
-  image_sync.last_work(image_sync.runs, image_sync.settings),
-  image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval)
-to service_role;
-revoke all on function
-  public.image_sync_start(uuid, text, text, jsonb),
-  public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer),
-  public.image_sync_end_attempt(uuid, uuid, uuid, uuid, jsonb, integer, integer),
-  public.image_sync_finish(uuid, jsonb, jsonb),
-  public.image_sync_hand_off(uuid, uuid, uuid[]),
-  public.image_sync_cancel(uuid),
-  public.image_sync_run(uuid)
-from public, anon, authenticated;
-grant execute on function
-  public.image_sync_start(uuid, text, text, jsonb),
-  public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer),
-  public.image_sync_end_attempt(uuid, uuid, uuid, uuid, jsonb, integer, integer),
-  public.image_sync_finish(uuid, jsonb, jsonb),
-  public.image_sync_hand_off(uuid, uuid, uuid[]),
-  public.image_sync_cancel(uuid),
-  public.image_sync_run(uuid)
-to service_role;

@@ -92,9 +92,6 @@ $$;
 comment on function public.image_sync_wake(uuid, text) is
   'The open run that a queued call''s token (64 hexadecimal digits) is for; the token is used up. Problem: unauthorized (401) for any other token, and for every token of a run that is finished.';
 
-revoke all on function public.image_sync_wake(uuid, text) from public, anon, authenticated;
-grant execute on function public.image_sync_wake(uuid, text) to service_role;
-
 -- Closes a run that has not moved for six hours.
 create or replace function image_sync.close_stalled(p_run uuid)
 returns void
@@ -384,21 +381,6 @@ $$;
 comment on function image_sync.prune_history() is 'Deletes chunks and runs of every bucket past its keep_ settings and week-old entries of our own jobs in cron.job_run_details.';
 
 -- The jobs run as their owner, who owns these functions; nobody else has business with them.
-revoke all on function
-  image_sync.kick(uuid),
-  image_sync.close_stalled(uuid),
-  image_sync.start_night(text),
-  image_sync.note_failed_night(text, text, text),
-  image_sync.run_nightly(),
-  image_sync.is_idle(image_sync.runs),
-  image_sync.watchdog(),
-  image_sync.prune_bucket(text),
-  image_sync.prune_history()
-from public;
-grant execute on function
-  image_sync.kick(uuid),
-  image_sync.is_idle(image_sync.runs)
-to service_role;
 
 -- step 1.0.0
 -- pg_cron's clock is GMT. A job of the same name is replaced.

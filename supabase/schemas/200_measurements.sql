@@ -186,12 +186,3 @@ $$;
 
 comment on function image_sync.measure_verified(image_sync.runs) is
   'What a finished verify saw: {"run", "at", "checked", "ok", "kept", "failures": {reason: {"count", "samples", "said"}}}; kept: rejected URLs that keep their expiry; said: what answered in Storage''s place. Reasons: file_lost, file_gone, not_an_image, wrong_content_type, url_rejected, unreachable.';
-
-revoke all on function
-  image_sync.measure(image_sync.runs, jsonb),
-  image_sync.measure_verified(image_sync.runs)
-from public;
-grant execute on function
-  image_sync.measure(image_sync.runs, jsonb),
-  image_sync.measure_verified(image_sync.runs)
-to service_role;

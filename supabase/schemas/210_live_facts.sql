@@ -411,28 +411,3 @@ end;
 $$;
 
 comment on function image_sync.standing_run(text) is 'The open run of the bucket that stands still, since when and why; null where none does.';
-
-revoke all on function
-  image_sync.wait_no_more(),
-  image_sync.cron_field(text, integer, integer),
-  image_sync.number_names(text, text[], integer),
-  image_sync.next_time(text, timestamptz),
-  image_sync.scheduled_jobs(),
-  image_sync.schedule_facts(),
-  image_sync.bucket_facts(text),
-  image_sync.table_facts(text),
-  image_sync.stray_facts(text),
-  image_sync.standing_run(text)
-from public;
-grant execute on function
-  image_sync.wait_no_more(),
-  image_sync.cron_field(text, integer, integer),
-  image_sync.number_names(text, text[], integer),
-  image_sync.next_time(text, timestamptz),
-  image_sync.scheduled_jobs(),
-  image_sync.schedule_facts(),
-  image_sync.bucket_facts(text),
-  image_sync.table_facts(text),
-  image_sync.stray_facts(text),
-  image_sync.standing_run(text)
-to service_role;

@@ -208,22 +208,3 @@ $$;
 
 comment on function image_sync.reader_facts(image_sync.settings) is
   'Readers of the bucket whose last use is longer ago than a URL lives (and less than 360 days), each in words, and the longest of these times in days.';
-
-revoke all on function
-  image_sync.reader_document(image_sync.readers),
-  image_sync.reader_facts(image_sync.settings)
-from public;
-revoke all on function
-  public.image_sync_add_reader(text, text, text),
-  public.image_sync_readers(text, integer),
-  public.image_sync_remove_reader(text),
-  public.image_sync_open_register(text)
-from public, anon, authenticated;
-grant execute on function
-  image_sync.reader_document(image_sync.readers),
-  image_sync.reader_facts(image_sync.settings),
-  public.image_sync_add_reader(text, text, text),
-  public.image_sync_readers(text, integer),
-  public.image_sync_remove_reader(text),
-  public.image_sync_open_register(text)
-to service_role;

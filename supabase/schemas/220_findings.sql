@@ -707,32 +707,3 @@ $$;
 
 comment on function image_sync.findings(jsonb) is
   'The findings of a report: code, level (error, warning, info), title, count, samples, remediation, and action: {"request"}, {"sql"}, or null where only a person can do something. The one definition of all of them.';
-
-revoke all on function
-  image_sync.request_of(text, jsonb),
-  image_sync.sql_of(text),
-  image_sync.unseen(jsonb),
-  image_sync.bucket_findings(jsonb),
-  image_sync.access_findings(jsonb),
-  image_sync.file_findings(jsonb),
-  image_sync.difference_findings(jsonb),
-  image_sync.url_findings(jsonb),
-  image_sync.unseen_findings(jsonb),
-  image_sync.run_findings(jsonb),
-  image_sync.schedule_findings(jsonb),
-  image_sync.findings(jsonb)
-from public;
-grant execute on function
-  image_sync.request_of(text, jsonb),
-  image_sync.sql_of(text),
-  image_sync.unseen(jsonb),
-  image_sync.bucket_findings(jsonb),
-  image_sync.access_findings(jsonb),
-  image_sync.file_findings(jsonb),
-  image_sync.difference_findings(jsonb),
-  image_sync.url_findings(jsonb),
-  image_sync.unseen_findings(jsonb),
-  image_sync.run_findings(jsonb),
-  image_sync.schedule_findings(jsonb),
-  image_sync.findings(jsonb)
-to service_role;

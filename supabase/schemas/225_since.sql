@@ -125,14 +125,3 @@ $$;
 
 comment on function image_sync.since_of(jsonb) is
   'Of the facts of a report: since when each finding stands, as {code: time}, as far as runs or the facts themselves tell.';
-
-revoke all on function
-  image_sync.note_since(image_sync.runs),
-  image_sync.failing_since(text, jsonb),
-  image_sync.since_of(jsonb)
-from public;
-grant execute on function
-  image_sync.note_since(image_sync.runs),
-  image_sync.failing_since(text, jsonb),
-  image_sync.since_of(jsonb)
-to service_role;

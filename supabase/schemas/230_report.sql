@@ -251,22 +251,3 @@ $$;
 
 comment on function public.image_sync_report(text) is
   'The status report of a bucket: what the last run measured, the last run of each mode, the open run, the next one, and the findings. Problem: unknown_bucket (404). Never contains a signed URL or a key.';
-
-revoke all on function
-  image_sync.report_of(text),
-  image_sync.measured_facts(text),
-  image_sync.report_facts(image_sync.settings),
-  image_sync.shows_enough(jsonb),
-  image_sync.shows_what_it_says(jsonb),
-  image_sync.last_run(text, text[])
-from public;
-revoke all on function public.image_sync_report(text) from public, anon, authenticated;
-grant execute on function
-  image_sync.report_of(text),
-  image_sync.measured_facts(text),
-  image_sync.report_facts(image_sync.settings),
-  image_sync.last_run(text, text[]),
-  image_sync.shows_enough(jsonb),
-  image_sync.shows_what_it_says(jsonb),
-  public.image_sync_report(text)
-to service_role;

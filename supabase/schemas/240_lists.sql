@@ -171,16 +171,3 @@ $$;
 
 comment on function public.image_sync_runs(text, text, text, uuid, integer) is
   'A page of the history of runs, newest first, 1 to 100 of them. Problem: unknown_run (404) for a p_after that housekeeping pruned.';
-
-revoke all on function
-  public.image_sync_buckets(text, integer),
-  public.image_sync_add_bucket(text),
-  public.image_sync_remove_bucket(text),
-  public.image_sync_runs(text, text, text, uuid, integer)
-from public, anon, authenticated;
-grant execute on function
-  public.image_sync_buckets(text, integer),
-  public.image_sync_add_bucket(text),
-  public.image_sync_remove_bucket(text),
-  public.image_sync_runs(text, text, text, uuid, integer)
-to service_role;

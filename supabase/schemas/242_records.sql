@@ -640,32 +640,3 @@ $$;
 
 comment on function public.image_sync_records(text, text, text, text, integer, boolean) is
   'A page of a bucket''s files and records by state and search, in byte order, 1 to 100 of them; URLs only where they are asked for. Problem: unknown_bucket (404).';
-
-revoke all on function
-  image_sync.list_range(image_sync.settings, text, text, text, text, integer, integer, boolean),
-  image_sync.list_names(image_sync.settings, text, text[], boolean),
-  image_sync.guide_of(text),
-  image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer),
-  image_sync.list_state(image_sync.settings, text, text, text, integer, boolean),
-  image_sync.files_of_twins(text, text),
-  image_sync.list_twins(image_sync.settings, image_sync.runs, timestamptz, text, integer, boolean),
-  image_sync.files_with(image_sync.settings, text),
-  image_sync.list_beside(image_sync.settings, image_sync.runs, timestamptz, text, integer, boolean),
-  image_sync.list_several(image_sync.settings, text, integer, boolean),
-  image_sync.list_broken(image_sync.settings, text, integer, boolean),
-  public.image_sync_records(text, text, text, text, integer, boolean)
-from public, anon, authenticated;
-grant execute on function
-  image_sync.list_range(image_sync.settings, text, text, text, text, integer, integer, boolean),
-  image_sync.list_names(image_sync.settings, text, text[], boolean),
-  image_sync.guide_of(text),
-  image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer),
-  image_sync.list_state(image_sync.settings, text, text, text, integer, boolean),
-  image_sync.files_of_twins(text, text),
-  image_sync.list_twins(image_sync.settings, image_sync.runs, timestamptz, text, integer, boolean),
-  image_sync.files_with(image_sync.settings, text),
-  image_sync.list_beside(image_sync.settings, image_sync.runs, timestamptz, text, integer, boolean),
-  image_sync.list_several(image_sync.settings, text, integer, boolean),
-  image_sync.list_broken(image_sync.settings, text, integer, boolean),
-  public.image_sync_records(text, text, text, text, integer, boolean)
-to service_role;

@@ -129,12 +129,3 @@ $$;
 
 comment on function public.image_sync_history(text, integer) is
   'The days (GMT) on which runs of a bucket ended, how they went and what they measured, up to 366 days back. Problem: unknown_bucket (404).';
-
-revoke all on function
-  public.image_sync_expiry(text),
-  public.image_sync_history(text, integer)
-from public, anon, authenticated;
-grant execute on function
-  public.image_sync_expiry(text),
-  public.image_sync_history(text, integer)
-to service_role;

@@ -177,16 +177,3 @@ $$;
 
 comment on function public.image_sync_change_settings(text, jsonb) is
   'Changes settings of a bucket, all of those that are given or none. Problems: unknown_bucket (404), invalid_setting (400) with the field and, in the words of the database''s check, what is allowed.';
-
-revoke all on function
-  image_sync.settings_words(name),
-  image_sync.setting_refused(text, text, text),
-  public.image_sync_settings(text),
-  public.image_sync_change_settings(text, jsonb)
-from public, anon, authenticated;
-grant execute on function
-  image_sync.settings_words(name),
-  image_sync.setting_refused(text, text, text),
-  public.image_sync_settings(text),
-  public.image_sync_change_settings(text, jsonb)
-to service_role;

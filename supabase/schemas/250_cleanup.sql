@@ -816,51 +816,6 @@ $$;
 comment on function image_sync.skip_next(image_sync.runs, uuid, jsonb) is
   'Makes and closes a chunk of just the next record of a cleanup''s list or a restore, which is skipped and named with the database''s error.';
 
-revoke all on function
-  image_sync.guard_start(text, text, jsonb),
-  image_sync.plan_of_another_bucket(text, uuid, text),
-  image_sync.guard_restore(text, uuid),
-  image_sync.guard_plan(text, uuid, image_sync.runs),
-  image_sync.guard_bucket(image_sync.runs, jsonb),
-  image_sync.guard_amount(image_sync.runs, jsonb),
-  image_sync.check_guards(text, text, jsonb),
-  image_sync.referenced_names(text, text[]),
-  image_sync.archive_orphans(image_sync.runs, text[]),
-  image_sync.listed_names(image_sync.runs, integer),
-  image_sync.archive_checked(image_sync.runs, text[]),
-  image_sync.archive_one_by_one(image_sync.runs, text[]),
-  image_sync.remove_records(image_sync.runs, text[]),
-  image_sync.skip_reason(text, text),
-  image_sync.apply_plan_chunk(image_sync.runs, image_sync.settings),
-  image_sync.restore_record(jsonb),
-  image_sync.restore_chunk(image_sync.runs, image_sync.settings),
-  image_sync.add_settled_chunk(image_sync.runs, uuid, image_sync.chunks),
-  image_sync.settle_chunk(image_sync.runs, image_sync.settings, uuid),
-  image_sync.skip_next(image_sync.runs, uuid, jsonb)
-from public;
-grant execute on function
-  image_sync.guard_start(text, text, jsonb),
-  image_sync.plan_of_another_bucket(text, uuid, text),
-  image_sync.guard_restore(text, uuid),
-  image_sync.guard_plan(text, uuid, image_sync.runs),
-  image_sync.guard_bucket(image_sync.runs, jsonb),
-  image_sync.guard_amount(image_sync.runs, jsonb),
-  image_sync.check_guards(text, text, jsonb),
-  image_sync.referenced_names(text, text[]),
-  image_sync.archive_orphans(image_sync.runs, text[]),
-  image_sync.listed_names(image_sync.runs, integer),
-  image_sync.archive_checked(image_sync.runs, text[]),
-  image_sync.archive_one_by_one(image_sync.runs, text[]),
-  image_sync.remove_records(image_sync.runs, text[]),
-  image_sync.skip_reason(text, text),
-  image_sync.apply_plan_chunk(image_sync.runs, image_sync.settings),
-  image_sync.restore_record(jsonb),
-  image_sync.restore_chunk(image_sync.runs, image_sync.settings),
-  image_sync.add_settled_chunk(image_sync.runs, uuid, image_sync.chunks),
-  image_sync.settle_chunk(image_sync.runs, image_sync.settings, uuid),
-  image_sync.skip_next(image_sync.runs, uuid, jsonb)
-to service_role;
-
 -- The whole list of a dry run, page by page: nothing is removed that nobody could see listed first.
 --   p_after  names behind this one in byte order; p_limit  at most so many, 1 to 1,000
 -- Returns {"plan": {"run", "count", "names", "next"}}: next is the p_after of the next page, null at the end.
@@ -903,6 +858,3 @@ $$;
 
 comment on function public.image_sync_plan(uuid, text, integer) is
   'A page of the names that a dry run of a cleanup listed, in key order. Problems: unknown_run, unknown_plan (404).';
-
-revoke all on function public.image_sync_plan(uuid, text, integer) from public, anon, authenticated;
-grant execute on function public.image_sync_plan(uuid, text, integer) to service_role;

@@ -114,12 +114,3 @@ $$;
 
 comment on function public.image_sync_archived(uuid, text, integer) is
   'A page of the records that a cleanup archived, in byte order, 1 to 1,000 of them, with when each was put back.';
-
-revoke all on function
-  public.image_sync_archives(text, integer),
-  public.image_sync_archived(uuid, text, integer)
-from public, anon, authenticated;
-grant execute on function
-  public.image_sync_archives(text, integer),
-  public.image_sync_archived(uuid, text, integer)
-to service_role;

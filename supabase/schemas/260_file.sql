@@ -10,9 +10,6 @@ $$;
 
 comment on function image_sync.place_in_words(text, text, text) is 'A name, with its bucket where that is another one.';
 
-revoke all on function image_sync.place_in_words(text, text, text) from public;
-grant execute on function image_sync.place_in_words(text, text, text) to service_role;
-
 -- What the newest verify, or the probe of the newest sync, saw of a file that only another upload can mend; null where that was no
 -- such thing, or the file was stored anew since.
 create or replace function image_sync.unseen_file(p_bucket_id text, p_name text)
@@ -88,9 +85,6 @@ $$;
 comment on function image_sync.unseen_file(text, text) is
   'Why a file showed no image when it was last opened, as far as only another upload mends that: file_lost, not_an_image or wrong_content_type; null otherwise.';
 
-revoke all on function image_sync.unseen_file(text, text) from public;
-grant execute on function image_sync.unseen_file(text, text) to service_role;
-
 -- What the newest verify saw of a file: {"run", "at", "code"}, the code null where its URL showed an image. Null where nobody can tell:
 -- the file was not opened, or a run of before 2.0 named only the first of many that showed none.
 create or replace function image_sync.verified_file(p_bucket_id text, p_file text)
@@ -152,9 +146,6 @@ end;
 $$;
 
 comment on function image_sync.verified_file(text, text) is 'What the newest verify of the bucket saw of a file; null where that cannot be told.';
-
-revoke all on function image_sync.verified_file(text, text) from public;
-grant execute on function image_sync.verified_file(text, text) to service_role;
 
 -- Why this file is, or is not, in sync.
 create or replace function public.image_sync_file(p_bucket text, p_file text)
@@ -306,6 +297,3 @@ $$;
 
 comment on function public.image_sync_file(text, text) is
   'Whether a file has a record with a URL that works, and if not, every reason: unknown_file, moved, orphaned, excluded_extension, excluded, empty, missing, collided, unsignable, unsigned, foreign_url, expired, expiring, file_lost, not_an_image, wrong_content_type. Problem: unknown_bucket (404).';
-
-revoke all on function public.image_sync_file(text, text) from public, anon, authenticated;
-grant execute on function public.image_sync_file(text, text) to service_role;

@@ -328,24 +328,3 @@ $$;
 
 comment on function public.image_sync_register(text, text, text, boolean, integer) is
   'A page of the register of a bucket as lines of CSV, what the next records show, 1 to 5,000 behind p_after and not behind p_until: {"csv", "last"}. What a spreadsheet would run begins with an apostrophe, unless p_raw.';
-
-revoke all on function
-  image_sync.register_query(text),
-  image_sync.make_register(),
-  image_sync.register_bucket(text),
-  image_sync.unknown_register(text),
-  image_sync.register_page_query()
-from public;
-revoke all on function
-  public.image_sync_register_tag(text, text, integer),
-  public.image_sync_register(text, text, text, boolean, integer)
-from public, anon, authenticated;
-grant execute on function
-  image_sync.register_query(text),
-  image_sync.make_register(),
-  image_sync.register_bucket(text),
-  image_sync.unknown_register(text),
-  image_sync.register_page_query(),
-  public.image_sync_register_tag(text, text, integer),
-  public.image_sync_register(text, text, text, boolean, integer)
-to service_role;
