@@ -68,12 +68,36 @@ begin
     end if;
     v_run := image_sync.open_run(p_run, p_bucket, p_mode, 'request', p_options, v_plan, coalesce(v_total, image_sync.estimate_total(p_bucket)));
   end if;
+  -- What a cleanup or a restore changed lies behind an analyze that is open already: it begins anew.
+  if p_mode = 'analyze' and p_options ? 'after' and v_run.options -> 'after' is distinct from p_options -> 'after' then
+    perform image_sync.begin_anew(v_run.id, p_options);
+  end if;
   return jsonb_build_object('run', image_sync.run_document(v_run.id), 'created', v_run.id = p_run);
 end;
 $$;
 
 comment on function public.image_sync_start(uuid, text, text, jsonb) is
   'Opens a run with the id that the caller made, or returns the run that is open in this mode (created: false). Problems: unknown_bucket, conflicting_run, and the guards of cleanup and restore.';
+
+-- An open run that has written nothing counts the bucket again, from its first name.
+create or replace function image_sync.begin_anew(p_run uuid, p_options jsonb)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+  update image_sync.runs r
+  set options = r.options || p_options, cursor = '', exhausted = false, twins = null, twins_cursor = null, twin_keys = '{}'
+  where r.id = p_run
+    and r.finished_at is null;
+  if found then
+    delete from image_sync.chunks c
+    where c.run_id = p_run;
+  end if;
+end;
+$$;
+
+comment on function image_sync.begin_anew(uuid, jsonb) is 'Lets an open analyze walk its bucket again, with these options too.';
 
 -- What a worker does next, by the rules of image_sync_advance. The caller holds the run's row lock.
 create or replace function image_sync.next_work(
@@ -592,6 +616,18 @@ begin
     return image_sync.unknown_run(p_run);
   end if;
   if v_run.finished_at is null then
+    -- A chunk that is being closed at this moment counts: its worker waits for nothing longer than we do.
+    begin
+      perform
+      from image_sync.chunks c
+      where c.run_id = p_run
+        and c.state = 'leased'
+      order by c.number
+      for update;
+    exception
+      when lock_not_available then
+        null;
+    end;
     perform image_sync.finish_run(p_run, 'cancelled', 'cancelled', null, null);
   elsif v_run.outcome <> 'cancelled' then
     return image_sync.problem(409, 'run_finished', 'The run is finished', format('Cannot cancel run %s: it ended as %s at %s.', p_run, v_run.outcome, v_run.finished_at));
@@ -608,6 +644,7 @@ returns jsonb
 language sql
 stable
 set search_path = ''
+set lock_timeout = '1s'
 as $$
   select coalesce(
     (
