@@ -298,6 +298,17 @@ describe("where Storage rejects every URL that is opened", () => {
   });
 });
 
+test("the command verify says what ended it, and that nothing was changed", async () => {
+  const bucket = await orderly();
+  const { status, stdout } = await injecting(
+    402,
+    "/storage/v1/",
+    async () => await typed(["verify", "--bucket", bucket], await makeFolder()),
+  );
+  expect(status).toBe(1);
+  expect(stdout).toMatch(/The URLs cannot be opened\. HTTP 402: ".*exceeded its quota.*Nothing was changed/);
+});
+
 test("a verify that cannot reach Storage leaves what the one before it saw", async () => {
   const bucket = await orderly();
   await lab.supabase.storage.from(bucket).update("000003.jpg", new TextEncoder().encode("no image"), {
