@@ -230,7 +230,10 @@ declare
   v_bucket constant text := image_sync.register_bucket(p_bucket);
   v_limit constant integer := least(greatest(coalesce(p_limit, 20000), 1), 20000);
   v_records constant integer := greatest(v_limit, 5000);
-  v_page record;
+  v_rows bigint;
+  v_tag text;
+  v_last_key text;
+  v_last_record text;
 begin
   if v_bucket is null then
     return image_sync.unknown_register(p_bucket);
@@ -254,14 +257,14 @@ begin
       limit $5
     ) as page
   $query$
-  into v_page
+  into v_rows, v_tag, v_last_key, v_last_record
   -- What follows the slash is a zero.
   using v_bucket, v_bucket || '/' || coalesce(p_after, ''), v_bucket || '0', v_records, v_limit;
   return jsonb_build_object(
     'bucket_id', v_bucket,
-    'rows', v_page.rows,
-    'tag', v_page.tag,
-    'last', substr(case when v_page.rows = v_limit then v_page.last_key else v_page.last_record end, length(v_bucket) + 2)
+    'rows', v_rows,
+    'tag', v_tag,
+    'last', substr(case when v_rows = v_limit then v_last_key else v_last_record end, length(v_bucket) + 2)
   );
 end;
 $$;
