@@ -28,3 +28,13 @@ comment on column image_sync.archive.restored_at is 'When it was put back; null 
 
 alter table image_sync.archive enable row level security;
 grant select, insert, update, delete on image_sync.archive to service_role;
+
+-- step 2.0.0
+-- JSON has no word for some of what a row may hold: an hstore, the lower bound of an array, a key that a json has twice.
+alter table image_sync.archive
+  add column row_text text,
+  add column row_columns text[];
+
+comment on column image_sync.archive.record is 'The whole row as to_jsonb() gave it, columns of its owner included: to read, and to restore what has no row_text.';
+comment on column image_sync.archive.row_text is 'The whole row in its own text form, from which it is restored; null where it was archived before 2.0.0 or not by a cleanup.';
+comment on column image_sync.archive.row_columns is 'The columns that row_text has, in their order.';

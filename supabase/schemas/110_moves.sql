@@ -69,6 +69,30 @@ $$;
 
 comment on function image_sync.destination_of(text, text, uuid) is 'The bucket and name to which a sync takes the record of this place along; no row where its file is at its place, gone, or left out.';
 
+-- Where the file of a record is now, if that is elsewhere: storage.objects has it by its id, under whatever name, in whatever bucket. So
+-- the record is no orphan, whether a sync takes it along or not. Where another record stands at that place, and stays, that one has the file.
+create or replace function image_sync.place_of(p_bucket_id text, p_file_name text, p_object_id uuid)
+returns table (bucket_id text, name text, is_followed boolean)
+language sql
+stable
+set search_path = ''
+as $$
+  select o.bucket_id, o.name, d.name is not null
+  from image_sync.objects o
+  left join lateral image_sync.destination_of(p_bucket_id, p_file_name, p_object_id) as d
+    on true
+  where o.id = p_object_id
+    and (o.bucket_id <> p_bucket_id or o.name collate "C" <> p_file_name)
+    and (d.name is not null or not exists (
+      select
+      from public.part_images p
+      where p.bucket_id = o.bucket_id
+        and p.file_name collate "C" = o.name
+    ));
+$$;
+
+comment on function image_sync.place_of(text, text, uuid) is 'The bucket and name at which the file of this record is now, and whether a sync takes the record along (is_followed); no row where it is at its place, gone, or another record''s.';
+
 -- What is moved at once: names that were all shifted by one make a single chain of moves, each of which waits for the next, whatever
 -- the size of the chunk. Of a chain that is longer each sync takes along the end that is not, and the records before it wait, with what
 -- they know of their objects. Where the database was too slow for a chunk, the half of it may bring about half as many.
@@ -755,7 +779,7 @@ $$;
 
 comment on function image_sync.count_recorded(text, image_sync.chunks, text[]) is 'How many of the names lie in the chunk''s range and have a record and an object.';
 
--- Of files that were moved to another bucket: those whose records are where they were, because no sync of that bucket has come by.
+-- Of files that were moved away: those whose records are where they were, because no sync has taken them along.
 create or replace function image_sync.still_away(p_bucket_id text, p_away jsonb)
 returns jsonb
 language plpgsql
@@ -766,17 +790,14 @@ begin
   return (
     select jsonb_build_object(
       'count', case when count(*) > 0 then (p_away -> 'count')::bigint else 0 end,
-      'files', coalesce(jsonb_agg(f.file order by f.place), '[]')
+      'files', coalesce(jsonb_agg(f.file || jsonb_build_object('is_followed', w.is_followed) order by f.place), '[]')
     )
     from jsonb_array_elements(p_away -> 'files') with ordinality as f (file, place)
-    where exists (
-      select
-      from public.part_images p
-      cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
-      where p.bucket_id = p_bucket_id
-        and p.file_name collate "C" = f.file ->> 'name'
-        and d.bucket_id <> p_bucket_id
-    )
+    join public.part_images p
+      on p.bucket_id = p_bucket_id
+      and p.file_name collate "C" = f.file ->> 'name'
+    cross join lateral image_sync.place_of(p.bucket_id, p.file_name, p.object_id) as w
+    where w.bucket_id <> p_bucket_id or not w.is_followed
   );
 exception
   when insufficient_privilege then
@@ -787,34 +808,34 @@ exception
 end;
 $$;
 
-comment on function image_sync.still_away(text, jsonb) is 'What a run measured of files that were moved to another bucket ({"count", "files": [{"name", "bucket"}]}), as far as it is still so: count 0 where none of those named is.';
+comment on function image_sync.still_away(text, jsonb) is 'What a run measured of files that were moved away ({"count", "files": [{"name", "bucket", "to"}]}), as far as it is still so, with is_followed, whether a sync of that bucket takes the record along: count 0 where none of those named is.';
 
--- Those of these records whose files lie elsewhere and that a sync would take along.
-create or replace function image_sync.names_away(p_bucket_id text, p_names text[])
-returns text[]
+-- Where the files of these records are, as far as that is elsewhere.
+create or replace function image_sync.places_of(p_bucket_id text, p_names text[])
+returns table (file_name text, bucket_id text, name text, is_followed boolean)
 language plpgsql
 stable
 set search_path = ''
 as $$
 begin
-  return array(
-    select p.file_name
-    from unnest(p_names) as n (name)
-    cross join lateral (
-      select r.bucket_id, r.file_name, r.object_id
-      from public.part_images r
-      where r.bucket_id = p_bucket_id
-        and r.file_name collate "C" >= n.name
-        and r.file_name collate "C" <= n.name
-      order by r.file_name collate "C"
-      limit 1
-    ) as p
-    cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
-  );
+  return query
+  select p.file_name, w.bucket_id, w.name, w.is_followed
+  from unnest(p_names) as n (name)
+  cross join lateral (
+    -- A range and an order that only the index of the key gives: no other one reads the bucket for it.
+    select r.bucket_id, r.file_name, r.object_id
+    from public.part_images r
+    where r.bucket_id = p_bucket_id
+      and r.file_name collate "C" >= n.name
+      and r.file_name collate "C" <= n.name
+    order by r.file_name collate "C"
+    limit 1
+  ) as p
+  cross join lateral image_sync.place_of(p.bucket_id, p.file_name, p.object_id) as w;
 end;
 $$;
 
-comment on function image_sync.names_away(text, text[]) is 'Those of these records of the bucket whose files lie under another name, or in another bucket, to which a sync takes them along.';
+comment on function image_sync.places_of(text, text[]) is 'Of these records of the bucket those whose files are elsewhere, as image_sync.place_of says.';
 
 -- Records of a range whose files lie elsewhere, but where another record stays: they have nowhere to follow to, and stay too.
 create or replace function image_sync.names_staying(p_bucket_id text, p_from_key text, p_last_key text)

@@ -339,11 +339,15 @@ begin
   if v_listing.moves is null then
     -- More wait for each other than can be moved at once: whoever is away stays as it is until the chain is shorter.
     v_listing.moves := '{}';
-    v_waiting := image_sync.names_away(p_run.bucket_id, array(
-      select c.name
-      from unnest(p_listing.changed_names, p_listing.changed_kinds) as c (name, kind)
-      where c.kind = 'image'
-    ));
+    v_waiting := array(
+      select w.file_name
+      from image_sync.places_of(p_run.bucket_id, array(
+        select c.name
+        from unnest(p_listing.changed_names, p_listing.changed_kinds) as c (name, kind)
+        where c.kind = 'image'
+      )) as w
+      where w.is_followed
+    );
     v_left := cardinality(v_waiting);
     -- And no second record is made for a file whose own waits.
     select
@@ -401,7 +405,8 @@ $$;
 comment on function image_sync.follow_files(image_sync.runs, image_sync.listing) is
   'A listing with the moves that bring records to files of its range, counted as if all of them succeeded; what they bring is not missing any more.';
 
--- Records without a file that follow it elsewhere are no orphans, and are counted where the files are.
+-- Records whose files are elsewhere are no orphans: they follow them, and are counted where the files are, or no sync takes them along,
+-- and they are named.
 create or replace function image_sync.leave_out_departing(p_run image_sync.runs, p_settings image_sync.settings, p_listing image_sync.listing)
 returns image_sync.listing
 language plpgsql
@@ -412,16 +417,22 @@ declare
   v_chunk image_sync.chunks := p_listing.chunk;
   v_url_base constant text := image_sync.url_base(p_settings);
   v_leaving image_sync.move[] := image_sync.find_moves(array_fill(p_run.bucket_id, array[cardinality(p_listing.orphans)]), p_listing.orphans);
+  v_away record;
 begin
-  v_chunk.departing := case
-    when v_leaving is null then image_sync.names_away(p_run.bucket_id, p_listing.orphans)
-    else array(
+  select
+    coalesce(array_agg(w.file_name), '{}') as names,
+    -- A run of the bucket that they went to takes them along, or none does; this one does not.
+    jsonb_agg(jsonb_build_object('name', w.file_name, 'bucket', w.bucket_id, 'to', w.name) order by w.file_name collate "C") filter (where w.bucket_id <> p_run.bucket_id or not w.is_followed) as files
+  into v_away
+  from image_sync.places_of(p_run.bucket_id, p_listing.orphans) as w
+  where v_leaving is null
+    or not w.is_followed
+    or w.file_name in (
       select m.from_name
       from unnest(v_leaving) as m
       where m.from_bucket = p_run.bucket_id
-        and m.from_name = any (p_listing.orphans)
-    )
-  end;
+    );
+  v_chunk.departing := v_away.names;
   if v_chunk.departing <> '{}' then
     v_listing.orphans := array(
       select o.name
@@ -447,16 +458,13 @@ begin
         and r.file_name collate "C" > v_chunk.from_key
         and r.file_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
     ) as r;
-    -- A run of the bucket that they went to takes them along; this one does not.
-    v_chunk.facts := v_chunk.facts || (
-      select jsonb_strip_nulls(jsonb_build_object('away', case when count(*) > 0 then jsonb_build_object(
-        'count', count(*),
-        'files', jsonb_path_query_array(jsonb_agg(jsonb_build_object('name', m.from_name, 'bucket', m.to_bucket) order by m.from_name collate "C"), '$[0 to 19]')
-      ) end))
-      from unnest(v_leaving) as m
-      where m.from_bucket = p_run.bucket_id
-        and m.to_bucket <> p_run.bucket_id
-        and m.from_name = any (v_chunk.departing)
+  end if;
+  if v_away.files is not null then
+    v_chunk.facts := v_chunk.facts || jsonb_build_object('away', jsonb_build_object('count', jsonb_array_length(v_away.files), 'files', image_sync.first_items(v_away.files)));
+    v_chunk.problems := v_chunk.problems || (
+      select coalesce(jsonb_agg(image_sync.item_problem(f.name, 'moved_away', format('Left out: its file is %s now', image_sync.place_in_words(p_run.bucket_id, f.bucket, f."to")))), '[]')
+      from jsonb_to_recordset(image_sync.first_items(v_away.files)) as f (name text, bucket text, "to" text)
+      where p_run.mode = 'cleanup'
     );
   end if;
   v_listing.chunk := v_chunk;
@@ -465,7 +473,7 @@ end;
 $$;
 
 comment on function image_sync.leave_out_departing(image_sync.runs, image_sync.settings, image_sync.listing) is
-  'A listing without the records that follow their files out of its range: they are the chunk''s departing.';
+  'A listing without the records whose files are elsewhere: they are the chunk''s departing.';
 
 -- Lists and compares a range of keys, p_size names at most, that begins where p_chunk does. What p_chunk inserted and moved when it
 -- was listed before stays counted as that.

@@ -197,7 +197,7 @@ begin
     and r.file_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
     and not exists (
       select
-      from image_sync.destination_of(r.bucket_id, r.file_name, r.object_id)
+      from image_sync.place_of(r.bucket_id, r.file_name, r.object_id)
     );
   if v_found.names is not null then
     v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(

@@ -399,7 +399,7 @@ begin
   if v_size > 1 or p_run.error ->> 'cursor' is distinct from p_run.cursor then
     return (v_size + 1) / 2;
   end if;
-  v_skipped := image_sync.skip_next(p_run, p_worker, p_error);
+  v_skipped := image_sync.settle_chunk(p_run, p_settings, p_worker, p_error);
   update image_sync.runs r
   set cursor = coalesce(v_skipped.to_key, r.cursor), exhausted = v_skipped.to_key is null, moved_at = clock_timestamp()
   where r.id = p_run.id;

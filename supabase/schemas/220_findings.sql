@@ -242,7 +242,16 @@ declare
   v_live constant jsonb := p_facts -> 'live';
   v_measured constant jsonb := p_facts -> 'measured';
   v_last_sync constant jsonb := p_facts -> 'last_sync';
+  -- Where the first of the files is that were moved away.
+  v_away_to record;
 begin
+  select f.bucket_id, f.is_followed, exists (
+    select
+    from image_sync.settings s
+    where s.bucket_id = f.bucket_id
+  ) as has_settings
+  into v_away_to
+  from (select v_measured #>> '{moved_away,files,0,bucket}', coalesce((v_measured #>> '{moved_away,files,0,is_followed}')::boolean, true)) as f (bucket_id, is_followed);
   return query
   select v.*
   from (values
@@ -282,14 +291,21 @@ begin
       image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
     ),
     (
-      'moved_away', 'warning', 'Files that were moved to another bucket',
+      'moved_away', 'warning', 'Files that were moved away',
       (v_measured #>> '{moved_away,count}')::bigint,
       (
-        select jsonb_agg(format('%s → bucket %s', a.file ->> 'name', a.file ->> 'bucket'))
+        select jsonb_agg(format('%s → %s', a.file ->> 'name', image_sync.place_in_words(v_bucket_id, a.file ->> 'bucket', coalesce(a.file ->> 'to', a.file ->> 'name'))))
         from jsonb_array_elements(coalesce(nullif(v_measured -> 'moved_away', 'null') -> 'files', '[]')) as a (file)
       ),
-      'Their records are here still, with URLs that open nothing: a sync of the bucket that they went to takes them along. Start a sync of that bucket.',
-      image_sync.request_of(v_measured #>> '{moved_away,files,0,bucket}', '{"mode": "sync"}')
+      'Their records are here still, with URLs that open nothing' || case
+        when v_away_to.has_settings and v_away_to.is_followed then ': a sync of the bucket that they went to takes them along. Start a sync of that bucket.'
+        when v_away_to.has_settings then ', and no sync takes them along: what they are called now is left out, or they are empty. Rename them, or change what is left out; then start a sync.'
+        else ', and no sync looks at the bucket that they went to. Give it settings and start a sync of it, or move them back.'
+      end,
+      case
+        when v_away_to.has_settings then image_sync.request_of(v_away_to.bucket_id, '{"mode": "sync"}')
+        else image_sync.sql_of(format('insert into image_sync.settings (bucket_id) values (%L);', v_away_to.bucket_id))
+      end
     ),
     (
       'not_moved', 'warning', 'Records that could not follow their files',

@@ -94,10 +94,10 @@ begin
     select c.*
     from compared c
     where p_state in ('all', c.state)
-      -- A record that follows its file with the next sync is no orphan.
+      -- A record whose file is elsewhere is no orphan.
       and not (p_state = 'orphaned' and exists (
         select
-        from image_sync.destination_of(p_settings.bucket_id, c.name, c.object_id)
+        from image_sync.place_of(p_settings.bucket_id, c.name, c.object_id)
       ))
     order by c.name collate "C"
     limit p_limit
@@ -109,7 +109,7 @@ begin
       'state', case
         when f.state = 'orphaned' and exists (
           select
-          from image_sync.destination_of(p_settings.bucket_id, f.name, f.object_id)
+          from image_sync.place_of(p_settings.bucket_id, f.name, f.object_id)
         ) then 'moved'
         else f.state
       end,

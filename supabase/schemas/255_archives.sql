@@ -14,31 +14,14 @@ begin
   return (
     -- From one run to the next in the index, however many records each of them archived.
     with recursive walk as (
-      (
-        select a.run_id
-        from image_sync.archive a
-        where a.run_id is not null
-        order by a.run_id
-        limit 1
-      )
+      (select a.run_id from image_sync.archive a where a.run_id is not null order by a.run_id limit 1)
       union all
-      select (
-        select a.run_id
-        from image_sync.archive a
-        where a.run_id > w.run_id
-        order by a.run_id
-        limit 1
-      )
+      select (select a.run_id from image_sync.archive a where a.run_id > w.run_id order by a.run_id limit 1)
       from walk w
       where w.run_id is not null
     ), archives as (
       select w.run_id, f.archived_at
-      from (
-        select walk.run_id
-        from walk
-        where walk.run_id is not null
-        limit 500
-      ) as w
+      from (select walk.run_id from walk where walk.run_id is not null limit 500) as w
       cross join lateral (
         select a.bucket_id, a.archived_at
         from image_sync.archive a
@@ -53,7 +36,10 @@ begin
     select jsonb_build_object('archives', coalesce(jsonb_agg(jsonb_build_object(
       'run', a.run_id,
       'archived_at', a.archived_at,
-      'removed', coalesce((r.summary #>> '{totals,removed}')::bigint, counted.records),
+      'removed', coalesce((r.summary #>> '{totals,removed}')::bigint, (
+        select count(*)
+        from (select from image_sync.archive q where q.run_id = a.run_id limit 10000) as counted
+      )),
       'restored', (
         select coalesce(sum((u.summary #>> '{totals,restored}')::bigint), 0)
         from image_sync.runs u
@@ -63,16 +49,6 @@ begin
     ) order by a.archived_at desc), '[]'))
     from archives a
     left join image_sync.runs r on r.id = a.run_id
-    left join lateral (
-      select count(*) as records
-      from (
-        select
-        from image_sync.archive q
-        where q.run_id = a.run_id
-        limit 10000
-      ) as q
-      where r.id is null
-    ) as counted on true
   );
 end;
 $$;
@@ -92,9 +68,7 @@ declare
   v_limit constant integer := least(greatest(coalesce(p_limit, 100), 1), 1000);
   v_records jsonb;
 begin
-  select coalesce(jsonb_agg(jsonb_build_object(
-    'file_name', q.file_name, 'part_number', q.part_number, 'restored_at', q.restored_at
-  ) order by q.file_name collate "C"), '[]')
+  select coalesce(jsonb_agg(to_jsonb(q) order by q.file_name collate "C"), '[]')
   into v_records
   from (
     select a.file_name, a.record ->> 'part_number' as part_number, a.restored_at

@@ -166,6 +166,7 @@ declare
   v_unseen text;
   -- Where the file of this name went, or came from, as "name" or "name (bucket x)".
   v_moves_to text;
+  v_is_at text;
   v_lies_at text;
   v_comes_from text;
   v_went_to text;
@@ -198,10 +199,12 @@ begin
     and r.file_name collate "C" = p_file;
 
   if v_record.file_name is not null and v_object.id is distinct from v_record.object_id then
-    select image_sync.place_in_words(p_bucket, d.bucket_id, d.name)
-    into v_moves_to
-    from image_sync.destination_of(p_bucket, p_file, v_record.object_id) as d;
-    if v_moves_to is null then
+    select
+      case when w.is_followed then image_sync.place_in_words(p_bucket, w.bucket_id, w.name) end,
+      case when not w.is_followed then image_sync.place_in_words(p_bucket, w.bucket_id, w.name) end
+    into v_moves_to, v_is_at
+    from image_sync.place_of(p_bucket, p_file, v_record.object_id) as w;
+    if v_moves_to is null and v_is_at is null then
       select image_sync.place_in_words(p_bucket, o.bucket_id, o.name)
       into v_lies_at
       from image_sync.objects o
@@ -254,7 +257,8 @@ begin
     ('moved', format('The file has another name now, and its record went along: %s', v_went_to), v_went_to is not null),
     ('moved', format('The file is %s now: the next sync takes the record along', v_moves_to), v_moves_to is not null),
     ('moved', format('The file was %s: the next sync brings its record along', v_comes_from), v_comes_from is not null and v_is_wanted),
-    ('orphaned', 'There is a record, but no file of this name in the bucket' || coalesce(': its file is ' || v_lies_at || ' now, which is left out or has a record of its own', ''), v_object.name is null and v_record.file_name is not null and v_moves_to is null),
+    ('orphaned', 'There is a record, but no file of this name in the bucket' || coalesce(': its file is ' || v_lies_at || ' now, which has a record of its own', ''), v_object.name is null and v_record.file_name is not null and v_moves_to is null and v_is_at is null),
+    ('moved_away', format('Its file is %s now, which no sync keeps in step: give that bucket settings, or rename the file to what is not left out, and the next sync takes the record along', v_is_at), v_object.name is null and v_is_at is not null),
     ('excluded_extension', format('Its extension is not among those that make an image (%s)', array_to_string(v_settings.extensions, ', ')), v_object.name is not null and v_record.file_name is null and v_object.extension <> all (v_settings.extensions) and not v_is_excluded),
     ('excluded', 'Its name matches a pattern of the setting exclude: hidden and system files are left out', v_is_excluded),
     ('empty', 'The file is empty (0 bytes) and shows nothing: upload it again', v_object.bytes = 0 and v_object.extension = any (v_settings.extensions) and not v_is_excluded),
@@ -296,4 +300,4 @@ end;
 $$;
 
 comment on function public.image_sync_file(text, text) is
-  'Whether a file has a record with a URL that works, and if not, every reason: unknown_file, moved, orphaned, excluded_extension, excluded, empty, missing, collided, unsignable, unsigned, foreign_url, expired, expiring, file_lost, not_an_image, wrong_content_type. Problem: unknown_bucket (404).';
+  'Whether a file has a record with a URL that works, and if not, every reason: unknown_file, moved, moved_away, orphaned, excluded_extension, excluded, empty, missing, collided, unsignable, unsigned, foreign_url, expired, expiring, file_lost, not_an_image, wrong_content_type. Problem: unknown_bucket (404).';

@@ -146,7 +146,104 @@ async function prunedRunCanBeRestored(): Promise<void> {
   expect(await db.admin`select from image_sync.runs where id = ${cleanup?.id ?? ""}`).toHaveLength(1);
 }
 
+/** Its file lies in a bucket that no run looks at. */
+async function fileElsewhereKeepsItsRecord(): Promise<void> {
+  const setting = await planned();
+  const elsewhere = await createRows(db.admin, { names: ["2.jpg"] });
+  await db.admin`delete from image_sync.settings where bucket_id = ${elsewhere}`;
+  await db.admin`
+    update public.part_images set object_id = (select id from storage.objects where bucket_id = ${elsewhere})
+    where bucket_id = ${setting.bucket} and file_name = 'gone-2.jpg'`;
+  expect(await cleanUp(setting)).toMatchObject({
+    totals: { removed: 2, skipped: 1 },
+    problems: [{ name: "gone-2.jpg", code: "moved_away" }],
+  });
+}
+
+async function rowOfAChildKeepsItsColumns(): Promise<void> {
+  const setting = await planned();
+  const { run } = await start(db.worker, setting.bucket, {
+    mode: "cleanup",
+    options: { confirm: setting.plan },
+  });
+  await db.admin.unsafe("create table public.photos (exposure integer) inherits (public.part_images)");
+  try {
+    await db
+      .admin`delete from public.part_images where bucket_id = ${setting.bucket} and file_name = 'gone-2.jpg'`;
+    await db.admin`insert into public.photos (bucket_id, file_name) values (${setting.bucket}, 'gone-2.jpg')`;
+    await db.admin`grant all on public.photos to service_role`;
+    await workToEnd(db.worker, run);
+    expect(await db.admin`select from public.photos`).toHaveLength(1);
+  } finally {
+    await db.admin.unsafe("drop table public.photos");
+  }
+}
+
+/** Cleans up, and restores what that removed. */
+async function restored(setting: { bucket: string; plan: string }) {
+  const cleanup = await cleanUp(setting);
+  const { run } = await start(db.worker, setting.bucket, {
+    mode: "restore",
+    options: { restore: cleanup.id },
+  });
+  await workToEnd(db.worker, run);
+  const [row] = await db.admin`select image_sync.run_document(${run}) as document`;
+  return row?.["document"];
+}
+
+async function whatIsLeftOutIsNotRestored(): Promise<void> {
+  const setting = await planned();
+  await db.admin.unsafe(`
+    create or replace function public.leave_out() returns trigger language plpgsql as $$ begin return null; end $$;
+    create trigger leave_out before insert on public.part_images
+      for each row when (new.bucket_id = '${setting.bucket}' and new.file_name = 'gone-1.jpg') execute function public.leave_out();`);
+  try {
+    expect(await restored(setting)).toMatchObject({ totals: { restored: 2, skipped: 1 } });
+    const [row] = await db.admin`
+      select count(*)::integer as kept from image_sync.archive where bucket_id = ${setting.bucket} and restored_at is null`;
+    expect(row).toEqual({ kept: 1 });
+  } finally {
+    await db.admin.unsafe("drop trigger leave_out on public.part_images");
+  }
+}
+
+async function arrayComesBackWhole(): Promise<void> {
+  await db.admin.unsafe("alter table public.part_images add column sizes integer[] default '[0:1]={1,2}'");
+  try {
+    const setting = await planned();
+    await restored(setting);
+    const rows = await db.admin`
+      select distinct sizes::text from public.part_images where bucket_id = ${setting.bucket}`;
+    expect(rows).toEqual([{ sizes: "[0:1]={1,2}" }]);
+  } finally {
+    await db.admin.unsafe("alter table public.part_images drop column sizes");
+  }
+}
+
+async function aKeptRowIsReadByItsColumnsNames(): Promise<void> {
+  await db.admin.unsafe(
+    "alter table public.part_images add column a text default 'a', add column b text default 'b'",
+  );
+  try {
+    const setting = await planned();
+    const cleanup = await cleanUp(setting);
+    await db.admin.unsafe("alter table public.part_images drop column a, add column a text");
+    const { run } = await start(db.worker, setting.bucket, {
+      mode: "restore",
+      options: { restore: cleanup.id },
+    });
+    await workToEnd(db.worker, run);
+    const rows = await db.admin`
+      select distinct a, b from public.part_images where bucket_id = ${setting.bucket} and file_name like 'gone%'`;
+    expect(rows).toEqual([{ a: "a", b: "b" }]);
+  } finally {
+    await db.admin.unsafe("alter table public.part_images drop column if exists a, drop column if exists b");
+  }
+}
+
+const writeRestore = "image_sync.write_restore(image_sync.runs, image_sync.item[])";
 const removeRecords = "image_sync.remove_records(image_sync.runs, text[])";
+const writeArchive = "image_sync.write_archive(image_sync.runs, image_sync.item[])";
 
 /** To citext the orders' AB is the records' ab. */
 async function referenceInOtherCaseKeepsItsRecord(): Promise<void> {
@@ -202,18 +299,60 @@ const cases: readonly {
     mechanism: "the second look for the file",
     holds: uploadMeanwhileKeepsItsRecord,
     mutation: {
-      signature: "image_sync.archive_checked(image_sync.runs, text[])",
+      signature: writeArchive,
       from: "if exists (",
       to: "if false and exists (",
     },
   },
   {
-    mechanism: "trying records one by one",
+    mechanism: "trying records by halves",
     holds: oneRefusalCostsItself,
     mutation: {
-      signature: removeRecords,
-      from: "v_rest := image_sync.archive_one_by_one(p_run, v_free);",
-      to: "raise;",
+      signature: "image_sync.write_rows(text, image_sync.runs, image_sync.item[], timestamptz)",
+      from: "elsif v_size = 1 then",
+      to: "else raise;",
+    },
+  },
+  {
+    mechanism: "the look for its file in every bucket",
+    holds: fileElsewhereKeepsItsRecord,
+    mutation: {
+      signature: writeArchive,
+      from: "and not exists (select from image_sync.place_of(p.bucket_id, p.file_name, p.object_id))",
+      to: "",
+    },
+  },
+  {
+    mechanism: "leaving rows of other tables alone",
+    holds: rowOfAChildKeepsItsColumns,
+    mutation: {
+      apply: `do $$ begin
+        execute replace(pg_get_functiondef('${writeArchive}'::regprocedure), 'from only', 'from');
+        execute replace(pg_get_functiondef('${removeRecords}'::regprocedure), 'from only', 'from');
+      end $$`,
+      undo: `do $$ begin
+        execute replace(pg_get_functiondef('${writeArchive}'::regprocedure), 'from public.part_images', 'from only public.part_images');
+        execute replace(pg_get_functiondef('${removeRecords}'::regprocedure), 'from public.part_images', 'from only public.part_images');
+      end $$`,
+    },
+  },
+  {
+    mechanism: "counting the records that are back",
+    holds: whatIsLeftOutIsNotRestored,
+    mutation: { signature: writeRestore, from: "else v_back end", to: "else v_part.names end" },
+  },
+  {
+    mechanism: "the text form of a row",
+    holds: arrayComesBackWhole,
+    mutation: { signature: writeRestore, from: "when a.row_text is null then", to: "when true then" },
+  },
+  {
+    mechanism: "the names of the columns of a text form",
+    holds: aKeptRowIsReadByItsColumnsNames,
+    mutation: {
+      signature: "image_sync.row_of(text, text[], anyelement)",
+      from: "on c.name = now.name",
+      to: "on c.place = now.place",
     },
   },
   {

@@ -11,7 +11,7 @@ export const titles: Readonly<Record<string, string>> = {
   orphaned: "Records without a file",
   collided: "Images whose record the table refuses",
   moved: "Files that were renamed or moved",
-  moved_away: "Files that were moved to another bucket",
+  moved_away: "Files that were moved away",
   not_moved: "Records that could not follow their files",
   unsigned: "Records without a URL",
   row_locked: "Records that somebody else held",
