@@ -318,7 +318,7 @@ const cases: readonly {
     holds: fileElsewhereKeepsItsRecord,
     mutation: {
       signature: writeArchive,
-      from: "and not exists (select from image_sync.place_of(p.bucket_id, p.file_name, p.object_id))",
+      from: "and not exists (select from image_sync.place_of(r.bucket_id, r.file_name, r.object_id))",
       to: "",
     },
   },
@@ -358,7 +358,11 @@ const cases: readonly {
   {
     mechanism: "keeping the run of a cleanup that can be undone",
     holds: prunedRunCanBeRestored,
-    mutation: { signature: "image_sync.prune_history()", from: "and a.restored_at is null", to: "and false" },
+    mutation: {
+      signature: "image_sync.prune_bucket(text)",
+      from: "and a.restored_at is null",
+      to: "and false",
+    },
   },
 ];
 
