@@ -57,7 +57,8 @@ as $$
   select not exists (
     select
     from image_sync.project p
-    where split_part(p.function_version, '.', 1) <> split_part(image_sync.schema_version(), '.', 1)
+    where p.function_version ~ '^\d+\.\d+\.\d+$'
+      and split_part(p.function_version, '.', 1) <> split_part(image_sync.schema_version(), '.', 1)
   )
 $$;
 

@@ -64,9 +64,9 @@ as $$
 declare
   v_size constant integer := cardinality(p_items);
   v_middle constant integer := v_size / 2;
-  v_write image_sync.write := ('{}', '{}', '[]');
+  v_write image_sync.write := ('{}', '{}', '[]')::image_sync.write;
   v_half image_sync.write;
-  v_held text[] := '{}';
+  v_held text[] := '{}'::text[];
   v_schema text;
   v_table text;
 begin
@@ -103,7 +103,7 @@ begin
       end if;
   end;
 
-  v_write := ('{}', v_held, '[]');
+  v_write := ('{}', v_held, '[]')::image_sync.write;
   for v_half in
     select w.*
     from (values

@@ -177,7 +177,8 @@ comment on function image_sync.check_guards(text, text, jsonb) is
 -- Compared as the foreign key compares, by its own operators and collation: to citext AB-1 is ab-1. A record's reference to itself
 -- goes with it. Security definer, because service_role need not be able to read those tables; it says only which names are
 -- referenced. A table of which it may not see every row is an error, not a table without references.
-create or replace function image_sync.referenced_names(p_bucket_id text, p_names text[])
+--   p_by_move  only by keys that a new name would empty (on update set null or set default)
+create or replace function image_sync.referenced_names(p_bucket_id text, p_names text[], p_by_move boolean default false)
 returns text[]
 language plpgsql
 -- Volatile: each call sees what is committed when it is made.
@@ -218,6 +219,13 @@ begin
       and c.confrelid = 'public.part_images'::regclass
       -- A partition's copy of the key is its table's.
       and c.conparentid = 0
+      and (not p_by_move or c.confupdtype in ('n', 'd') and exists (
+        select
+        from pg_catalog.pg_attribute a
+        where a.attrelid = c.confrelid
+          and a.attnum = any (c.confkey)
+          and a.attname in ('bucket_id', 'file_name', 'part_number')
+      ))
     group by c.oid, c.conrelid, c.confrelid
   loop
     execute format(
@@ -232,7 +240,7 @@ begin
 end;
 $$;
 
-comment on function image_sync.referenced_names(text, text[]) is 'Those of the given records that other rows refer to by a foreign key. Raises insufficient_privilege where a table that may refer to them cannot be seen whole.';
+comment on function image_sync.referenced_names(text, text[], boolean) is 'Those of the given records that other rows refer to by a foreign key; with p_by_move, by one that a move would empty. Raises insufficient_privilege where a table that may refer to them cannot be seen whole.';
 
 -- The next names of a run that applies a plan, in key order: of a cleanup those of its list, of a restore what is archived still.
 create or replace function image_sync.next_names(p_run image_sync.runs, p_size integer)
@@ -385,7 +393,7 @@ declare
   -- Why none may go: what refers to them cannot be seen.
   v_code text;
   v_words text;
-  v_write image_sync.write := ('{}', '{}', '[]');
+  v_write image_sync.write := ('{}', '{}', '[]')::image_sync.write;
 begin
   begin
     v_referenced := image_sync.referenced_names(p_run.bucket_id, v_locked);
@@ -481,7 +489,7 @@ declare
   v_names constant text[] := array(select i.name from unnest(p_items) as i);
   v_part record;
   v_back text[];
-  v_written text[] := '{}';
+  v_written text[] := '{}'::text[];
 begin
   -- Together what has the same columns: the table may have changed between two records.
   for v_part in
@@ -576,7 +584,7 @@ as $$
 declare
   v_size constant integer := case when p_error is null then image_sync.chunk_size(p_run, p_settings) else 1 end;
   v_names constant text[] := image_sync.next_names(p_run, v_size);
-  v_done text[] := '{}';
+  v_done text[] := '{}'::text[];
   v_problems jsonb;
   v_chunk image_sync.chunks;
 begin

@@ -290,7 +290,7 @@ const cases: readonly {
     mechanism: "comparing as the foreign key compares",
     holds: referenceInOtherCaseKeepsItsRecord,
     mutation: {
-      signature: "image_sync.referenced_names(text, text[])",
+      signature: "image_sync.referenced_names(text, text[], boolean)",
       from: "'%I operator(%I.%s) r.%I%s', ours.attname, n.nspname, o.oprname, theirs.attname,",
       to: "'%I = r.%4$I%5$s', ours.attname, n.nspname, o.oprname, theirs.attname,",
     },

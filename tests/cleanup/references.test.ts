@@ -98,8 +98,8 @@ test("where a table may not be seen whole, everything that it might refer to sta
     grant usage on schema test_shop to test_owner;
     grant create on schema image_sync to test_owner;
     grant select on public.part_images, test_shop.orders to test_owner;
-    alter function image_sync.referenced_names(text, text[]) owner to test_owner;`,
-    `alter function image_sync.referenced_names(text, text[]) owner to postgres;
+    alter function image_sync.referenced_names(text, text[], boolean) owner to test_owner;`,
+    `alter function image_sync.referenced_names(text, text[], boolean) owner to postgres;
     revoke all on public.part_images from test_owner;
     revoke all on schema image_sync, public from test_owner;
     drop owned by test_owner; drop role test_owner`,

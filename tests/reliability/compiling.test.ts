@@ -58,7 +58,7 @@ describe.runIf(isInstalled)("on Postgres 15 with jit on (left out without /usr/l
     "image_sync_history($1)",
   ];
   const readAll = async (sql: Sql) => {
-    for (const read of reads) await sql.unsafe(`select public.${read}`, [bucket]);
+    for (const read of reads) await sql.unsafe(`select public.${read}`, read.includes("$1") ? [bucket] : []);
   };
 
   test.each(["analyze", "sync", "verify", "cleanup"])("a small %s compiles nothing", async (mode) => {

@@ -260,8 +260,8 @@ const cases: readonly {
     mechanism: "the guard of the fraction",
     holds: guardHolds,
     mutation: {
-      signature: "image_sync.guard_amount(image_sync.runs, jsonb)",
-      from: "v_total > v_records * v_max_fraction",
+      signature: "image_sync.guard_removal(image_sync.runs, jsonb)",
+      from: "v_total > v_records * v_max.max_delete_fraction",
       to: "false",
     },
   },

@@ -51,9 +51,8 @@ describe("every function", () => {
     const definers = functions.filter(({ is_definer }) => is_definer);
     expect(definers.filter(({ schema }) => schema !== "image_sync")).toEqual([]);
     expect(namesOf(definers)).toEqual([
-      "image_sync.keep_references(image_sync.move[])",
       "image_sync.kick(uuid)",
-      "image_sync.referenced_names(text,text[])",
+      "image_sync.referenced_names(text,text[],boolean)",
       "image_sync.schedule_facts()",
       "image_sync.scheduled_jobs()",
     ]);

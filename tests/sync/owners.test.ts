@@ -112,7 +112,11 @@ test.each(["null", "default"])(
     const run = await runToEnd(lab, bucket);
     expect(run).toMatchObject({ state: "partial", totals: { moved: 1, unmoved: 1 } });
     expect(run.problems).toMatchObject([
-      { name: "x/b.jpg", code: "not_moved", detail: expect.stringContaining("test_orders refers to it") },
+      {
+        name: "x/b.jpg",
+        code: "not_moved",
+        detail: expect.stringContaining("a row of another table refers to it"),
+      },
     ]);
     expect(await placesOf(bucket)).toMatchObject({ "x/a.jpg": ids["a.jpg"], "b.jpg": ids["b.jpg"] });
     expect(await lab.sql`select file_name from public.test_orders`).toEqual([{ file_name: "b.jpg" }]);

@@ -15,8 +15,12 @@ export function openAsWorker(adminDbUrl: string, max = 8): Sql {
 
 const answerSchema = z.looseObject({
   closed: z.enum(["closed", "already_closed", "stale", "held"]).nullable(),
-  next: z.enum(["list", "sign", "again", "busy", "wait", "probe", "stop"]),
-  chunk: z.looseObject({ number: z.number(), names: z.array(z.string()) }).optional(),
+  next: z.enum(["list", "sign", "open", "again", "busy", "wait", "probe", "stop"]),
+  chunk: z.looseObject({
+    number: z.number(),
+    names: z.array(z.string()).default([]),
+    targets: z.array(z.looseObject({ name: z.string() })).default([]),
+  }).optional(),
 });
 /** What advance answers. */
 export type Answer = z.infer<typeof answerSchema>;
@@ -108,6 +112,14 @@ export function signAll(lease: string, names: readonly string[]): Closing {
   return { lease, names, urls: names.map(urlFor), failures: [], error: null };
 }
 
+/** What a worker closes a chunk with that it could sign, or whose URLs all showed an image. */
+function closingOf(lease: string, { next, chunk }: Answer): Closing | null {
+  if (next === "sign") return signAll(lease, chunk?.names ?? []);
+  if (next !== "open") return null;
+  const names = chunk?.targets.map(({ name }) => name) ?? [];
+  return { lease, names, urls: names.map(() => ""), failures: [], error: null };
+}
+
 /** Works on a run until it is finished; leases that others hold are expired while it waits. Returns how many calls it took. */
 export async function workToEnd(
   sql: Sql | TransactionSql,
@@ -125,9 +137,7 @@ export async function workToEnd(
     const answer = await advance(sql, request);
     onAnswer?.(request, answer);
     listing = answer.next === "list" ? request.lease : null;
-    closing = answer.next === "sign" && request.lease !== null
-      ? signAll(request.lease, answer.chunk?.names ?? [])
-      : null;
+    closing = closingOf(request.lease ?? "", answer);
     if (answer.next === "stop") return calls;
     if (answer.next === "probe") {
       await sql`select public.image_sync_finish(${run}, '{"checked": 0, "ok": 0, "failures": []}')`;
