@@ -154,6 +154,7 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
   )
     .argument("[dir]", "the repository", ".")
     .option("--force", "overwrite files that were edited", false)
+    .option("--from <version>", "the version that the database has, where a clone pushed its migrations")
     .action(performHere((context, flags, directory) => upgrade(context, { ...flags, directory })));
   local(
     add("uninstall", "take them out of a project's repository again; the table and its rows stay"),

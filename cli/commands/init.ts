@@ -25,6 +25,8 @@ export type InitOptions = {
   readonly yes: boolean;
   /** Overwrite what was edited. */
   readonly force: boolean;
+  /** In an upgrade: the version that the database has, where the repository does not say. */
+  readonly from?: string | undefined;
 };
 
 const WORDS = {
@@ -58,9 +60,9 @@ export async function uninstall(context: HereContext, options: InitOptions): Pro
 
 async function installOptions(
   { host }: HereContext,
-  { directory, force }: InitOptions,
+  { directory, force, from }: InitOptions,
 ): Promise<InstallOptions> {
-  return { directory: await directoryOf(host, directory), force, now: new Date() };
+  return { directory: await directoryOf(host, directory), force, from, now: new Date() };
 }
 
 /** The folder that is named, or the repository that the command is called in. */

@@ -47,12 +47,17 @@ export type Plan = {
   readonly advice: readonly string[];
 };
 
+/** The versions that this one goes on from. */
+const RELEASED = ["1.0.0", "1.1.0"];
+
 /** Options of {@linkcode planInstall}. */
 export type InstallOptions = {
   /** Where to look for a project, or to begin one. */
   readonly directory: string;
   /** Overwrite what was edited. */
   readonly force: boolean;
+  /** The version that the database has, where the repository does not say: what a clone pushed. */
+  readonly from?: string | undefined;
   readonly now: Date;
 };
 
@@ -83,11 +88,19 @@ export async function planInstall(options: InstallOptions): Promise<Plan> {
  */
 export async function planUpgrade(options: InstallOptions): Promise<Plan> {
   const supabase = await findProject(options.directory);
-  const manifest = await readManifest(join(supabase, MANIFEST));
+  if (options.from !== undefined && !RELEASED.includes(options.from)) {
+    throw new CommandError(
+      "other_version",
+      `Cannot upgrade image-sync from ${options.from}: only ${RELEASED.join(" and ")} lead to ${VERSION}`,
+    );
+  }
+  const pushed = options.from === undefined ? undefined : { version: options.from, migration: "", files: {} };
+  const manifest = await readManifest(join(supabase, MANIFEST)) ?? pushed;
   if (manifest === undefined) {
     throw new CommandError(
       "not_installed",
-      `Cannot upgrade image-sync in ${supabase}: it is not there; bring it in with npx image-sync init`,
+      `Cannot upgrade image-sync in ${supabase}: it is not there; bring it in with npx image-sync init. Where a clone pushed its ` +
+        "migrations to the database, say which version: --from 1.1.0",
     );
   }
   if (isNewer(manifest.version)) {

@@ -88,6 +88,22 @@ test("from before the first release the way leads over 1.1.0", async () => {
   expect(await migrations()).toHaveLength(1);
 });
 
+test("goes on from what a clone pushed where the repository does not know of it", async () => {
+  await mkdir(join(directory, "supabase"), { recursive: true });
+  await writeFile(join(directory, "supabase/config.toml"), 'project_id = "shop"\n');
+  expect(await upgrade("--yes", "--from", "2.1.0")).toMatchObject({
+    status: 2,
+    stderr: expect.stringContaining("only 1.0.0 and 1.1.0 lead to"),
+  });
+  expect(await upgrade("--yes", "--from", "1.1.0")).toMatchObject({ status: 0 });
+  const [only, ...others] = await migrations();
+  expect(others).toEqual([]);
+  expect(await read(`supabase/migrations/${only}`)).toContain(
+    `Cannot upgrade image-sync from 1.1.0 to ${VERSION}`,
+  );
+  expect(JSON.parse(await read(MANIFEST))).toMatchObject({ version: VERSION });
+});
+
 test("refuses a newer one, and where there is none; init refuses another version", async () => {
   expect(await upgrade("--yes")).toMatchObject({
     status: 2,
