@@ -10,8 +10,8 @@ const fresh = 6_000;
 const empty = 20;
 /** Of each file of the bucket, by all calls of one run. */
 const mostRowsOfRun = 10;
-/** No call reads more than three rows for each file of its own bucket: all buckets together have five times as many. */
-const mostRows = 3.5 * fresh;
+/** No call reads more than a few rows for each file of its own bucket (Postgres 15 four, 17 three): all buckets together have twenty times as many. */
+const mostRows = 4.5 * fresh;
 const mostMs = 4000;
 
 let db: BareStack;
