@@ -3780,9 +3780,10 @@ begin
     where v_renews_all or (c.kind = 'image' and c.id = c.object_id and c.usable_until >= v_renew_at) is not true
   ), summed as (
     select
-      jsonb_build_object(
+      -- What nothing was found of is null, and left out.
+      jsonb_strip_nulls(jsonb_build_object(
         'listed', sum(c.files) filter (where c.kind is not null),
-        'bytes', sum(c.bytes),
+        'bytes', nullif(sum(c.bytes), 0),
         'images', sum(c.files) filter (where c.kind = 'image'),
         'not_images', sum(c.files) filter (where c.kind <> 'image'),
         'excluded', sum(c.files) filter (where c.kind = 'excluded'),
@@ -3796,7 +3797,7 @@ begin
         'records_signed', sum(c.files) filter (where c.signed),
         -- As image_sync.records.expired, without asking again whether the URL is whole.
         'records_expired', sum(c.files) filter (where c.signed and c.dies_on is null)
-      ) as ledger,
+      )) as ledger,
       min(c.soonest_expiry) as soonest_expiry
     from counted c
   )
@@ -3805,7 +3806,7 @@ begin
       select range.to_key
       from range
     ),
-    image_sync.add_counts(s.ledger, null), s.soonest_expiry,
+    s.ledger, s.soonest_expiry,
     n.to_sign, n.orphans, n.missing, n.missing_ids, coalesce(n.has_unlinked, false), n.changed_names, n.changed_ids, n.changed_kinds, n.pictures, n.others, n.excluded, n.empty_files,
     (
       select jsonb_object_agg(e.extension, e.files)
@@ -4061,7 +4062,9 @@ begin
   end if;
 
   v_chunk := v_listing.chunk;
-  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('missing', cardinality(v_listing.missing)));
+  if v_listing.missing <> '{}' then
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('missing', cardinality(v_listing.missing)));
+  end if;
   v_chunk.to_insert := case when v_writes then coalesce(v_listing.missing, '{}') else '{}' end;
   v_chunk.to_insert_ids := case when v_writes then coalesce(v_listing.missing_ids, '{}') else '{}' end;
   if v_chunk.inserted_names <> '{}' then
@@ -4180,8 +4183,8 @@ begin
     when 'verify' then image_sync.names_to_open(p_run, p_settings, v_chunk)
     else '{}'
   end;
-  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(image_sync.work_of(p_run.mode), cardinality(v_names)));
   if v_names <> '{}' then
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(image_sync.work_of(p_run.mode), cardinality(v_names)));
     v_chunk.state := 'leased';
     v_chunk.lease_token := p_lease;
     v_chunk.lease_expires_at := clock_timestamp() + p_settings.lease_duration;
@@ -4224,7 +4227,7 @@ begin
   v_chunk := v_made.chunk;
   v_chunk.number := image_sync.next_number(p_run.id);
   v_chunk.worker_id := p_worker;
-  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('listing_ms', image_sync.ms_since(v_since)));
+  v_chunk.ledger := v_chunk.ledger || jsonb_build_object('listing_ms', image_sync.ms_since(v_since));
   insert into image_sync.chunks
   select v_chunk.*;
   return (v_chunk, v_made.names)::image_sync.chunk_to_sign;
@@ -5480,7 +5483,7 @@ begin
       v_chunk.state := 'done';
       v_chunk.worker_id := v_stretch.worker_id;
       v_chunk.closed_at := clock_timestamp();
-      v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('listing_ms', image_sync.ms_since(v_since)));
+      v_chunk.ledger := v_chunk.ledger || jsonb_build_object('listing_ms', image_sync.ms_since(v_since));
     else
       v_chunk := image_sync.unlisted_chunk(p_run.id, v_from_key, (v_compared.chunk).to_key, v_stretch.relist_size);
     end if;

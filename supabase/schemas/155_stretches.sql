@@ -102,7 +102,7 @@ begin
       v_chunk.state := 'done';
       v_chunk.worker_id := v_stretch.worker_id;
       v_chunk.closed_at := clock_timestamp();
-      v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('listing_ms', image_sync.ms_since(v_since)));
+      v_chunk.ledger := v_chunk.ledger || jsonb_build_object('listing_ms', image_sync.ms_since(v_since));
     else
       v_chunk := image_sync.unlisted_chunk(p_run.id, v_from_key, (v_compared.chunk).to_key, v_stretch.relist_size);
     end if;
