@@ -4408,7 +4408,7 @@ declare
   v_counts jsonb;
   v_forgotten integer;
 begin
-  if v_chunk.state is distinct from 'leased' then
+  if v_chunk.state is distinct from 'leased' or p_run.finished_at is not null then
     return case when v_chunk.state = 'done' then 'already_closed' else 'stale' end;
   end if;
   -- The object tells whether a file that Storage does not find was deleted or lost; one that was deleted meanwhile shows nothing to
@@ -4971,9 +4971,9 @@ begin
       and c.lease_token = p_token;
   end if;
 
-  if v_chunk.state is distinct from 'leased' then
+  if v_chunk.state is distinct from 'leased' or p_run.finished_at is not null then
     return case
-      when v_chunk.state is null or v_chunk.error ->> 'code' = 'lease_expired' or v_chunk.interrupted > 0 and v_chunk.state <> 'done' then 'stale'
+      when v_chunk.state is null or v_chunk.state = 'leased' or v_chunk.error ->> 'code' = 'lease_expired' or v_chunk.interrupted > 0 and v_chunk.state <> 'done' then 'stale'
       else 'already_closed'
     end;
   end if;
@@ -6004,9 +6004,39 @@ $$;
 comment on function image_sync.judge_run(image_sync.runs, jsonb) is
   'Outcome and stop reason of a run that came to its end. stop_reason: signing_impossible, nothing_restored (failed); dead_chunks, database_timeout, items_failed, row_locked, records_refused, records_skipped, unbalanced (partial); null (succeeded).';
 
--- Closes a run for good. The caller holds the run's row lock. Without p_outcome the chunks decide.
-create or replace function image_sync.finish_run(p_run uuid, p_outcome text, p_stop_reason text, p_error jsonb, p_probe jsonb)
+-- Chunks are closed side by side, without the run's row lock: each close holds this key shared, and whoever ends the run holds it
+-- alone. So what a close has stored is counted, and none is stored after the count.
+create or replace function image_sync.closing_key(p_run uuid)
+returns bigint
+language sql
+immutable
+set search_path = ''
+as $$
+  select hashtextextended('image_sync.closing ' || p_run, 0)
+$$;
+
+comment on function image_sync.closing_key(uuid) is 'The advisory lock of a run: shared by those who close its chunks, alone for whoever ends it.';
+
+-- Comes before the run's row lock, which those who are closing want next. A close takes as long as its statement may: the wait for it is
+-- what is left of ours.
+create or replace function image_sync.await_closes(p_run uuid)
 returns void
+language plpgsql
+set search_path = ''
+set lock_timeout = '5s'
+as $$
+begin
+  perform pg_advisory_xact_lock(image_sync.closing_key(p_run));
+end;
+$$;
+
+comment on function image_sync.await_closes(uuid) is
+  'Waits until no chunk of the run is being closed, and keeps others from it until the transaction ends; raises lock_not_available after 5 s.';
+
+-- Closes a run for good, unless a chunk of it is being closed: false then, and nothing changes. The caller holds the run's row lock.
+-- Without p_outcome the chunks decide.
+create or replace function image_sync.finish_run(p_run uuid, p_outcome text, p_stop_reason text, p_error jsonb, p_probe jsonb)
+returns boolean
 language plpgsql
 set search_path = ''
 as $$
@@ -6015,6 +6045,9 @@ declare
   v_summary jsonb;
   v_verdict record;
 begin
+  if not pg_try_advisory_xact_lock(image_sync.closing_key(p_run)) then
+    return false;
+  end if;
   perform image_sync.release_chunks(p_run, null);
   v_summary := image_sync.summarize(p_run);
   select r.*
@@ -6049,11 +6082,12 @@ begin
     where r.id = v_run.id;
     perform image_sync.note_since(v_run);
   end if;
+  return true;
 end;
 $$;
 
 comment on function image_sync.finish_run(uuid, text, text, jsonb, jsonb) is
-  'Closes an open run: releases its leases, keeps its totals and, for a sync or analyze that reached the end, what it measured. Outcome and stop reason follow from the chunks where none is given.';
+  'Closes an open run: releases its leases, keeps its totals and, for a sync or analyze that reached the end, what it measured. Outcome and stop reason follow from the chunks where none is given. False, and nothing changes, where a chunk of it is being closed.';
 
 create or replace function image_sync.is_kick_problem(p_error jsonb)
 returns boolean
@@ -6559,7 +6593,7 @@ end;
 $$;
 
 comment on function image_sync.next_work(image_sync.runs, image_sync.settings, uuid, uuid, image_sync.chunks[]) is
-  'What image_sync_advance answers of the next chunk: list, sign, open, again, wait, probe or stop. p_passed: what this call passed over of the stretch that p_lease holds. The caller holds the run''s row lock.';
+  'What image_sync_advance answers of the next chunk: list, sign, open, again, busy, wait, probe or stop. p_passed: what this call passed over of the stretch that p_lease holds. The caller holds the run''s row lock.';
 
 -- How many lanes more are of use behind a chunk. All lanes of all runs are ten, and one for each worker: the Data API has ten sessions
 -- (PostgREST's db-pool, by default), which the project's own requests want too, and beyond that lanes only wait for each other.
@@ -6671,13 +6705,12 @@ begin
   if jsonb_array_length(v_targets) > 0 then
     return jsonb_build_object('next', 'probe', 'targets', v_targets, 'public_url', p_settings.public_url);
   end if;
-  perform image_sync.finish_run(p_run.id, null, null, null, null);
-  return jsonb_build_object('next', 'stop');
+  return jsonb_build_object('next', case when image_sync.finish_run(p_run.id, null, null, null, null) then 'stop' else 'busy' end);
 end;
 $$;
 
 comment on function image_sync.last_work(image_sync.runs, image_sync.settings) is
-  'What image_sync_advance answers where no chunk can be leased: again, wait, probe, or stop once it has finished the run. The caller holds the run''s row lock.';
+  'What image_sync_advance answers where no chunk can be leased: again, busy, wait, probe, or stop once it has finished the run. The caller holds the run''s row lock.';
 
 -- The one call of a worker at work: closes the chunk just finished, if any, and leases the next. Two requests per chunk that
 -- needs signing (this one and the signing), none per chunk that does not: one call walks over many of those.
@@ -6690,7 +6723,7 @@ comment on function image_sync.last_work(image_sync.runs, image_sync.settings) i
 --           again with the same p_lease, which lists it
 --   sign    {"chunk": {"number", "names", "expires_in" (s), "lease_ms", "public_url", "more_lanes"}}
 --   again   the bounds of this call were reached, nothing is left to sign up to here: call again
---   busy    other workers are at the run's row: call again in a moment
+--   busy    other workers are at the run's row, or close what the end of the run has to count: call again in a moment
 --   wait    {"wait_ms"}: others hold what is left, or it waits for its next attempt
 --   open    {"chunk": {"number", "targets": [{"name", "url"}], "lease_ms", "rate" (URLs a second), "public_url"}}: in a verify
 --   probe   {"targets": [{"name", "url"}], "public_url"}: all is done; fetch these URLs and call image_sync_finish
@@ -6731,6 +6764,8 @@ declare
   v_closed text;
   v_passed image_sync.chunks[];
   v_error jsonb;
+  -- Taken before the run is looked at: one that is open then stays so until this chunk is closed.
+  v_may_close constant boolean := p_closing is null or pg_try_advisory_xact_lock_shared(image_sync.closing_key(p_run));
 begin
   select r.*
   into v_run
@@ -6750,7 +6785,9 @@ begin
   where s.bucket_id = v_run.bucket_id;
 
   -- Closing touches this worker's chunk alone and comes before the run's lock: the expensive part runs side by side.
-  if p_closing is not null and v_settings.bucket_id is not null then
+  if not v_may_close then
+    v_closed := 'held';
+  elsif p_closing is not null and v_settings.bucket_id is not null then
     v_urls := array(
       select p_around[1] || coalesce(s.path, s.name) || p_around[2] || s.token
       from unnest(p_names, p_paths, p_tokens) as s (name, path, token)
@@ -6790,8 +6827,10 @@ begin
     else coalesce(image_sync.bucket_problem(v_run), image_sync.too_many_failures(v_run, v_settings))
   end;
   if v_error is not null then
-    perform image_sync.finish_run(p_run, 'failed', v_error ->> 'code', v_error, null);
-    return jsonb_build_object('closed', v_closed, 'next', 'stop');
+    return jsonb_build_object(
+      'closed', v_closed,
+      'next', case when image_sync.finish_run(p_run, 'failed', v_error ->> 'code', v_error, null) then 'stop' else 'busy' end
+    );
   end if;
 
   return jsonb_build_object('closed', v_closed) || image_sync.next_work(v_run, v_settings, p_worker, p_lease, v_passed);
@@ -6930,6 +6969,7 @@ as $$
 declare
   v_run image_sync.runs;
 begin
+  perform image_sync.await_closes(p_run);
   select r.*
   into v_run
   from image_sync.runs r
@@ -6996,6 +7036,7 @@ as $$
 declare
   v_run image_sync.runs;
 begin
+  perform image_sync.await_closes(p_run);
   select r.*
   into v_run
   from image_sync.runs r
@@ -7005,18 +7046,6 @@ begin
     return image_sync.unknown_run(p_run);
   end if;
   if v_run.finished_at is null then
-    -- A chunk that is being closed at this moment counts: its worker waits for nothing longer than we do.
-    begin
-      perform
-      from image_sync.chunks c
-      where c.run_id = p_run
-        and c.state = 'leased'
-      order by c.number
-      for update;
-    exception
-      when lock_not_available then
-        null;
-    end;
     perform image_sync.finish_run(p_run, 'cancelled', 'cancelled', null, null);
   elsif v_run.outcome <> 'cancelled' then
     return image_sync.problem(409, 'run_finished', 'The run is finished', format('Cannot cancel run %s: it ended as %s at %s.', p_run, v_run.outcome, v_run.finished_at));
@@ -7160,6 +7189,7 @@ begin
   if not found then
     return;
   end if;
+  -- Not where a chunk of it is being closed: it moves.
   perform image_sync.finish_run(p_run, 'failed', 'stalled', jsonb_build_object(
     'code', 'stalled',
     'title', 'The run stood still',
@@ -7187,6 +7217,7 @@ begin
   end if;
   v_problem := image_sync.kick(v_run.id);
   if v_problem is not null then
+    -- Not where somebody is at it all the same.
     perform image_sync.finish_run(v_run.id, 'failed', v_problem ->> 'code', v_problem, null);
   end if;
 end;

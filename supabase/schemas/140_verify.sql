@@ -168,7 +168,7 @@ declare
   v_counts jsonb;
   v_forgotten integer;
 begin
-  if v_chunk.state is distinct from 'leased' then
+  if v_chunk.state is distinct from 'leased' or p_run.finished_at is not null then
     return case when v_chunk.state = 'done' then 'already_closed' else 'stale' end;
   end if;
   -- The object tells whether a file that Storage does not find was deleted or lost; one that was deleted meanwhile shows nothing to

@@ -433,9 +433,9 @@ begin
       and c.lease_token = p_token;
   end if;
 
-  if v_chunk.state is distinct from 'leased' then
+  if v_chunk.state is distinct from 'leased' or p_run.finished_at is not null then
     return case
-      when v_chunk.state is null or v_chunk.error ->> 'code' = 'lease_expired' or v_chunk.interrupted > 0 and v_chunk.state <> 'done' then 'stale'
+      when v_chunk.state is null or v_chunk.state = 'leased' or v_chunk.error ->> 'code' = 'lease_expired' or v_chunk.interrupted > 0 and v_chunk.state <> 'done' then 'stale'
       else 'already_closed'
     end;
   end if;

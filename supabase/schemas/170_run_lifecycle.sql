@@ -134,9 +134,39 @@ $$;
 comment on function image_sync.judge_run(image_sync.runs, jsonb) is
   'Outcome and stop reason of a run that came to its end. stop_reason: signing_impossible, nothing_restored (failed); dead_chunks, database_timeout, items_failed, row_locked, records_refused, records_skipped, unbalanced (partial); null (succeeded).';
 
--- Closes a run for good. The caller holds the run's row lock. Without p_outcome the chunks decide.
-create or replace function image_sync.finish_run(p_run uuid, p_outcome text, p_stop_reason text, p_error jsonb, p_probe jsonb)
+-- Chunks are closed side by side, without the run's row lock: each close holds this key shared, and whoever ends the run holds it
+-- alone. So what a close has stored is counted, and none is stored after the count.
+create or replace function image_sync.closing_key(p_run uuid)
+returns bigint
+language sql
+immutable
+set search_path = ''
+as $$
+  select hashtextextended('image_sync.closing ' || p_run, 0)
+$$;
+
+comment on function image_sync.closing_key(uuid) is 'The advisory lock of a run: shared by those who close its chunks, alone for whoever ends it.';
+
+-- Comes before the run's row lock, which those who are closing want next. A close takes as long as its statement may: the wait for it is
+-- what is left of ours.
+create or replace function image_sync.await_closes(p_run uuid)
 returns void
+language plpgsql
+set search_path = ''
+set lock_timeout = '5s'
+as $$
+begin
+  perform pg_advisory_xact_lock(image_sync.closing_key(p_run));
+end;
+$$;
+
+comment on function image_sync.await_closes(uuid) is
+  'Waits until no chunk of the run is being closed, and keeps others from it until the transaction ends; raises lock_not_available after 5 s.';
+
+-- Closes a run for good, unless a chunk of it is being closed: false then, and nothing changes. The caller holds the run's row lock.
+-- Without p_outcome the chunks decide.
+create or replace function image_sync.finish_run(p_run uuid, p_outcome text, p_stop_reason text, p_error jsonb, p_probe jsonb)
+returns boolean
 language plpgsql
 set search_path = ''
 as $$
@@ -145,6 +175,9 @@ declare
   v_summary jsonb;
   v_verdict record;
 begin
+  if not pg_try_advisory_xact_lock(image_sync.closing_key(p_run)) then
+    return false;
+  end if;
   perform image_sync.release_chunks(p_run, null);
   v_summary := image_sync.summarize(p_run);
   select r.*
@@ -179,11 +212,12 @@ begin
     where r.id = v_run.id;
     perform image_sync.note_since(v_run);
   end if;
+  return true;
 end;
 $$;
 
 comment on function image_sync.finish_run(uuid, text, text, jsonb, jsonb) is
-  'Closes an open run: releases its leases, keeps its totals and, for a sync or analyze that reached the end, what it measured. Outcome and stop reason follow from the chunks where none is given.';
+  'Closes an open run: releases its leases, keeps its totals and, for a sync or analyze that reached the end, what it measured. Outcome and stop reason follow from the chunks where none is given. False, and nothing changes, where a chunk of it is being closed.';
 
 create or replace function image_sync.is_kick_problem(p_error jsonb)
 returns boolean

@@ -170,7 +170,7 @@ end;
 $$;
 
 comment on function image_sync.next_work(image_sync.runs, image_sync.settings, uuid, uuid, image_sync.chunks[]) is
-  'What image_sync_advance answers of the next chunk: list, sign, open, again, wait, probe or stop. p_passed: what this call passed over of the stretch that p_lease holds. The caller holds the run''s row lock.';
+  'What image_sync_advance answers of the next chunk: list, sign, open, again, busy, wait, probe or stop. p_passed: what this call passed over of the stretch that p_lease holds. The caller holds the run''s row lock.';
 
 -- How many lanes more are of use behind a chunk. All lanes of all runs are ten, and one for each worker: the Data API has ten sessions
 -- (PostgREST's db-pool, by default), which the project's own requests want too, and beyond that lanes only wait for each other.
@@ -282,13 +282,12 @@ begin
   if jsonb_array_length(v_targets) > 0 then
     return jsonb_build_object('next', 'probe', 'targets', v_targets, 'public_url', p_settings.public_url);
   end if;
-  perform image_sync.finish_run(p_run.id, null, null, null, null);
-  return jsonb_build_object('next', 'stop');
+  return jsonb_build_object('next', case when image_sync.finish_run(p_run.id, null, null, null, null) then 'stop' else 'busy' end);
 end;
 $$;
 
 comment on function image_sync.last_work(image_sync.runs, image_sync.settings) is
-  'What image_sync_advance answers where no chunk can be leased: again, wait, probe, or stop once it has finished the run. The caller holds the run''s row lock.';
+  'What image_sync_advance answers where no chunk can be leased: again, busy, wait, probe, or stop once it has finished the run. The caller holds the run''s row lock.';
 
 -- The one call of a worker at work: closes the chunk just finished, if any, and leases the next. Two requests per chunk that
 -- needs signing (this one and the signing), none per chunk that does not: one call walks over many of those.
@@ -301,7 +300,7 @@ comment on function image_sync.last_work(image_sync.runs, image_sync.settings) i
 --           again with the same p_lease, which lists it
 --   sign    {"chunk": {"number", "names", "expires_in" (s), "lease_ms", "public_url", "more_lanes"}}
 --   again   the bounds of this call were reached, nothing is left to sign up to here: call again
---   busy    other workers are at the run's row: call again in a moment
+--   busy    other workers are at the run's row, or close what the end of the run has to count: call again in a moment
 --   wait    {"wait_ms"}: others hold what is left, or it waits for its next attempt
 --   open    {"chunk": {"number", "targets": [{"name", "url"}], "lease_ms", "rate" (URLs a second), "public_url"}}: in a verify
 --   probe   {"targets": [{"name", "url"}], "public_url"}: all is done; fetch these URLs and call image_sync_finish
@@ -342,6 +341,8 @@ declare
   v_closed text;
   v_passed image_sync.chunks[];
   v_error jsonb;
+  -- Taken before the run is looked at: one that is open then stays so until this chunk is closed.
+  v_may_close constant boolean := p_closing is null or pg_try_advisory_xact_lock_shared(image_sync.closing_key(p_run));
 begin
   select r.*
   into v_run
@@ -361,7 +362,9 @@ begin
   where s.bucket_id = v_run.bucket_id;
 
   -- Closing touches this worker's chunk alone and comes before the run's lock: the expensive part runs side by side.
-  if p_closing is not null and v_settings.bucket_id is not null then
+  if not v_may_close then
+    v_closed := 'held';
+  elsif p_closing is not null and v_settings.bucket_id is not null then
     v_urls := array(
       select p_around[1] || coalesce(s.path, s.name) || p_around[2] || s.token
       from unnest(p_names, p_paths, p_tokens) as s (name, path, token)
@@ -401,8 +404,10 @@ begin
     else coalesce(image_sync.bucket_problem(v_run), image_sync.too_many_failures(v_run, v_settings))
   end;
   if v_error is not null then
-    perform image_sync.finish_run(p_run, 'failed', v_error ->> 'code', v_error, null);
-    return jsonb_build_object('closed', v_closed, 'next', 'stop');
+    return jsonb_build_object(
+      'closed', v_closed,
+      'next', case when image_sync.finish_run(p_run, 'failed', v_error ->> 'code', v_error, null) then 'stop' else 'busy' end
+    );
   end if;
 
   return jsonb_build_object('closed', v_closed) || image_sync.next_work(v_run, v_settings, p_worker, p_lease, v_passed);
@@ -541,6 +546,7 @@ as $$
 declare
   v_run image_sync.runs;
 begin
+  perform image_sync.await_closes(p_run);
   select r.*
   into v_run
   from image_sync.runs r
@@ -607,6 +613,7 @@ as $$
 declare
   v_run image_sync.runs;
 begin
+  perform image_sync.await_closes(p_run);
   select r.*
   into v_run
   from image_sync.runs r
@@ -616,18 +623,6 @@ begin
     return image_sync.unknown_run(p_run);
   end if;
   if v_run.finished_at is null then
-    -- A chunk that is being closed at this moment counts: its worker waits for nothing longer than we do.
-    begin
-      perform
-      from image_sync.chunks c
-      where c.run_id = p_run
-        and c.state = 'leased'
-      order by c.number
-      for update;
-    exception
-      when lock_not_available then
-        null;
-    end;
     perform image_sync.finish_run(p_run, 'cancelled', 'cancelled', null, null);
   elsif v_run.outcome <> 'cancelled' then
     return image_sync.problem(409, 'run_finished', 'The run is finished', format('Cannot cancel run %s: it ended as %s at %s.', p_run, v_run.outcome, v_run.finished_at));

@@ -110,6 +110,7 @@ begin
   if not found then
     return;
   end if;
+  -- Not where a chunk of it is being closed: it moves.
   perform image_sync.finish_run(p_run, 'failed', 'stalled', jsonb_build_object(
     'code', 'stalled',
     'title', 'The run stood still',
@@ -137,6 +138,7 @@ begin
   end if;
   v_problem := image_sync.kick(v_run.id);
   if v_problem is not null then
+    -- Not where somebody is at it all the same.
     perform image_sync.finish_run(v_run.id, 'failed', v_problem ->> 'code', v_problem, null);
   end if;
 end;

@@ -135,6 +135,57 @@ async function cancelledRunTakesNoMore(): Promise<void> {
   await db.worker`select public.image_sync_cancel(${setting.run})`;
   const closing = signAll(request.lease ?? "", names);
   expect((await advance(db.worker, { ...request, lease: null, closing })).closed).toBe("stale");
+  const leased = await db.admin`
+    select from image_sync.chunks where run_id = ${setting.run} and lease_expires_at is not null`;
+  expect(leased).toHaveLength(0);
+}
+
+/** Somebody holds the chunk's row while its run is cancelled: its lease cannot be released. */
+async function cancelledRunIsClosedForGood(): Promise<void> {
+  const setting = await newRun(2, 2);
+  const { request, names } = await lease(setting.run);
+  await db.admin.begin(async (session) => {
+    await session`select from image_sync.chunks where run_id = ${setting.run} for update`;
+    await db.worker`select public.image_sync_cancel(${setting.run})`;
+  });
+  const closing = signAll(request.lease ?? "", names);
+  expect((await advance(db.worker, { ...request, lease: null, closing })).closed).toBe("stale");
+}
+
+/** A close whose transaction is open still when its run is ended in another one. */
+async function closeAndEndMeet(end: (run: string) => Promise<unknown>): Promise<Record<string, unknown>> {
+  const setting = await newRun(2, 2);
+  const { request, names } = await lease(setting.run);
+  const closing = signAll(request.lease ?? "", names);
+  let ending: Promise<unknown> = Promise.resolve();
+  await db.worker.begin(async (session) => {
+    // It does without the run's row, as beside another worker, or that row alone would make them wait for each other.
+    await db.admin.begin(async (other) => {
+      await other`select from image_sync.runs where id = ${setting.run} for update`;
+      await advance(session, { ...request, lease: null, closing });
+    });
+    ending = end(setting.run);
+    ending.catch(() => {});
+    await Promise.race([ending, new Promise((resolve) => setTimeout(resolve, 300))]);
+  });
+  await ending;
+  const [row] = await db.admin`
+    select image_sync.run_document(${setting.run}) as document, (
+      select count(signed_url)::integer from public.part_images where bucket_id = ${setting.bucket}
+    ) as rows`;
+  return { ...row?.["document"], rows: row?.["rows"] };
+}
+
+async function cancelCountsWhatIsBeingClosed(): Promise<void> {
+  const cancel = (run: string) => db.worker`select public.image_sync_cancel(${run})`;
+  expect(await closeAndEndMeet(cancel)).toMatchObject({ state: "cancelled", totals: { signed: 2 }, rows: 2 });
+}
+
+async function noRunEndsBesideAClose(): Promise<void> {
+  const stall = async (run: string) => {
+    await db.admin`select image_sync.close_stalled(${run})`;
+  };
+  expect(await closeAndEndMeet(stall)).toMatchObject({ state: "open", totals: { signed: 2 }, rows: 2 });
 }
 
 async function lostNameIsNoticed(): Promise<void> {
@@ -207,8 +258,8 @@ const cases: readonly {
     holds: repeatedCloseCountsOnce,
     mutation: {
       signature: closeChunk,
-      from: "if v_chunk.state is distinct from 'leased' then",
-      to: "if v_chunk.state is null then",
+      from: "if v_chunk.state is distinct from 'leased' or",
+      to: "if v_chunk.state is null or",
     },
   },
   {
@@ -244,6 +295,29 @@ const cases: readonly {
       signature: "image_sync.finish_run(uuid, text, text, jsonb, jsonb)",
       from: "perform image_sync.release_chunks(p_run, null);",
       to: "",
+    },
+  },
+  {
+    mechanism: "the look at the run before a chunk is closed",
+    holds: cancelledRunIsClosedForGood,
+    mutation: { signature: closeChunk, from: "or p_run.finished_at is not null", to: "" },
+  },
+  {
+    mechanism: "the wait of a cancel for what is being closed",
+    holds: cancelCountsWhatIsBeingClosed,
+    mutation: {
+      signature: "image_sync.await_closes(uuid)",
+      from: "perform pg_advisory_xact_lock(image_sync.closing_key(p_run));",
+      to: "",
+    },
+  },
+  {
+    mechanism: "the end of a run by one who is alone at it",
+    holds: noRunEndsBesideAClose,
+    mutation: {
+      signature: "image_sync.finish_run(uuid, text, text, jsonb, jsonb)",
+      from: "not pg_try_advisory_xact_lock(image_sync.closing_key(p_run))",
+      to: "false",
     },
   },
   {
