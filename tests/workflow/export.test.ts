@@ -7,7 +7,7 @@ import { npmRun } from "../report/support/command.ts";
 import { makeFolder } from "../cli/support/export.ts";
 import { missingReaders, readBook, readCsv } from "../cli/support/python.ts";
 import { addObjects, numberedNames, runToEnd, upload } from "../sync/support/lab.ts";
-import { type LocalLab, openLocalLab } from "../sync/support/local_lab.ts";
+import { addCopies, type LocalLab, openLocalLab } from "../sync/support/local_lab.ts";
 
 const missing = await missingReaders();
 const unless = missing === undefined ? "" : ` (left out: ${missing})`;
@@ -187,13 +187,7 @@ async function uploadPhotos(lab: LocalLab, count: number): Promise<void> {
       },
     }).jpeg({ quality: 60 }).toBuffer(),
   );
-  const [first = "", ...others] = numberedNames(count);
+  const [first = "", ...names] = numberedNames(count);
   await upload(lab, bucket, first, photo);
-  // As many objects of one content: Storage finds it by the version that a row names.
-  await lab.sql`
-    insert into storage.objects (bucket_id, name, version, metadata)
-    select o.bucket_id, n.name, o.version, o.metadata
-    from storage.objects o
-    cross join unnest(${others}::text[]) as n (name)
-    where o.bucket_id = ${bucket} and o.name = ${first}`;
+  await addCopies(lab, { bucket, of: first, names });
 }

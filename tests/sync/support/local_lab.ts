@@ -57,6 +57,19 @@ export async function setLatency(lab: LocalLab, ms: number): Promise<void> {
   await control(lab, "PUT", "/latency", { ms });
 }
 
+/** Objects with the content of one that is there: the stand-in finds a content by the version that an object's row names. */
+export async function addCopies(
+  lab: LocalLab,
+  { bucket, of, names }: { readonly bucket: string; readonly of: string; readonly names: readonly string[] },
+): Promise<void> {
+  await lab.sql`
+    insert into storage.objects (bucket_id, name, version, metadata)
+    select o.bucket_id, n.name, o.version, o.metadata
+    from storage.objects o
+    cross join unnest(${[...names]}::text[]) as n (name)
+    where o.bucket_id = ${bucket} and o.name = ${of}`;
+}
+
 /** Runs a cron job as if it were due. */
 export async function runJob(lab: LocalLab, job: string): Promise<void> {
   await control(lab, "POST", `/cron/run?job=${job}`);
