@@ -6,10 +6,11 @@ import { BaseSequencer, type TestSpecification } from "vitest/node";
 // Minutes long, and most of that waiting. They begin first: whichever began last would be what all wait for.
 const longest = [
   "tests/reliability/disturbances.test.ts",
-  "tests/report/findings.test.ts",
   "tests/workflow/start.test.ts",
   "tests/workflow/machines.test.ts",
+  "tests/report/findings.test.ts",
   "tests/reliability/faults.test.ts",
+  "tests/security/endpoint.test.ts",
   "tests/reliability/crash_matrix.test.ts",
   "tests/local/pg_cron.test.ts",
   "tests/local/scheduler.test.ts",
