@@ -5,7 +5,7 @@ import { join, posix } from "node:path";
 import { z } from "zod";
 import { VERSION } from "../../supabase/functions/image-sync/version.ts";
 import { packageRoot } from "../package_root.ts";
-import { migrationOf, readSchema } from "./schema.ts";
+import { migrationOf, readReleases, readSchema } from "./schema.ts";
 
 /** Where this package keeps what it installs. */
 const source = join(packageRoot, "supabase");
@@ -49,7 +49,8 @@ export async function readFunctionFiles(): Promise<ReadonlyMap<string, string>> 
 
 /** The migration that installs the schema, or that goes on from an installed version of it. */
 export async function readMigration(from: string | null = null): Promise<string> {
-  return migrationOf(await readSchema(), { from, to: VERSION });
+  const before = from === null ? undefined : (await readReleases())[from];
+  return migrationOf(await readSchema(), { from, to: VERSION, before });
 }
 
 export function hashOf(text: string): string {

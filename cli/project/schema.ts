@@ -2,12 +2,16 @@
  * The schema, a noun a file (`supabase/schemas/`), and the migrations that are made of it. A line `-- step 1.0.0` begins what is done
  * once, on the way to that version: tables, types, data. A line `-- set` begins what is said anew by every release: functions and
  * views, each with `create or replace`. A migration is the steps since a version, in the order of versions and files, and then the
- * whole set; an upgrade begins with what follows `-- upgrade`, which makes room for the steps. Where a file says what a first
- * installation makes of it (`-- fresh`), its steps are for upgrades alone.
+ * whole set; an upgrade from 1.x begins with what follows `-- upgrade`, which makes room for the steps, one from a later version says of
+ * the set what differs (`difference.ts`). Where a file says what a first installation makes of it (`-- fresh`), its steps are for
+ * upgrades alone.
  */
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
+import { z } from "zod";
 import { packageRoot } from "../package_root.ts";
+import { differenceOf, type Objects } from "./difference.ts";
+import { reviewOf } from "./review.ts";
 
 /** A part of a file: what an upgrade begins with, a step on the way to a version, or a part of the set. */
 export type SchemaPart =
@@ -61,31 +65,84 @@ export function compareVersions(one: string, other: string): number {
 }
 
 /** Which way a migration goes: from nothing, or from an installed version, to a version. */
-export type Way = { readonly from: string | null; readonly to: string };
+export type Way = {
+  readonly from: string | null;
+  readonly to: string;
+  /** The objects of the version that it goes on from, where they are known: then no others than those that differ are said. */
+  readonly before?: Objects | undefined;
+};
+
+/** Where the objects of each version stand, written by `npm run migration`. */
+export const RELEASES: string = join(home, "releases.json");
+
+/** The objects of each version that is known by them, in the order of versions. */
+export async function readReleases(): Promise<Readonly<Record<string, Objects>>> {
+  return z.record(z.string(), z.record(z.string(), z.string())).parse(
+    JSON.parse(await readFile(RELEASES, "utf8")),
+  );
+}
 
 /** The migration that goes this way, as it is shipped. */
-export function migrationOf(schema: readonly SchemaPart[], { from, to }: Way): string {
+export function migrationOf(schema: readonly SchemaPart[], way: Way): string {
+  const body = bodyOf(schema, way).join("\n\n") + "\n";
+  return `${reviewOf(body, way)}\n${body}`;
+}
+
+function bodyOf(schema: readonly SchemaPart[], { from, to, before }: Way): string[] {
+  const steps = stepsOf(schema, from);
+  const partsOfKind = (wanted: SchemaPart["kind"]) => schema.filter(({ kind }) => kind === wanted);
+  const set = partsOfKind("set");
+  if (from === null) return [...steps, ...set].map(textOf);
+  if (before === undefined) {
+    return [guard({ from, to }), ...[...partsOfKind("upgrade"), ...steps, ...set].map(textOf)];
+  }
+  const { drops, texts } = differenceOf(
+    set.map(({ text }) => text),
+    before,
+    steps.map(({ text }) => text).join("\n"),
+  );
+  const changed = set.map((part, place) => ({ ...part, text: texts[place] ?? "" }))
+    .filter(({ text }) => text !== "");
+  return [
+    guard({ from, to }),
+    ...(drops === "" ? [] : [removal(drops)]),
+    ...[...steps, ...changed].map(textOf),
+  ];
+}
+
+function stepsOf(schema: readonly SchemaPart[], from: string | null): SchemaPart[] {
   const fresh = schema.filter(({ kind }) => kind === "fresh");
   const steps = from === null
     // What a file makes at once has the place of its first version.
     ? [...fresh, ...schema.filter(isStep).filter(({ file }) => !fresh.some((part) => part.file === file))]
     : schema.filter(isStep).filter(({ version }) => compareVersions(version, from) > 0);
-  const ordered = steps.toSorted((one, other) =>
+  return steps.toSorted((one, other) =>
     compareVersions(versionOf(one), versionOf(other)) || one.file.localeCompare(other.file)
   );
-  const partsOfKind = (wanted: SchemaPart["kind"]) => schema.filter(({ kind }) => kind === wanted);
-  const title = from === null ? `image-sync ${to}` : `image-sync ${from} to ${to}`;
-  return [
-    `-- ${title}: keeps a storage bucket and the table public.part_images in step. Generated from its schema; do not edit.`,
-    ...(from === null ? [] : [guard({ from, to })]),
-    ...[...(from === null ? [] : partsOfKind("upgrade")), ...ordered, ...partsOfKind("set")].map((part) =>
-      `-- ${nounOf(part.file)}${part.kind === "step" ? `, ${part.version}` : ""}\n\n${part.text}`
-    ),
-  ].join("\n\n") + "\n";
 }
 
 const isStep = (part: SchemaPart) => part.kind === "step";
 const versionOf = (part: SchemaPart) => part.kind === "step" ? part.version : "1.0.0";
+
+const textOf = (part: SchemaPart) =>
+  `-- ${nounOf(part.file)}${part.kind === "step" ? `, ${part.version}` : ""}\n\n${part.text}`;
+
+// What goes, or is made anew because its head or columns are others, or because it is bound to such a one.
+function removal(drops: string): string {
+  return `do $$
+declare
+  v_detail text;
+begin
+${drops.replaceAll(/^/gm, "  ")}
+exception
+  when dependent_objects_still_exist then
+    get stacked diagnostics v_detail = pg_exception_detail;
+    raise exception E'Cannot upgrade image-sync: %\\nDrop it first, and make it again afterwards', v_detail
+      using errcode = 'dependent_objects_still_exist',
+        hint = 'Nothing has been changed.';
+end;
+$$;`;
+}
 
 // The steps of a migration are right behind one version alone.
 function guard({ from, to }: { from: string; to: string }): string {
