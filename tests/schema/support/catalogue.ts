@@ -4,7 +4,7 @@ import type { Sql, TransactionSql } from "postgres";
 export async function readOurCatalogue(tx: Sql | TransactionSql): Promise<readonly string[]> {
   const rows = await tx<{ thing: string }[]>`
     with ours as (
-      select c.oid, c.relkind, c.relacl, c.reloptions, c.relrowsecurity, c.oid::regclass::text as name
+      select c.oid, c.relkind, array(select a::text from unnest(c.relacl) as a order by 1) as relacl, c.reloptions, c.relrowsecurity, c.oid::regclass::text as name
       from pg_catalog.pg_class c
       where c.relnamespace = 'image_sync'::regnamespace
         or c.oid = 'public.part_images'::regclass
