@@ -5,7 +5,14 @@ import { join } from "node:path";
 import type { TransactionSql } from "postgres";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { z } from "zod";
-import { compareVersions, migrationOf, readSchema, type SchemaPart } from "../../cli/project/schema.ts";
+import { objectsOf } from "../../cli/project/difference.ts";
+import {
+  compareVersions,
+  migrationOf,
+  readSchema,
+  type SchemaPart,
+  setOf,
+} from "../../cli/project/schema.ts";
 import { VERSION } from "../../supabase/functions/image-sync/version.ts";
 import { projectDirectory } from "../support/stack.ts";
 import { type EmptyDatabase, inTransaction, openEmptyDatabase } from "./support/adoption.ts";
@@ -197,63 +204,178 @@ test("readers read on after an upgrade from 1.1.0", async () => {
   });
 }, 60_000);
 
-// A release that does each kind of thing: a column, a table, a function that goes, one that takes something else, one that changes.
 const NEXT = "99.0.0";
-const next: readonly SchemaPart[] = [
-  ...schema.map((part) => ({
-    ...part,
-    text: part.text
-      .replace(`select '${VERSION}'`, `select '${NEXT}'`)
-      .replace(
-        /create or replace function image_sync\.shortest_stretch[\s\S]*?;\n\ncomment on function image_sync\.shortest_stretch\(\)[^\n]*\n/,
-        "",
-      )
-      .replaceAll(/^ {2}image_sync\.shortest_stretch\(\),\n/gm, "")
-      .replaceAll("image_sync.shortest_stretch()", "5")
-      .replace(
-        "create or replace function image_sync.last_key()",
-        "create or replace function image_sync.last_key(p_length integer default 700)",
-      )
-      .replace("repeat(U&'\\+10FFFF', 700)", "repeat(U&'\\+10FFFF', p_length)")
-      .replaceAll("function image_sync.last_key() ", "function image_sync.last_key(integer) "),
-  })),
+const withParts = (parts: readonly SchemaPart[], ...others: readonly SchemaPart[]) =>
+  [...parts, ...others].toSorted((one, other) => one.file < other.file ? -1 : one.file > other.file ? 1 : 0);
+const functionOf = (head: string, body: string, words = "Made up.") =>
+  `create or replace function ${head}
+language sql
+stable
+set search_path = ''
+as $$
+  select ${body}
+$$;
+
+comment on function ${head.replace(/\nreturns .*/, "").replaceAll(/p_\w+ | default ''/g, "")} is '${words}';`;
+
+/** What differs between two versions of the made-up part of a set. */
+type MadeUp = {
+  readonly arguments: string;
+  readonly columns: string;
+  readonly words: string;
+  readonly value: number;
+};
+const madeUp = (now: MadeUp, ...others: readonly string[]): SchemaPart => ({
+  file: "300_made_up.sql",
+  kind: "set",
+  text: [
+    functionOf(`image_sync.made_up_part(${now.arguments})\nreturns text`, "p_name"),
+    `create or replace view image_sync.made_up with (security_invoker = on) as
+select ${now.columns}, image_sync.made_up_part(r.part_number) as part
+from image_sync.records r;`,
+    "comment on view image_sync.made_up is 'Made; up.';",
+    "comment on column image_sync.made_up.file_name is 'A file.';",
+    "grant select on image_sync.made_up to service_role;",
+    functionOf("image_sync.made_up_size(p_row image_sync.made_up)\nreturns integer", "length(p_row.part)"),
+    functionOf("image_sync.made_up_same()\nreturns integer", "1"),
+    functionOf("image_sync.made_up_words()\nreturns integer", "1", now.words),
+    functionOf("public.image_sync_made_up()\nreturns integer", `${now.value}`),
+    ...others,
+  ].join("\n\n"),
+});
+
+// A version, and one behind it that does each kind of thing: a column, a table, a constraint, a function that goes, one that takes
+// something else, with what is bound to it, one that changes, a view with a column more in its midst, and words.
+const present = withParts(
+  schema,
+  madeUp(
+    { arguments: "p_name text", columns: "r.file_name", words: "Words.", value: 1 },
+    functionOf("image_sync.made_up_gone()\nreturns integer", "1"),
+  ),
+);
+const next = withParts(
+  schema.map((part) => ({ ...part, text: part.text.replace(`select '${VERSION}'`, `select '${NEXT}'`) })),
+  madeUp({
+    arguments: "p_name text, p_also text default ''",
+    columns: "r.file_name, r.bucket_id",
+    words: "Others.",
+    value: 2,
+  }),
   {
     file: "030_settings.sql",
     kind: "step",
     version: NEXT,
-    text: `alter table image_sync.settings add column made_up integer not null default 7;
+    text: `alter table image_sync.settings
+  add column made_up integer not null default 7,
+  drop constraint settings_max_delete_count_check,
+  add constraint settings_max_delete_count_check check (max_delete_count >= -1);
 comment on column image_sync.settings.made_up is 'Made up.';`,
-  },
-  {
-    file: "040_project.sql",
-    kind: "step",
-    version: NEXT,
-    text:
-      "drop function if exists image_sync.shortest_stretch() cascade;\ndrop function if exists image_sync.last_key() cascade;",
   },
   {
     file: "300_made_up.sql",
     kind: "step",
     version: NEXT,
-    text: `create table image_sync.made_up (id integer constraint made_up_pkey primary key);
-alter table image_sync.made_up enable row level security;`,
+    text: `create table image_sync.made_up_rows (id integer constraint made_up_pkey primary key);
+alter table image_sync.made_up_rows enable row level security;`,
   },
-];
+);
+const before = objectsOf(setOf(present));
+const installed = migrationOf(present, { from: null, to: VERSION });
+const onwards = migrationOf(next, { from: VERSION, to: NEXT, before });
 
 describe("a next release", () => {
   test("comes to the catalogue that installing it gives", async () => {
     const upgraded = await catalogueAfter(
-      whole,
-      migrationOf(next, { from: VERSION, to: NEXT }),
+      installed,
+      onwards,
     );
     const fresh = await catalogueAfter(migrationOf(next, { from: null, to: NEXT }));
-    expect(fresh.filter((thing) => /made_up|last_key\(p_length/.test(thing)).length).toBeGreaterThan(3);
+    expect(fresh.filter((thing) => thing.includes("made_up")).length).toBeGreaterThan(12);
     expect(upgraded).toEqual(fresh);
   }, 60_000);
 
+  test("says what differs and nothing else", () => {
+    const said = (pattern: RegExp) => [...onwards.matchAll(pattern)].map(([, name]) => name);
+    expect(said(/^create or replace function (\S+)\(/gm)).toEqual([
+      "image_sync.schema_version",
+      "image_sync.made_up_part",
+      "image_sync.made_up_size",
+      "image_sync.made_up_words",
+      "public.image_sync_made_up",
+    ]);
+    expect(said(/^create or replace view (\S+)/gm)).toEqual(["image_sync.made_up"]);
+    expect(said(/^ *drop (?:view|function) if exists (.*);/gm)).toEqual([
+      "image_sync.made_up_gone()",
+      "image_sync.made_up_size(image_sync.made_up)",
+      "image_sync.made_up",
+      "image_sync.made_up_part(text)",
+    ]);
+    expect(onwards).toContain("comment on constraint settings_max_delete_count_check");
+  });
+
+  test("of two functions of one name takes away the one that goes", async () => {
+    const two = functionOf("image_sync.made_up_same(p_name text)\nreturns integer", "1");
+    const both = withParts(present, { file: "310_made_up.sql", kind: "set", text: two });
+    expect(
+      await catalogueAfter(
+        migrationOf(both, { from: null, to: VERSION }),
+        migrationOf(next, { from: VERSION, to: NEXT, before: objectsOf(setOf(both)) }),
+      ),
+    ).toEqual(await catalogueAfter(migrationOf(next, { from: null, to: NEXT })));
+  }, 60_000);
+
+  test("makes anew the views that a function makes, and keeps what readers were granted", async () => {
+    const other = next.map((part) => ({
+      ...part,
+      text: part.text.replaceAll(
+        /(create or replace view (?:image_sync\.objects|public\.part_register) with \([^)]*\) as\s+)select/g,
+        "$1with of_another_release as (select 1) select",
+      ),
+    }));
+    expect(other.filter((part, place) => part.text !== next[place]?.text)).toHaveLength(2);
+    const granted = "do $$ begin create role office; grant select on public.part_register to office; end $$;";
+    expect(
+      await catalogueAfter(installed, granted, migrationOf(other, { from: VERSION, to: NEXT, before })),
+    ).toEqual(await catalogueAfter(migrationOf(other, { from: null, to: NEXT }), granted));
+  }, 60_000);
+
+  test("makes anew what a step had to drop, with what is bound to it", async () => {
+    const dropped = withParts(next, {
+      file: "080_part_images.sql",
+      kind: "step",
+      version: NEXT,
+      text: `drop view if exists image_sync.records;
+drop view if exists public.part_register;
+alter table public.part_images alter column signed_url type varchar;
+alter table public.part_images alter column signed_url type text;`,
+    });
+    expect(await catalogueAfter(installed, migrationOf(dropped, { from: VERSION, to: NEXT, before })))
+      .toEqual(await catalogueAfter(migrationOf(next, { from: null, to: NEXT })));
+  }, 60_000);
+
+  test(
+    "leaves all as it is where something of the project's own is bound to what goes, and names that",
+    async () => {
+      await inTransaction(db.sql, "select", async (tx) => {
+        await apply(
+          tx,
+          installed,
+          "create view public.of_the_shop as select image_sync.made_up_part('') as part",
+        );
+        const there = await readOurCatalogue(tx);
+        await expect(tx.savepoint((inner) => apply(inner, onwards)))
+          .rejects.toThrow(
+            /^Cannot upgrade image-sync: view of_the_shop depends on function .*\nDrop it first/,
+          );
+        expect(await readOurCatalogue(tx)).toEqual(there);
+      });
+    },
+    60_000,
+  );
+
   test("keeps every row, and a run that is open goes on", async () => {
     await inTransaction(db.sql, "select", async (tx) => {
-      await apply(tx, whole);
+      await apply(tx, installed);
       await tx`select image_sync_announce('https://shop.supabase.co', ${VERSION})`;
       await tx`insert into storage.buckets (id, name) values ('part-images', 'part-images') on conflict do nothing`;
       await tx`
@@ -276,9 +398,9 @@ describe("a next release", () => {
           ),
         );
       await advance();
-      const before = await count();
-      await apply(tx, migrationOf(next, { from: VERSION, to: NEXT }));
-      expect(await count()).toEqual(before);
+      const counted = await count();
+      await apply(tx, onwards);
+      expect(await count()).toEqual(counted);
       expect(await tx`select signed_url_ttl, made_up from image_sync.settings`).toEqual([{
         signed_url_ttl: "9 days",
         made_up: 7,
@@ -297,11 +419,11 @@ describe("a next release", () => {
     async () => {
       await inTransaction(db.sql, "select", async (tx) => {
         const refused = (text: string) => tx.savepoint((inner) => inner.unsafe(text).simple());
-        await expect(refused(migrationOf(next, { from: VERSION, to: NEXT }))).rejects.toThrow(
+        await expect(refused(onwards)).rejects.toThrow(
           /version none is installed/,
         );
-        await apply(tx, whole);
-        const before = await readOurCatalogue(tx);
+        await apply(tx, installed);
+        const there = await readOurCatalogue(tx);
         await expect(refused(migrationOf(next, { from: "98.0.0", to: NEXT })))
           .rejects.toThrow(
             `Cannot upgrade image-sync from 98.0.0 to ${NEXT}: version ${VERSION} is installed`,
@@ -309,7 +431,7 @@ describe("a next release", () => {
         await expect(refused(migrationOf(schema, { from: null, to: VERSION }))).rejects.toThrow(
           /npx image-sync upgrade/,
         );
-        expect(await readOurCatalogue(tx)).toEqual(before);
+        expect(await readOurCatalogue(tx)).toEqual(there);
       });
     },
     60_000,

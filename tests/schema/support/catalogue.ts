@@ -28,7 +28,7 @@ export async function readOurCatalogue(tx: Sql | TransactionSql): Promise<readon
     union all
     select format('index %s', pg_get_indexdef(o.oid)) from ours o where o.relkind = 'i'
     union all
-    select format('constraint %s %s %s', o.name, c.conname, pg_get_constraintdef(c.oid)) from ours o join pg_catalog.pg_constraint c on c.conrelid = o.oid
+    select format('constraint %s %s %s %s', o.name, c.conname, pg_get_constraintdef(c.oid), obj_description(c.oid, 'pg_constraint')) from ours o join pg_catalog.pg_constraint c on c.conrelid = o.oid
     union all
     select format('trigger %s', pg_get_triggerdef(t.oid)) from ours o join pg_catalog.pg_trigger t on t.tgrelid = o.oid where not t.tgisinternal
     union all
