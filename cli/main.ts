@@ -27,7 +27,7 @@ import { redact } from "./redact.ts";
 import type { Pace } from "./watch.ts";
 
 /** What commander makes of the options of any command. */
-type Flags = CommonFlags & RunsOptions & Pick<InitOptions, "yes" | "force"> & {
+type Flags = CommonFlags & RunsOptions & Pick<InitOptions, "yes" | "force" | "full"> & {
   readonly debug: boolean;
   readonly wait: boolean;
   readonly renew?: "all";
@@ -130,6 +130,7 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
   )
     .argument("[dir]", "the repository, or a folder to begin one in", ".")
     .option("--force", "overwrite files that were edited", false)
+    .option("--full", "with --dry-run: show every line of what is new, too", false)
     .action(performHere((context, flags, directory) => init(context, { ...flags, directory })));
   local(
     add(
@@ -154,6 +155,7 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
   )
     .argument("[dir]", "the repository", ".")
     .option("--force", "overwrite files that were edited", false)
+    .option("--full", "with --dry-run: show every line of what is new, too", false)
     .option("--from <version>", "the version that the database has, where a clone pushed its migrations")
     .action(performHere((context, flags, directory) => upgrade(context, { ...flags, directory })));
   local(
@@ -162,6 +164,7 @@ function createProgram({ host, onStatus, pace }: ProgramOptions): Command {
   )
     .argument("[dir]", "the repository", ".")
     .option("--force", "delete files that were edited", false)
+    .option("--full", "with --dry-run: show every line of what is new, too", false)
     .action(performHere((context, flags, directory) => uninstall(context, { ...flags, directory })));
   common(
     waiting(add("analyze", "count what is out of step, change nothing, and show the report")),
@@ -308,7 +311,7 @@ function waiting(command: Command): Command {
 
 function local(command: Command, status: string): Command {
   return command
-    .option("--dry-run", "show every file and every line, and change nothing", false)
+    .option("--dry-run", "show what would change, and change nothing", false)
     .option("--yes", "do it without asking", false)
     .option("--json", "one JSON document on standard output, everything else on standard error", false)
     .option("--debug", "show stack traces", false)

@@ -1,12 +1,12 @@
-import { dirname, join, relative, resolve } from "node:path";
+import { basename, dirname, join, relative, resolve } from "node:path";
 import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
 import { confirm } from "../ask.ts";
 import { CommandError, exitStatus } from "../command_error.ts";
 import type { Host } from "../host.ts";
 import type { Output } from "../output.ts";
+import { unifiedDiff } from "../project/diff.ts";
 import {
   applyPlan,
-  type Change,
   findRepository,
   type InstallOptions,
   type Plan,
@@ -19,8 +19,10 @@ import { readLink } from "../project/supabase_cli.ts";
 /** Options of {@linkcode init}. */
 export type InitOptions = {
   readonly directory: string | undefined;
-  /** Show every file and every line, and change nothing. */
+  /** Show what would change, and change nothing. */
   readonly dryRun: boolean;
+  /** With that: every line of what is new, too. */
+  readonly full?: boolean | undefined;
   /** Do it without asking. */
   readonly yes: boolean;
   /** Overwrite what was edited. */
@@ -86,7 +88,7 @@ async function nameProject({ output }: HereContext, { directory }: Plan): Promis
 /** Shows a plan, asks, and does it. */
 async function carryOut(
   context: HereContext,
-  { dryRun, yes }: InitOptions,
+  { dryRun, full = false, yes }: InitOptions,
   plan: Plan,
   nextSteps: (plan: Plan, host: Host) => string,
 ): Promise<number> {
@@ -100,7 +102,9 @@ async function carryOut(
     advice: plan.advice,
   });
   if (dryRun) {
-    output.show(document(false), () => render(plan, host) + plan.changes.map(lines).join(""));
+    output.show(document(false), () => render(plan, host));
+    // Word for word: no text for a person's screen.
+    if (!json) output.reveal(undefined, "", () => differenceOf(plan, { full }));
     return exitStatus.fine;
   }
   if (!isChange) {
@@ -113,7 +117,7 @@ async function carryOut(
     if (answer === undefined) {
       throw new CommandError(
         "not_confirmed",
-        "Nothing was changed: nobody is there to agree; add --yes, or --dry-run to see every line",
+        "Nothing was changed: nobody is there to agree; add --yes, or --dry-run to see them",
       );
     }
     if (!answer) {
@@ -142,11 +146,20 @@ function render({ directory, changes, advice }: Plan, host: Host): string {
   ].join("\n");
 }
 
-// Every line that would be written; of a file that is there, what comes new at its end.
-function lines({ path, kind, before, after }: Change): string {
-  if (kind !== "create" && kind !== "update") return "";
-  const added = before !== undefined && after.startsWith(before) ? after.slice(before.length) : after;
-  return `\n${path}\n${added.trimEnd().split("\n").map((line) => `+ ${line}`).join("\n")}\n`;
+const SHORT = 100; // lines
+
+/** What is there and changes, as a diff; of a new migration what it does, or all of it where that is short; with `full` every line. */
+function differenceOf({ directory, changes }: Plan, { full }: { readonly full: boolean }): string {
+  const shown = changes.flatMap(({ path, kind, before, after }) => {
+    if (kind === "same" || kind === "keep") return [];
+    const isMigration = kind === "create" && path.startsWith("migrations/");
+    if (full || kind === "update" || isMigration && after.split("\n").length <= SHORT) {
+      return [unifiedDiff(`${basename(directory)}/${path}`, before, kind === "delete" ? undefined : after)];
+    }
+    return isMigration ? [`${path}\n${after.split("\n\n")[0]}\n`] : [];
+  });
+  return shown.map((text) => `\n${text}`).join("") +
+    (full ? "" : "\n--full shows every line of what is new\n");
 }
 
 function stepsAfterInstall({ directory }: Plan, host: Host): string {

@@ -17,6 +17,7 @@ import { basename, dirname, join, relative, sep } from "node:path";
 import process from "node:process";
 import { VERSION } from "../../supabase/functions/image-sync/version.ts";
 import { CommandError } from "../command_error.ts";
+import { withAttributes, withoutAttributes } from "./attributes.ts";
 import { withFunctionBlock, withoutFunctionBlock } from "./config.ts";
 import {
   FUNCTION_DIRECTORY,
@@ -28,7 +29,7 @@ import {
   readMigration,
   readRemoval,
 } from "./files.ts";
-import { compareVersions } from "./schema.ts";
+import { compareVersions, readReleases } from "./schema.ts";
 
 /** What becomes of a file, by its path below `supabase/`. `keep`: its owner edited it. */
 export type Change = {
@@ -47,8 +48,7 @@ export type Plan = {
   readonly advice: readonly string[];
 };
 
-/** The versions that this one goes on from. */
-const RELEASED = ["1.0.0", "1.1.0"];
+const ATTRIBUTES = ".gitattributes";
 
 /** Options of {@linkcode planInstall}. */
 export type InstallOptions = {
@@ -88,10 +88,11 @@ export async function planInstall(options: InstallOptions): Promise<Plan> {
  */
 export async function planUpgrade(options: InstallOptions): Promise<Plan> {
   const supabase = await findProject(options.directory);
-  if (options.from !== undefined && !RELEASED.includes(options.from)) {
+  const released = ["1.0.0", "1.1.0", ...Object.keys(await readReleases())].filter((one) => one !== VERSION);
+  if (options.from !== undefined && !released.includes(options.from)) {
     throw new CommandError(
       "other_version",
-      `Cannot upgrade image-sync from ${options.from}: only ${RELEASED.join(" and ")} lead to ${VERSION}`,
+      `Cannot upgrade image-sync from ${options.from}: only ${released.join(" and ")} lead to ${VERSION}`,
     );
   }
   const pushed = options.from === undefined ? undefined : { version: options.from, migration: "", files: {} };
@@ -143,25 +144,16 @@ async function planFiles(
     changes.push({ path, kind: hashOf(before) === hash || force ? "delete" : "keep", before, after: "" });
   }
   if (migration !== undefined) changes.push(migration);
-  changes.push({
-    path: "config.toml",
-    kind: config === undefined ? "create" : config === configText ? "same" : "update",
-    before: config,
-    after: configText,
-  });
+  const attributes = await readOptional(join(supabase, ATTRIBUTES));
+  changes.push(changeOf(ATTRIBUTES, attributes, withAttributes(attributes ?? "")));
+  changes.push(changeOf("config.toml", config, configText));
   const installed: Manifest = {
     version: VERSION,
     migration: migration?.path ?? manifest?.migration ?? "",
     files: Object.fromEntries([...files].map(([path, text]) => [path, hashOf(text)])),
   };
   const manifestText = `${JSON.stringify(installed, undefined, 2)}\n`;
-  const manifestBefore = await readOptional(join(supabase, MANIFEST));
-  changes.push({
-    path: MANIFEST,
-    kind: manifestBefore === undefined ? "create" : manifestBefore === manifestText ? "same" : "update",
-    before: manifestBefore,
-    after: manifestText,
-  });
+  changes.push(changeOf(MANIFEST, await readOptional(join(supabase, MANIFEST)), manifestText));
   await expectInside(directory, supabase, changes);
   return { directory: supabase, changes, advice: advice === undefined ? [] : [advice] };
 }
@@ -202,12 +194,15 @@ export async function planRemoval({ directory, force, now }: InstallOptions): Pr
   });
   const config = await readOptional(join(supabase, "config.toml")) ?? "";
   const { text, advice } = withoutFunctionBlock(config);
-  changes.push({
-    path: "config.toml",
-    kind: text === config ? "same" : "update",
-    before: config,
-    after: text,
-  });
+  changes.push(changeOf("config.toml", config, text));
+  const attributes = await readOptional(join(supabase, ATTRIBUTES));
+  const attributesLeft = withoutAttributes(attributes ?? "");
+  if (attributes !== undefined) {
+    changes.push({
+      ...changeOf(ATTRIBUTES, attributes, attributesLeft),
+      ...attributesLeft === "" ? { kind: "delete" } : {},
+    });
+  }
   await expectInside(directory, supabase, changes);
   return { directory: supabase, changes, advice: advice === undefined ? [] : [advice] };
 }
@@ -307,6 +302,15 @@ async function writeWhole(path: string, text: string): Promise<void> {
 async function removeEmpty(folder: string, last: string): Promise<void> {
   if (!folder.startsWith(last)) return;
   await rmdir(folder).then(() => removeEmpty(dirname(folder), last), () => {});
+}
+
+function changeOf(path: string, before: string | undefined, after: string): Change {
+  return {
+    path,
+    kind: before === undefined ? "create" : before === after ? "same" : "update",
+    before,
+    after,
+  };
 }
 
 function compare(
