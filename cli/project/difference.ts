@@ -52,13 +52,20 @@ export function differenceOf(texts: readonly string[], before: Objects, steps: s
       if (!key.startsWith("function ") || seen.has(key) || !names(text, nameOf(key))) return false;
       return made.has(key) || reached(other, seen.add(key));
     });
+  // What is said of all objects (who may call them, how they are planned) is said again where one is new or loses it as it is replaced.
+  const reachesAll = (text: string) =>
+    steps !== "" ||
+    [...made].some((key) =>
+      !(key in before) || gone.has(key) || key.startsWith("function public.") ||
+      names(text, nameOf(key).replace("image_sync.", ""))
+    );
   const isSaid = ({ key, text }: Piece) => {
     if (made.has(key)) return true;
     if (key.startsWith("function ")) return false;
     const constraint = /^comment on constraint (\S+)/.exec(key)?.[1];
     if (constraint !== undefined) return names(steps, constraint);
-    // What is said of all objects reaches the new ones too.
-    return !/\b(image_sync|public)\.\w/.test(key) || [...made].some((other) => names(text, nameOf(other))) ||
+    if (isOfAll(key)) return reachesAll(text);
+    return [...made].some((other) => names(text, nameOf(other))) ||
       /^(select|view) /.test(key) && reached(text);
   };
   return {
@@ -79,6 +86,8 @@ function isGone(key: string, before: Objects, now: ReadonlyMap<string, Piece>, s
   if (key.startsWith("view public.")) return isDropped;
   return isDropped || headOf(before[key]) !== headOf(piece.hash);
 }
+
+const isOfAll = (key: string) => !/\b(image_sync|public)\.\w/.test(key);
 
 const headOf = (hashes: string | undefined) => hashes?.split(" ")[0];
 

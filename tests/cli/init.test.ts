@@ -122,10 +122,49 @@ describe("into a repository", () => {
     expect(unasked.stderr).toContain("add --yes");
     const dry = await init("--dry-run");
     expect(dry.status).toBe(0);
-    expect(dry.stdout).toContain("+ [functions.image-sync]");
-    expect(dry.stdout).toContain("+ create schema image_sync");
+    expect(dry.stdout).toContain("\n+[functions.image-sync]\n");
+    expect(dry.stdout).toMatch(/_image_sync\.sql\n-- image-sync [\d.]+: /);
+    expect(dry.stdout).not.toContain("create schema image_sync");
+    expect((await init("--dry-run", "--full")).stdout).toContain("\n+create schema image_sync;\n");
     expect(await read()).toEqual(shop);
   });
+
+  test("what --dry-run --full shows is every byte that comes", async () => {
+    await put(shop);
+    const { stdout } = await runCommand(["init", "--dry-run", "--full"], {
+      directory,
+      program: "npm run image-sync",
+    });
+    await init("--yes");
+    for (const [path, text] of Object.entries(await read())) {
+      if (path in shop || path.endsWith("image-sync.json")) continue;
+      const lines = text.trimEnd().split("\n").map((line) => `+${line}`).join("\n");
+      expect(stdout.includes(`--- /dev/null\n+++ b/${path}\n@@ -0,0 +1,`), path).toBe(true);
+      expect(stdout.includes(`@@\n${lines}\n`), path).toBe(true);
+    }
+  });
+
+  test.each([
+    ["none", undefined],
+    ["one of its owner's", "*.png binary\n"],
+    ["one without a newline at its end", "*.png binary"],
+    ["one with Windows line ends", "*.png binary\r\n"],
+    ["an empty one", ""],
+  ])(
+    "where there is %s, .gitattributes marks the migrations as generated, until they are taken out",
+    async (_what, text) => {
+      await put({ ...shop, ...text === undefined ? {} : { "supabase/.gitattributes": text } });
+      await init("--yes");
+      const after = (await read())["supabase/.gitattributes"] ?? "";
+      expect(after.startsWith(text ?? "")).toBe(true);
+      expect(after.split(/\r?\n/).filter((line) => line.endsWith(" linguist-generated"))).toEqual([
+        "migrations/*_image_sync.sql linguist-generated",
+        "migrations/*_image_sync_[0-9]*.sql linguist-generated",
+      ]);
+      await runCommand(["uninstall", "--yes"], { directory });
+      expect((await read())["supabase/.gitattributes"]?.trimEnd()).toBe(text?.trimEnd() || undefined);
+    },
+  );
 
   test("below another folder it is found; of several one has to be named; where there is none one begins", async () => {
     await put(Object.fromEntries(Object.entries(shop).map(([path, text]) => [`apps/shop/${path}`, text])));

@@ -1,10 +1,14 @@
 /** `upgrade`: from the version that a repository has to this one. */
+import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import process from "node:process";
+import { promisify } from "node:util";
 import { beforeEach, expect, onTestFinished, test } from "vitest";
 import { VERSION } from "../../supabase/functions/image-sync/version.ts";
+import { projectDirectory } from "../support/stack.ts";
 import { runCommand } from "./support/run_command.ts";
 
 const MANIFEST = "supabase/functions/image-sync/image-sync.json";
@@ -68,15 +72,51 @@ test("keeps what was edited, and says so", async () => {
   expect(await read(OLD)).toBe("// mine\n");
 });
 
-test("shows every line, and changes nothing, with --dry-run", async () => {
+test("shows what the migration does and what differs, and changes nothing, with --dry-run; every line with --full", async () => {
   await begin("1.0.0");
   const { status, stdout } = await upgrade("--dry-run");
-  expect([status, stdout]).toEqual([
-    0,
-    expect.stringContaining("+ create or replace function public.image_sync_start"),
-  ]);
+  expect(status).toBe(0);
+  expect(stdout).toContain(`-- image-sync 1.0.0 to ${VERSION}: `);
+  expect(stdout).toMatch(/^-- {3}yours {4}public\.part_images gets the columns /m);
+  expect(stdout).toContain("-export const VERSION = 'of before';\n+/** The version of the function");
+  expect(stdout).not.toMatch(/^\+?create or replace function/m);
+  const full = (await upgrade("--dry-run", "--full")).stdout;
+  expect(full).toContain("\n+create or replace function public.image_sync_start");
+  expect(full).toContain("+++ /dev/null\n@@ -1,1 +0,0 @@\n-// of before\n");
   expect(await migrations()).toHaveLength(1);
   expect(await read(OLD)).toBe("// of before\n");
+});
+
+test("from this version to a made-up next one that changes a function, what it writes is short", async () => {
+  const copy = await mkdtemp(join(tmpdir(), "image-sync-next-"));
+  onTestFinished(() => rm(copy, { recursive: true }));
+  for (const name of ["cli", "supabase", "window", "package.json", "deno.json"]) {
+    await cp(join(projectDirectory, name), join(copy, name), { recursive: true });
+  }
+  await symlink(join(projectDirectory, "node_modules"), join(copy, "node_modules"));
+  const edit = async (path: string, ...[from, to]: [string, string]) => {
+    const text = await readFile(join(copy, path), "utf8");
+    expect(text).toContain(from);
+    await writeFile(join(copy, path), text.replace(from, to));
+  };
+  await edit("supabase/functions/image-sync/version.ts", `"${VERSION}"`, '"99.0.0"');
+  await edit("supabase/schemas/040_project.sql", `select '${VERSION}'`, "select '99.0.0'");
+  await edit("supabase/schemas/020_redaction.sql", "as $$\n", "as $$\n  -- Of the next version.\n");
+
+  await mkdir(join(directory, "supabase"));
+  await writeFile(join(directory, "supabase/config.toml"), 'project_id = "shop"\n');
+  await runCommand(["init", "--yes"], { directory });
+  const [first] = await migrations();
+  await promisify(execFile)(process.execPath, [join(copy, "cli/image-sync.mjs"), "upgrade", "--yes"], {
+    cwd: directory,
+  });
+  const [, second, ...others] = await migrations();
+  expect([first, second, others]).toEqual([first, expect.stringMatching(/_image_sync_99_0_0\.sql$/), []]);
+  const text = await read(`supabase/migrations/${second}`);
+  expect(text.split("\n").length).toBeLessThan(100);
+  expect([...text.matchAll(/^create or replace function (\S+)\(/gm)].map(([, name]) => name))
+    .toEqual(["image_sync.redact", "image_sync.schema_version"]);
+  expect(text).toContain(`Cannot upgrade image-sync from ${VERSION} to 99.0.0`);
 });
 
 test("from before the first release the way leads over 1.1.0", async () => {

@@ -313,6 +313,28 @@ describe("a next release", () => {
     expect(onwards).toContain("comment on constraint settings_max_delete_count_check");
   });
 
+  test.each([["image_sync.redact"], ["public.image_sync_runs"], ["image_sync.run_nightly"]])(
+    "that changes %s alone says it in less than 100 lines beside it, and comes to the same catalogue",
+    async (name) => {
+      const head = new RegExp(`(create or replace function ${name.replace(".", "\\.")}\\([^$]*\\$\\$\\n)`);
+      const changed = schema.map(({ text, ...part }) => ({
+        ...part,
+        text: text.replace(head, "$1  -- Of the next release.\n").replace(
+          `select '${VERSION}'`,
+          `select '${NEXT}'`,
+        ),
+      }));
+      const way = { from: VERSION, to: NEXT, before: objectsOf(setOf(schema)) };
+      const text = migrationOf(changed, way);
+      const own = text.split(head)[2]?.split("$$;")[0] ?? text;
+      expect(text.split("\n").length - own.split("\n").length).toBeLessThan(100);
+      expect(await catalogueAfter(whole, text)).toEqual(
+        await catalogueAfter(migrationOf(changed, { from: null, to: NEXT })),
+      );
+    },
+    60_000,
+  );
+
   test("of two functions of one name takes away the one that goes", async () => {
     const two = functionOf("image_sync.made_up_same(p_name text)\nreturns integer", "1");
     const both = withParts(present, { file: "310_made_up.sql", kind: "set", text: two });
