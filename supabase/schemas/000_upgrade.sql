@@ -1,5 +1,5 @@
 -- upgrade
--- Our functions and views go first and come anew behind the steps: no step meets a function that uses the row type of the table that it
+-- From 1.x our functions and views go first and come anew behind the steps: no step meets a function that uses the row type of the table that it
 -- changes, which Postgres refuses since the security releases of November 2026. public.part_register stays, with what its readers were
 -- granted; it calls none of them.
 do $$
