@@ -37,12 +37,18 @@ export function differenceOf(texts: readonly string[], before: Objects, steps: s
   const pieces = files.flat();
   const now = new Map(pieces.map((piece) => [piece.key, piece]));
   const isOther = ({ key, hash }: Piece) => before[key] !== hash;
-  const gone = new Set(Object.keys(before).filter((key) => isGone(key, before, now, steps)));
+  const dropped = [...steps.matchAll(/^drop (?:function|view|type|table) ([^;]*);/gm)]
+    .flatMap(([, list = ""]) => list.match(/\b(?:image_sync|public)\.\w+/g) ?? []);
+  const gone = new Set(
+    Object.keys(before).filter((key) => isGone(key, before, now) || dropped.includes(nameOf(key))),
+  );
   // Whatever is bound to something that goes, goes with it and comes anew.
   for (let size = -1; size !== gone.size;) {
     size = gone.size;
     for (const { key, bound } of pieces) {
-      if (key in before && [...gone].some((other) => names(bound, nameOf(other)))) gone.add(key);
+      if (key in before && [...[...gone].map(nameOf), ...dropped].some((name) => names(bound, name))) {
+        gone.add(key);
+      }
     }
   }
   const made = new Set(pieces.filter((piece) => isOther(piece) || gone.has(piece.key)).map(({ key }) => key));
@@ -75,16 +81,11 @@ export function differenceOf(texts: readonly string[], before: Objects, steps: s
   };
 }
 
-function isGone(key: string, before: Objects, now: ReadonlyMap<string, Piece>, steps: string): boolean {
+function isGone(key: string, before: Objects, now: ReadonlyMap<string, Piece>): boolean {
   if (!/^(function|view) /.test(key)) return false;
-  const piece = now.get(key);
-  if (piece === undefined) return true;
-  const isDropped = new RegExp(`^drop (function|view) [^;]*${escaped(nameOf(key))}(?![\\w.])`, "m").test(
-    steps,
-  );
   // A view that others read is replaced, with what its readers were granted: it may gain columns at its end.
-  if (key.startsWith("view public.")) return isDropped;
-  return isDropped || headOf(before[key]) !== headOf(piece.hash);
+  return !now.has(key) ||
+    !key.startsWith("view public.") && headOf(before[key]) !== headOf(now.get(key)?.hash);
 }
 
 const isOfAll = (key: string) => !/\b(image_sync|public)\.\w/.test(key);
@@ -103,7 +104,6 @@ function piecesOf(text: string): Piece[] {
   return groups.map((group) => pieceOf(group, text));
 }
 
-// A view that a function makes is called by its comment.
 function makes([first]: Statement[], target: string, text: string): boolean {
   const made = MADE.exec(first?.sql ?? "")?.[2] ?? viewOfCall(first?.sql ?? "", text);
   return made !== undefined && (target === made || target.startsWith(`${made}.`));

@@ -3,6 +3,7 @@ import { createHash } from "node:crypto";
 import { statementsOf } from "./statements.ts";
 
 const WIDTH = 110;
+const MANY = 20;
 
 /** The comment above a migration's statements: what they make, grant, and do to the user's own table. */
 export function reviewOf(
@@ -80,7 +81,7 @@ function madeIn(body: string, done: string): string[] {
 }
 
 function altersIn(done: string): string[] {
-  const tables = namesOf(done, /^ *alter table image_sync\.(\w+)/gm);
+  const tables = namesOf(done, /^ *(?:alter table|update|delete from|insert into) image_sync\.(\w+)/gm);
   return tables.length === 0 ? [] : [`tables of image_sync: ${tables.join(", ")}`];
 }
 
@@ -91,7 +92,10 @@ function dropsIn(done: string): string[] {
     ];
   }
   const dropped = namesOf(done, /^ *drop ((?:function|view|index|table|type) (?:if exists )?[\w.]+)/gm);
-  return dropped.length === 0 ? [] : [dropped.map((name) => name.replace("if exists ", "")).join(", ")];
+  const more = dropped.length > MANY ? [`${dropped.length - MANY} more`] : [];
+  return dropped.length === 0
+    ? []
+    : [[...dropped.slice(0, MANY).map((name) => name.replace("if exists ", "")), ...more].join(", ")];
 }
 
 function definersOf(statements: readonly string[]): string[] {
@@ -119,30 +123,25 @@ function grantsOf(done: string): string[] {
   ];
 }
 
-/** What is done to public.part_images. */
+/** What is done to public.part_images: by an upgrade word for word. */
 function ofTheTable(done: string, from: string | null): string[] {
-  const altered = done.match(/^ *alter table public\.part_images\n?[^;]*;/gm)?.join("\n") ?? "";
+  if (from !== null) {
+    const touching =
+      /^ *(?:alter|create(?! or replace view)|drop|update|insert|delete|truncate|grant|revoke)\b[^;]*\bpublic\.part_images[^;]*;/gm;
+    const said = (done.match(touching) ?? []).map((sql) => sql.trim().replaceAll(/\s+/g, " "))
+      .map((sql) => sql.length > WIDTH ? `${sql.slice(0, WIDTH)}...` : sql);
+    return said.length === 0 ? ["public.part_images is not touched"] : said;
+  }
+  const altered = done.match(/^ *alter table public\.part_images\b[^;]*;/gm)?.join("\n") ?? "";
   const columns = namesOf(altered, /add column (?:if not exists )?(\w+)/g);
   const indexes = namesOf(done, /create (?:unique )?index (?:if not exists )?(\w+) on public\.part_images/g);
-  const dropped = [...done.matchAll(/^ *drop index (?:if exists )?([^;]*);/gm)]
-    .flatMap(([, list = ""]) => namesOf(list, /public\.(\w+)/g));
-  const rows = /(?:update|insert into|delete from) public\.part_images\b/.test(done);
-  const parts = [
-    ...columns.length === 0
-      ? []
-      : [`gets the columns ${columns.join(", ")}${from === null ? ", where it lacks them" : ""}`],
-    ...indexes.length === 0 ? [] : [`gets the indexes ${indexes.join(", ")}`],
-    ...dropped.length === 0 || from === null ? [] : [`loses the indexes ${dropped.join(", ")}`],
-  ];
-  if (from !== null) {
-    const said = parts.length === 0 ? "is not altered" : parts.join("; ");
-    return [`public.part_images ${said}; its rows ${rows ? "are changed" : "stay as they are"}`];
-  }
   return [
-    `public.part_images is made where there is none. One that is there keeps rows, columns, grants and policies; it ${
-      parts.join("; ")
-    }; varchar becomes text; id, bucket_id and created_at get a default where they have none. Of several rows for one ` +
-    "file one stays, the others go whole to image_sync.archive. An empty bucket_id and part_number are filled",
+    "public.part_images is made where there is none. One that is there keeps rows, columns, grants and policies; it gets, " +
+    `where it lacks them, the columns ${columns.join(", ")} and the indexes ${
+      indexes.join(", ")
+    }; varchar becomes text; ` +
+    "id, bucket_id and created_at get a default where they have none. Of several rows for one file one stays, the others " +
+    "go whole to image_sync.archive. An empty bucket_id and part_number are filled",
   ];
 }
 

@@ -225,6 +225,13 @@ type MadeUp = {
   readonly words: string;
   readonly value: number;
 };
+const step = (version: string, file: string, text: string): SchemaPart => ({
+  file,
+  kind: "step",
+  version,
+  text,
+});
+const typeOf = (attributes: string) => `create type image_sync.made_up_kind as (${attributes});`;
 const madeUp = (now: MadeUp, ...others: readonly string[]): SchemaPart => ({
   file: "300_made_up.sql",
   kind: "set",
@@ -237,6 +244,7 @@ from image_sync.records r;`,
     "comment on column image_sync.made_up.file_name is 'A file.';",
     "grant select on image_sync.made_up to service_role;",
     functionOf("image_sync.made_up_size(p_row image_sync.made_up)\nreturns integer", "length(p_row.part)"),
+    functionOf("image_sync.made_up_kind_of(p_kind image_sync.made_up_kind)\nreturns text", "p_kind.name"),
     functionOf("image_sync.made_up_same()\nreturns integer", "1"),
     functionOf("image_sync.made_up_words()\nreturns integer", "1", now.words),
     functionOf("public.image_sync_made_up()\nreturns integer", `${now.value}`),
@@ -244,10 +252,11 @@ from image_sync.records r;`,
   ].join("\n\n"),
 });
 
-// A version, and one behind it that does each kind of thing: a column, a table, a constraint, a function that goes, one that takes
+// A version, and one behind it that does each kind of thing: a column, a table, a constraint, a type, a function that goes, one that takes
 // something else, with what is bound to it, one that changes, a view with a column more in its midst, and words.
 const present = withParts(
   schema,
+  step(VERSION, "300_made_up.sql", typeOf("name text")),
   madeUp(
     { arguments: "p_name text", columns: "r.file_name", words: "Words.", value: 1 },
     functionOf("image_sync.made_up_gone()\nreturns integer", "1"),
@@ -261,23 +270,24 @@ const next = withParts(
     words: "Others.",
     value: 2,
   }),
-  {
-    file: "030_settings.sql",
-    kind: "step",
-    version: NEXT,
-    text: `alter table image_sync.settings
+  step(VERSION, "300_made_up.sql", typeOf("name text")),
+  step(
+    NEXT,
+    "030_settings.sql",
+    `alter table image_sync.settings
   add column made_up integer not null default 7,
   drop constraint settings_max_delete_count_check,
   add constraint settings_max_delete_count_check check (max_delete_count >= -1);
 comment on column image_sync.settings.made_up is 'Made up.';`,
-  },
-  {
-    file: "300_made_up.sql",
-    kind: "step",
-    version: NEXT,
-    text: `create table image_sync.made_up_rows (id integer constraint made_up_pkey primary key);
+  ),
+  step(
+    NEXT,
+    "300_made_up.sql",
+    `drop type if exists image_sync.made_up_kind;
+${typeOf("name text, number integer")}
+create table image_sync.made_up_rows (id integer constraint made_up_pkey primary key);
 alter table image_sync.made_up_rows enable row level security;`,
-  },
+  ),
 );
 const before = objectsOf(setOf(present));
 const installed = migrationOf(present, { from: null, to: VERSION });
@@ -300,12 +310,14 @@ describe("a next release", () => {
       "image_sync.schema_version",
       "image_sync.made_up_part",
       "image_sync.made_up_size",
+      "image_sync.made_up_kind_of",
       "image_sync.made_up_words",
       "public.image_sync_made_up",
     ]);
     expect(said(/^create or replace view (\S+)/gm)).toEqual(["image_sync.made_up"]);
     expect(said(/^ *drop (?:view|function) if exists (.*);/gm)).toEqual([
       "image_sync.made_up_gone()",
+      "image_sync.made_up_kind_of(image_sync.made_up_kind)",
       "image_sync.made_up_size(image_sync.made_up)",
       "image_sync.made_up",
       "image_sync.made_up_part(text)",
@@ -362,15 +374,11 @@ describe("a next release", () => {
   }, 60_000);
 
   test("makes anew what a step had to drop, with what is bound to it", async () => {
-    const dropped = withParts(next, {
-      file: "080_part_images.sql",
-      kind: "step",
-      version: NEXT,
-      text: `drop view if exists image_sync.records;
+    const text = `drop view if exists image_sync.records;
 drop view if exists public.part_register;
 alter table public.part_images alter column signed_url type varchar;
-alter table public.part_images alter column signed_url type text;`,
-    });
+alter table public.part_images alter column signed_url type text;`;
+    const dropped = withParts(next, step(NEXT, "080_part_images.sql", text));
     expect(await catalogueAfter(installed, migrationOf(dropped, { from: VERSION, to: NEXT, before })))
       .toEqual(await catalogueAfter(migrationOf(next, { from: null, to: NEXT })));
   }, 60_000);
