@@ -347,6 +347,21 @@ describe("a next release", () => {
     60_000,
   );
 
+  test("passed over by the one behind it leaves nothing out", async () => {
+    const last = "99.1.0";
+    const behind = withParts(
+      next.map((part) => ({ ...part, text: part.text.replace(`select '${NEXT}'`, `select '${last}'`) })),
+      step(last, "300_made_up.sql", "alter table image_sync.made_up_rows add column name text;"),
+    );
+    const fresh = await catalogueAfter(migrationOf(behind, { from: null, to: last }));
+    const further = migrationOf(behind, { from: NEXT, to: last, before: objectsOf(setOf(next)) });
+    expect(await catalogueAfter(installed, migrationOf(behind, { from: VERSION, to: last, before }))).toEqual(
+      fresh,
+    );
+    expect(await catalogueAfter(installed, onwards, further)).toEqual(fresh);
+    expect(further).not.toContain("made_up_part");
+  }, 60_000);
+
   test("of two functions of one name takes away the one that goes", async () => {
     const two = functionOf("image_sync.made_up_same(p_name text)\nreturns integer", "1");
     const both = withParts(present, { file: "310_made_up.sql", kind: "set", text: two });

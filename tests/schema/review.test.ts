@@ -3,7 +3,8 @@ import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { expect, test } from "vitest";
-import { migrationOf, readSchema } from "../../cli/project/schema.ts";
+import { objectsOf } from "../../cli/project/difference.ts";
+import { migrationOf, readSchema, type SchemaPart, setOf } from "../../cli/project/schema.ts";
 import { VERSION } from "../../supabase/functions/image-sync/version.ts";
 import { projectDirectory } from "../support/stack.ts";
 import { openAdoptions } from "./support/adoption.ts";
@@ -98,3 +99,19 @@ test.each([
     );
   },
 );
+
+test.each([
+  ["alter table public.part_images drop constraint own"],
+  ["create policy ours on public.part_images using (true)"],
+  ["grant select on public.part_images to office"],
+  ["update public.part_images set note = ''"],
+  ["do $$\nbegin\n  delete from public.part_images;\nend;\n$$"],
+  ["create trigger ours before insert on public.part_images execute function image_sync.ours()"],
+])("what a later version does to that table is quoted: %s", (statement) => {
+  const to = "99.0.0";
+  const before = objectsOf(setOf(schema));
+  const step: SchemaPart = { file: "080_part_images.sql", kind: "step", version: to, text: `${statement};` };
+  const said = rowOf(migrationOf([...schema, step], { from: VERSION, to, before }), "yours");
+  expect(said).toContain(/(alter|create|grant|update|delete)[^;]*;/.exec(`${statement};`)?.[0]);
+  expect(rowOf(migrationOf(schema, { from: VERSION, to, before }), "yours")).toContain("is not touched");
+});
