@@ -68,8 +68,9 @@ export function differenceOf(texts: readonly string[], before: Objects, steps: s
   const isSaid = ({ key, text }: Piece) => {
     if (made.has(key)) return true;
     if (key.startsWith("function ")) return false;
-    const constraint = /^comment on constraint (\S+)/.exec(key)?.[1];
-    if (constraint !== undefined) return names(steps, constraint);
+    // What a step makes anew has lost its comment.
+    const commented = /^comment on (?:table|column|constraint|index|type) (?:\S+\.)?(\w+)/.exec(key)?.[1];
+    if (commented !== undefined) return new RegExp(`\\b${commented}\\b`).test(steps);
     if (isOfAll(key)) return reachesAll(text);
     return [...made].some((other) => names(text, nameOf(other))) ||
       /^(select|view) /.test(key) && reached(text);

@@ -86,16 +86,23 @@ function altersIn(done: string): string[] {
 }
 
 function dropsIn(done: string): string[] {
-  if (done.includes("drop function %s")) {
-    return [
-      "all functions and views of its own, to be made anew; public.part_register stays with its grants",
-    ];
-  }
-  const dropped = namesOf(done, /^ *drop ((?:function|view|index|table|type) (?:if exists )?[\w.]+)/gm);
+  const isAll = done.includes("drop function %s");
+  const dropped = [...done.matchAll(/^ *drop (function|view|type|table|index) ([^;]*);/gm)]
+    .filter(([, kind = ""]) => !isAll || !["function", "view"].includes(kind))
+    .flatMap(([, kind = "", list = ""]) =>
+      namesOf(
+        list.replaceAll(/\([^)]*\)/g, ""),
+        /\b(image_sync\.\w+|public\.image_sync_\w+|public\.part_register)/g,
+      )
+        .map((name) => `${kind} ${name}`)
+    );
   const more = dropped.length > MANY ? [`${dropped.length - MANY} more`] : [];
-  return dropped.length === 0
-    ? []
-    : [[...dropped.slice(0, MANY).map((name) => name.replace("if exists ", "")), ...more].join(", ")];
+  return [
+    ...isAll
+      ? ["all functions and views of its own, to be made anew; public.part_register stays with its grants"]
+      : [],
+    ...dropped.length === 0 ? [] : [[...dropped.slice(0, MANY), ...more].join(", ")],
+  ];
 }
 
 function definersOf(statements: readonly string[]): string[] {

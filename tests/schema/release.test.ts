@@ -231,6 +231,9 @@ const step = (version: string, file: string, text: string): SchemaPart => ({
   version,
   text,
 });
+const rowsOf = (columns: string) =>
+  `create table image_sync.made_up_rows (${columns}, constraint made_up_pkey primary key (id));
+alter table image_sync.made_up_rows enable row level security;`;
 const typeOf = (attributes: string) => `create type image_sync.made_up_kind as (${attributes});`;
 const madeUp = (now: MadeUp, ...others: readonly string[]): SchemaPart => ({
   file: "300_made_up.sql",
@@ -243,6 +246,8 @@ from image_sync.records r;`,
     "comment on view image_sync.made_up is 'Made; up.';",
     "comment on column image_sync.made_up.file_name is 'A file.';",
     "grant select on image_sync.made_up to service_role;",
+    "comment on column image_sync.made_up_rows.id is 'The row.';",
+    "comment on column image_sync.made_up_rows.size is 'Its size.';",
     functionOf("image_sync.made_up_size(p_row image_sync.made_up)\nreturns integer", "length(p_row.part)"),
     functionOf("image_sync.made_up_kind_of(p_kind image_sync.made_up_kind)\nreturns text", "p_kind.name"),
     functionOf("image_sync.made_up_same()\nreturns integer", "1"),
@@ -257,6 +262,7 @@ from image_sync.records r;`,
 const present = withParts(
   schema,
   step(VERSION, "300_made_up.sql", typeOf("name text")),
+  step(VERSION, "310_made_up.sql", rowsOf("id integer, size integer")),
   madeUp(
     { arguments: "p_name text", columns: "r.file_name", words: "Words.", value: 1 },
     functionOf("image_sync.made_up_gone()\nreturns integer", "1"),
@@ -271,6 +277,7 @@ const next = withParts(
     value: 2,
   }),
   step(VERSION, "300_made_up.sql", typeOf("name text")),
+  step(VERSION, "310_made_up.sql", rowsOf("id integer, size integer")),
   step(
     NEXT,
     "030_settings.sql",
@@ -285,8 +292,7 @@ comment on column image_sync.settings.made_up is 'Made up.';`,
     "300_made_up.sql",
     `drop type if exists image_sync.made_up_kind;
 ${typeOf("name text, number integer")}
-create table image_sync.made_up_rows (id integer constraint made_up_pkey primary key);
-alter table image_sync.made_up_rows enable row level security;`,
+alter table image_sync.made_up_rows drop column size, add column size bigint;`,
   ),
 );
 const before = objectsOf(setOf(present));

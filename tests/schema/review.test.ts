@@ -115,3 +115,16 @@ test.each([
   expect(said).toContain(/(alter|create|grant|update|delete)[^;]*;/.exec(`${statement};`)?.[0]);
   expect(rowOf(migrationOf(schema, { from: VERSION, to, before }), "yours")).toContain("is not touched");
 });
+
+test("what an upgrade drops is named", () => {
+  const before = {
+    "function image_sync.gone(image_sync.runs)": "1 2",
+    "view image_sync.former": "3",
+    ...objectsOf(setOf(schema)),
+  };
+  const text = "drop type if exists image_sync.kind, image_sync.other cascade;\ndrop table image_sync.rows;";
+  const step: SchemaPart = { file: "080_part_images.sql", kind: "step", version: "99.0.0", text };
+  expect(rowOf(migrationOf([...schema, step], { from: VERSION, to: "99.0.0", before }), "drops")).toBe(
+    "--   drops    view image_sync.former, function image_sync.gone, type image_sync.kind, type image_sync.other, table image_sync.rows",
+  );
+});

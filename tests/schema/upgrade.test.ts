@@ -65,7 +65,8 @@ const SETTINGS = {
   keep_runs: "100 days",
 };
 
-type Answer = { readonly next: string; readonly chunk?: { readonly names: readonly string[] } };
+type Chunk = { readonly number: number; readonly names: readonly string[] };
+type Answer = { readonly next: string; readonly chunk?: Chunk };
 
 /** Opens a run. */
 async function begin(tx: TransactionSql, mode: string, options: object = {}): Promise<string> {
@@ -77,33 +78,36 @@ async function begin(tx: TransactionSql, mode: string, options: object = {}): Pr
   return run;
 }
 
-/** Works on a run as the function does: all of it, or a few calls. */
+/** Works on a run as the function of its version does: all of it, or a few calls. */
 async function work(tx: TransactionSql, run: string, calls = 100): Promise<void> {
-  let signed: { lease: string; names: readonly string[] } | undefined;
+  // Releases of before know a chunk by its lease alone.
+  const [known] = await tx`
+    select 'p_number' = any (p.proargnames) as number from pg_proc p where p.proname = 'image_sync_advance'`;
+  let leased: Chunk & { readonly lease: string } | undefined;
   for (let call = 0; call < calls; call++) {
     const lease = crypto.randomUUID();
-    const names = [...signed?.names ?? []];
+    const names = [...leased?.names ?? []];
     const [row] = await tx<{ answer: Answer }[]>`
       select image_sync_advance(
-        p_run => ${run}, p_worker => ${run}, p_lease => ${lease}, p_closing => ${
-      signed?.lease ?? null
-    }, p_names => ${names},
-        p_around => ${[ADDRESS, "?token="]}, p_paths => ${names.map(() => null)}, p_tokens => ${
-      names.map(() => `eyJ.eyJ.${"a".repeat(43)}`)
-    },
+        p_run => ${run}, p_worker => ${run}, p_lease => ${lease}, p_closing => ${leased?.lease ?? null},
+        p_names => ${names}, p_around => ${[ADDRESS, "?token="]}, p_paths => ${names.map(() => null)},
+        p_tokens => ${names.map(() => `eyJ.eyJ.${"a".repeat(43)}`)},
         p_expires => ${names.map(() => Math.round(Date.now() / 1000) + 8 * 86_400)}
+        ${known?.["number"] === true ? tx`, p_number => ${leased?.number ?? null}` : tx``}
       ) as answer`;
     const answer = row?.answer;
-    signed = answer?.next === "sign" ? { lease, names: answer.chunk?.names ?? [] } : undefined;
+    // Not all of it is written yet: the same again.
+    if (answer?.next === "more") continue;
+    leased = answer?.next === "sign" && answer.chunk !== undefined ? { lease, ...answer.chunk } : undefined;
     if (answer?.next === "stop") return;
     if (answer?.next === "probe") return void await tx`select image_sync_finish(${run})`;
   }
 }
 
-/** The rows of a table by their text, with the columns that are asked for. */
+/** The rows of a table; of the runs those that have ended, as the open one goes on in its own way. */
 async function rowsOf(tx: TransactionSql, table: string): Promise<Row[]> {
   return (await tx.unsafe(
-    `select to_jsonb(t) as row from ${table} as t order by to_jsonb(t)::text collate "C"`,
+    `select to_jsonb(t) as row from ${table} as t where to_jsonb(t) -> 'finished_at' is distinct from 'null' order by to_jsonb(t)::text collate "C"`,
   ))
     .map((row) => row["row"]);
 }
