@@ -1,4 +1,4 @@
-/** What a migration begins with: a screen for whoever reviews it, read off its statements, with the hash of all that follows. */
+/** What a migration begins with: a screen for its reviewer, read off its statements, with the hash of all that follows. */
 import { createHash } from "node:crypto";
 import { statementsOf } from "./statements.ts";
 
@@ -108,7 +108,7 @@ function dropsIn(done: string): string[] {
 function definersOf(statements: readonly string[]): string[] {
   const names = statements.filter((sql) => /^security definer$/m.test(sql.split("\nas ")[0] ?? ""))
     .flatMap((sql) => namesOf(sql, /^create or replace function ([\w.]+)/g));
-  return names.length === 0 ? [] : [`with their owner's rights run ${names.join(", ")}`];
+  return names.length === 0 ? [] : [`run with their owner's rights: ${names.join(", ")}`];
 }
 
 function grantsOf(done: string): string[] {

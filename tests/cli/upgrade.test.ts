@@ -142,6 +142,9 @@ test("goes on from what a clone pushed where the repository does not know of it"
     `Cannot upgrade image-sync from 1.1.0 to ${VERSION}`,
   );
   expect(JSON.parse(await read(MANIFEST))).toMatchObject({ version: VERSION });
+  expect(await read("supabase/.gitattributes")).toContain(
+    "migrations/*_image_sync_[0-9]*.sql linguist-generated",
+  );
 });
 
 test("refuses a newer one, and where there is none; init refuses another version", async () => {
