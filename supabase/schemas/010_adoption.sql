@@ -5,19 +5,19 @@
 -- transaction, and a refusal there undoes all of it.
 do $$
 declare
-  v_functions text;
+  v_functions constant text := (
+    select string_agg(format('drop function %s;', p.oid::regprocedure), ' ' order by p.proname)
+    from pg_catalog.pg_proc p
+    where p.pronamespace = 'public'::regnamespace and p.proname like 'image\_sync\_%'
+  );
+  v_hint constant text := 'Nothing has been changed: run the migration again afterwards.';
 begin
-  select string_agg(format('drop function %s;', p.oid::regprocedure), ' ' order by p.proname)
-  into v_functions
-  from pg_catalog.pg_proc p
-  where p.pronamespace = 'public'::regnamespace
-    and p.proname like 'image\_sync\_%';
   if to_regnamespace('image_sync') is not null then
     raise exception E'Cannot install image-sync: the schema image_sync exists already\nIf it is image-sync''s, go on from there: npx image-sync upgrade. If it is yours, run: alter schema image_sync rename to image_sync_other;'
-      using errcode = 'duplicate_schema', hint = 'Nothing has been changed: run the migration again afterwards.';
+      using errcode = 'duplicate_schema', hint = v_hint;
   elsif v_functions is not null then
     raise exception E'Cannot install image-sync: public holds functions named image_sync_ already\nRename them, or run: %', v_functions
-      using errcode = 'duplicate_function', hint = 'Nothing has been changed: run the migration again afterwards.';
+      using errcode = 'duplicate_function', hint = v_hint;
   end if;
 end;
 $$;
@@ -45,8 +45,7 @@ select
 -- Rows are told apart by their place in one physical table, and foreign keys, indexes and identity do not reach across several.
 insert into pg_temp.adoption_obstacles (what, why, way_out)
 select 'a type', 'has its name', 'Run: alter type public.part_images rename to part_images_other;'
-where to_regclass('public.part_images') is null
-  and to_regtype('public.part_images') is not null
+where to_regclass('public.part_images') is null and to_regtype('public.part_images') is not null
 union all
 select 'it', k.why, k.way_out
 from pg_catalog.pg_class c
@@ -67,8 +66,7 @@ cross join lateral (values
     format('Run: grant %I to %I; or give the table to %2$I: alter table public.part_images owner to %2$I;', pg_get_userbyid(c.relowner), current_user)
   )
 ) as k (applies, why, way_out)
-where c.oid = to_regclass('public.part_images')
-  and k.applies
+where c.oid = to_regclass('public.part_images') and k.applies
 union all
 select
   format('%s', i.inhrelid::regclass), format('inherits from %s', i.inhparent::regclass),
@@ -89,17 +87,11 @@ select
   a.attcollation <> t.typcollation as is_collated, a.attnotnull or t.typnotnull as is_required,
   w.type = 'text' and a.atttypid in ('varchar'::regtype, 'bpchar'::regtype) as is_varchar, a.atttypid = 'bpchar'::regtype or a.atttypmod <> -1 as is_limited,
   a.atthasdef or a.attidentity <> '' or t.typdefault is not null as has_default, pg_get_expr(f.adbin, f.adrelid) as default_value,
-  a.attnum = any ((
-    select i.indkey
-    from pg_catalog.pg_index i
-    where i.indrelid = a.attrelid
-      and i.indisprimary
-  )::int2[]) as is_key,
+  a.attnum = any ((select i.indkey from pg_catalog.pg_index i where i.indrelid = a.attrelid and i.indisprimary)::int2[]) as is_key,
   (
     select string_agg(distinct pg_describe_object(d.classid, d.objid, 0), ', ')
     from pg_catalog.pg_depend d
-    where d.refclassid = 'pg_catalog.pg_class'::regclass
-      and (d.refobjid, d.refobjsubid) = (a.attrelid, a.attnum)
+    where (d.refclassid, d.refobjid, d.refobjsubid) = ('pg_catalog.pg_class'::regclass, a.attrelid, a.attnum)
       and d.classid::regclass::text in ('pg_rewrite', 'pg_policy', 'pg_trigger', 'pg_attrdef', 'pg_proc', 'pg_publication_rel')
       and d.objid is distinct from f.oid
   ) as dependants
@@ -110,9 +102,7 @@ left join (values
   ('part_number', 'text'), ('file_name', 'text'), ('url', 'text'), ('signed_url', 'text'), ('bucket_id', 'text'),
   ('signed_url_expires_at', 'timestamp with time zone'), ('object_id', 'uuid')
 ) as w (name, type) on w.name = a.attname
-where a.attrelid = to_regclass('public.part_images')
-  and a.attnum > 0
-  and not a.attisdropped
+where a.attrelid = to_regclass('public.part_images') and a.attnum > 0 and not a.attisdropped
   and not exists (select from pg_temp.adoption_obstacles);
 
 -- varchar and char become text, unless something fixes their type: text alone holds any URL and name, and psqlODBC cuts a varchar of
@@ -198,10 +188,8 @@ from (
     join pg_catalog.pg_attribute theirs on (theirs.attrelid, theirs.attnum) = (c.conrelid, f.theirs)
     join pg_catalog.pg_attribute ours on (ours.attrelid, ours.attnum) = (c.confrelid, f.ours)
   ) as m
-  where c.confrelid = to_regclass('public.part_images')
-    and c.contype = 'f'
-    -- A partition's copy of the key is its table's.
-    and c.conparentid = 0
+  -- A partition's copy of the key is its table's.
+  where c.confrelid = to_regclass('public.part_images') and c.contype = 'f' and c.conparentid = 0
   group by c.oid, c.conrelid, c.confrelid
 ) as k;
 
@@ -213,16 +201,13 @@ declare
   v_bucket_id text;
 begin
   if v_default is not null then
-    execute format('select nullif((%s)::text, '''')', v_default)
-    into v_bucket_id;
+    execute format('select nullif((%s)::text, '''')', v_default) into v_bucket_id;
   end if;
   perform set_config('image_sync.has_bucket', (v_bucket_id is not null)::text, true);
   if v_default is null and exists (select from pg_temp.adoption_columns c where c.name = 'bucket_id') then
-    select min(p.bucket_id::text)
-    into v_bucket_id
+    select min(p.bucket_id::text) into v_bucket_id
     from public.part_images p
-    where p.bucket_id::text <> ''
-      and not exists (select from storage.buckets b where b.id = 'part-images')
+    where p.bucket_id::text <> '' and not exists (select from storage.buckets b where b.id = 'part-images')
     having count(distinct p.bucket_id::text) = 1;
   end if;
   perform set_config('image_sync.bucket_id', coalesce(v_bucket_id, 'part-images'), true);
@@ -324,11 +309,8 @@ $$;
 
 do $$
 declare
-  v_obstacles text;
+  v_obstacles constant text := (select string_agg(format(E'%s %s\n%s', o.what, o.why, o.way_out), E'\nAlso: ' order by o.place) from pg_temp.adoption_obstacles o);
 begin
-  select string_agg(format(E'%s %s\n%s', o.what, o.why, o.way_out), E'\nAlso: ' order by o.place)
-  into v_obstacles
-  from pg_temp.adoption_obstacles o;
   if v_obstacles is not null then
     raise exception 'Cannot adopt public.part_images: %', v_obstacles
       using errcode = 'object_not_in_prerequisite_state', hint = 'Nothing has been changed: run the migration again afterwards.';

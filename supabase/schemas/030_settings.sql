@@ -19,36 +19,19 @@ create table image_sync.settings (
   keep_chunks interval not null default '14 days',
   keep_runs interval not null default '90 days',
   constraint settings_pkey primary key (bucket_id),
-  constraint settings_bucket_id_check check (bucket_id <> ''),
-  constraint settings_extensions_check check (
-    cardinality(extensions) > 0
-    and array_position(extensions, null) is null
-    and array_to_string(extensions, '') = lower(array_to_string(extensions, ''))
-    and array_to_string(extensions, ' ') !~ '[./]'
-  ),
-  constraint settings_exclude_check check (array_position(exclude, null) is null and array_position(exclude, '') is null),
-  constraint settings_signed_url_ttl_check check (signed_url_ttl between interval '1 minute' and interval '365 days'),
-  -- A URL that is due for renewal as soon as it is made would be made again every night.
-  constraint settings_renew_before_check check (renew_before >= interval '0' and renew_before < signed_url_ttl),
+  constraint settings_public_url_check check (public_url ~ '^https?://[^/?#]+$'),
   -- Storage signs at most 1,000 paths a call, and a chunk is signed with as few calls as can be.
   constraint settings_chunk_size_check check (chunk_size between 1 and 1000),
-  constraint settings_lease_duration_check check (lease_duration between interval '1 second' and interval '10 minutes'),
   constraint settings_max_attempts_check check (max_attempts between 1 and 100),
-  constraint settings_retry_delay_check check (retry_delay between interval '0' and interval '1 hour'),
   constraint settings_max_delete_fraction_check check (max_delete_fraction between 0 and 1),
   constraint settings_max_delete_count_check check (max_delete_count >= 0),
   constraint settings_probe_size_check check (probe_size between 0 and 100),
-  constraint settings_verify_rate_check check (verify_rate between 1 and 10000),
-  constraint settings_public_url_check check (public_url ~ '^https?://[^/?#]+$'),
-  -- A plan is good for a day and an open run for hours: their chunks must outlive them.
-  constraint settings_keep_chunks_check check (keep_chunks >= interval '2 days'),
-  constraint settings_keep_runs_check check (keep_runs >= keep_chunks)
+  constraint settings_verify_rate_check check (verify_rate between 1 and 10000)
 );
 
 comment on table image_sync.settings is 'How each bucket is kept in step: one row per bucket. Change a row with an update; the next run follows it.';
 comment on column image_sync.settings.bucket_id is 'The storage bucket, storage.buckets.id.';
 comment on column image_sync.settings.extensions is 'Extensions, in lower case and without the dot, that make an object an image; compared without regard to case.';
-comment on column image_sync.settings.exclude is 'Patterns of LIKE; an object whose whole name matches one of them, and that has no record, is left out. Hidden and system files of the common systems by default; add thumbs/% to leave a folder out.';
 comment on column image_sync.settings.signed_url_ttl is 'How long a new signed URL lives.';
 comment on column image_sync.settings.renew_before is 'A URL that would expire within this time is signed again; two days let it survive two failed nights.';
 comment on column image_sync.settings.chunk_size is 'At most so many objects (and so many records) in one chunk, 1 to 1,000.';
@@ -70,13 +53,15 @@ grant select, insert, update, delete on image_sync.settings to service_role;
 insert into image_sync.settings (bucket_id) values ('part-images');
 
 -- step 1.1.0
-alter table image_sync.settings add column register boolean not null default false;
+alter table image_sync.settings
+  add column register boolean not null default false,
+  -- In like _ is any character: MYMACOSX/ is a folder like any other. And the bins of Windows and of network drives are none.
+  alter column exclude set default '{.%,%/.%,"\\_\\_MACOSX/%","%/\\_\\_MACOSX/%",@eaDir/%,%/@eaDir/%,#recycle/%,%/#recycle/%,$RECYCLE.BIN/%,%/$RECYCLE.BIN/%,"System Volume Information/%","%/System Volume Information/%",Thumbs.db,%/Thumbs.db,desktop.ini,%/desktop.ini}';
 
-comment on column image_sync.settings.register is 'Whether public.part_register shows this bucket. Where none says so, or several do, it is part-images, else the first by name.';
-
+update image_sync.settings s set register = true where s.bucket_id = 'part-images';
 update image_sync.settings s
-set register = true
-where s.bucket_id = 'part-images';
+set exclude = default
+where s.exclude = '{.%,%/.%,__MACOSX/%,%/__MACOSX/%,@eaDir/%,%/@eaDir/%,Thumbs.db,%/Thumbs.db,desktop.ini,%/desktop.ini}';
 
 -- A pattern of like that ends with a lone escape character is an error whatever it is matched with: it would end every run.
 update image_sync.settings s
@@ -87,22 +72,8 @@ set exclude = array(
 )
 where array_to_string(s.exclude, E'\n') ~ '\\';
 
-alter table image_sync.settings
-  drop constraint settings_exclude_check,
-  add constraint settings_exclude_check check (
-    array_position(exclude, null) is null
-    and array_position(exclude, '') is null
-    -- One pattern a line.
-    and array_to_string(exclude, E'\n') !~ '(^|[^\\])(\\\\)*\\(\n|$)'
-  ),
-  -- In like _ is any character: MYMACOSX/ is a folder like any other. And the bins of Windows and of network drives are none.
-  alter column exclude set default '{.%,%/.%,"\\_\\_MACOSX/%","%/\\_\\_MACOSX/%",@eaDir/%,%/@eaDir/%,#recycle/%,%/#recycle/%,$RECYCLE.BIN/%,%/$RECYCLE.BIN/%,"System Volume Information/%","%/System Volume Information/%",Thumbs.db,%/Thumbs.db,desktop.ini,%/desktop.ini}';
-
-update image_sync.settings s
-set exclude = default
-where s.exclude = '{.%,%/.%,__MACOSX/%,%/__MACOSX/%,@eaDir/%,%/@eaDir/%,Thumbs.db,%/Thumbs.db,desktop.ini,%/desktop.ini}';
-
 comment on column image_sync.settings.exclude is 'Patterns of LIKE (% any text, _ any character, \ before either for itself); an object whose whole name matches one of them, and that has no record, is left out. Hidden and system files and bins of the common systems by default; add thumbs/% to leave a folder out.';
+comment on column image_sync.settings.register is 'Whether public.part_register shows this bucket. Where none says so, or several do, it is part-images, else the first by name.';
 
 -- step 2.0.0
 -- What a setting may hold is checked where it is set. An interval is compared by its sum, and added to a time part by part: years that days
@@ -111,100 +82,62 @@ update image_sync.settings s
 set keep_chunks = least(s.keep_chunks, interval '100 years'), keep_runs = least(s.keep_runs, interval '100 years')
 where s.keep_runs > interval '100 years';
 
+do $$
+declare
+  v_check record;
+begin
+  execute coalesce((
+    select 'alter table image_sync.settings ' || string_agg(format('drop constraint %I', c.conname), ', ')
+    from pg_catalog.pg_constraint c
+    where c.conrelid = 'image_sync.settings'::regclass
+      and c.conname ~ '^settings_(bucket_id|extensions|exclude|signed_url_ttl|renew_before|lease_duration|retry_delay|keep_chunks|keep_runs)_check$'
+  ), '');
+  for v_check in
+    select c.name, c.bounds, format('abs(extract(year from %1$s)) <= 100 and abs(extract(day from %1$s)) <= 36600', c.name) as parts
+    from (values
+      ('signed_url_ttl', 'between interval ''1 minute'' and interval ''365 days'''),
+      -- A URL that is due for renewal as soon as it is made would be made again every night.
+      ('renew_before', '>= interval ''0'' and renew_before < signed_url_ttl'),
+      ('lease_duration', 'between interval ''1 second'' and interval ''10 minutes'''),
+      ('retry_delay', 'between interval ''0'' and interval ''1 hour'''),
+      -- A plan is good for a day and an open run for hours: their chunks must outlive them.
+      ('keep_chunks', 'between interval ''2 days'' and interval ''100 years'''),
+      ('keep_runs', 'between keep_chunks and interval ''100 years''')
+    ) as c (name, bounds)
+  loop
+    execute format('update image_sync.settings set %1$s = justify_interval(%1$s) where not (%2$s)', v_check.name, v_check.parts);
+    execute format('alter table image_sync.settings add constraint settings_%1$s_check check (%1$s %2$s and %3$s)', v_check.name, v_check.bounds, v_check.parts);
+  end loop;
+end;
+$$;
+
+-- Control characters: no name that Storage opens has one, and whoever pastes one does not see it. In a pattern _ is any character.
 update image_sync.settings s
 set
-  signed_url_ttl = justify_interval(s.signed_url_ttl),
-  renew_before = justify_interval(s.renew_before),
-  lease_duration = justify_interval(s.lease_duration),
-  retry_delay = justify_interval(s.retry_delay),
-  keep_chunks = justify_interval(s.keep_chunks),
-  keep_runs = justify_interval(s.keep_runs)
-where exists (
-  select
-  from unnest(array[s.signed_url_ttl, s.renew_before, s.lease_duration, s.retry_delay, s.keep_chunks, s.keep_runs]) as i (value)
-  where abs(extract(year from i.value)) > 100
-    or abs(extract(day from i.value)) > 36600
-);
+  extensions = coalesce(nullif(array(
+    select regexp_replace(e.extension, '[\u0001-\u001f\u007f-\u009f\u2028\u2029]', '', 'g')
+    from unnest(s.extensions) with ordinality as e (extension, place)
+    -- None is files without an extension, which nobody meant.
+    where e.extension !~ '^[\u0001-\u001f\u007f-\u009f\u2028\u2029]+$'
+    order by e.place
+  ), '{}'), '{jpg,jpeg}'),
+  exclude = array(
+    select regexp_replace(p.pattern, '\\?[\u0001-\u001f\u007f-\u009f\u2028\u2029]', '_', 'g')
+    from unnest(s.exclude) with ordinality as p (pattern, place)
+    order by p.place
+  )
+where array_to_string(s.extensions || s.exclude, '') ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]';
+
+delete from image_sync.settings s where s.bucket_id ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]';
 
 alter table image_sync.settings
-  drop constraint settings_signed_url_ttl_check,
-  add constraint settings_signed_url_ttl_check check (
-    signed_url_ttl between interval '1 minute' and interval '365 days'
-    and abs(extract(year from signed_url_ttl)) <= 100
-    and abs(extract(day from signed_url_ttl)) <= 36600
-  ),
-  drop constraint settings_renew_before_check,
-  add constraint settings_renew_before_check check (
-    -- A URL that is due for renewal as soon as it is made would be made again every night.
-    renew_before >= interval '0'
-    and renew_before < signed_url_ttl
-    and abs(extract(year from renew_before)) <= 100
-    and abs(extract(day from renew_before)) <= 36600
-  ),
-  drop constraint settings_lease_duration_check,
-  add constraint settings_lease_duration_check check (
-    lease_duration between interval '1 second' and interval '10 minutes'
-    and abs(extract(year from lease_duration)) <= 100
-    and abs(extract(day from lease_duration)) <= 36600
-  ),
-  drop constraint settings_retry_delay_check,
-  add constraint settings_retry_delay_check check (
-    retry_delay between interval '0' and interval '1 hour'
-    and abs(extract(year from retry_delay)) <= 100
-    and abs(extract(day from retry_delay)) <= 36600
-  ),
-  drop constraint settings_keep_chunks_check,
-  add constraint settings_keep_chunks_check check (
-    -- A plan is good for a day and an open run for hours: their chunks must outlive them.
-    keep_chunks between interval '2 days' and interval '100 years'
-    and abs(extract(year from keep_chunks)) <= 100
-    and abs(extract(day from keep_chunks)) <= 36600
-  ),
-  drop constraint settings_keep_runs_check,
-  add constraint settings_keep_runs_check check (
-    keep_runs between keep_chunks and interval '100 years'
-    and abs(extract(year from keep_runs)) <= 100
-    and abs(extract(day from keep_runs)) <= 36600
-  );
-
--- Control characters: no name that Storage opens has one, and whoever pastes one does not see it.
-update image_sync.settings s
-set extensions = coalesce(
-  nullif(
-    array(
-      select regexp_replace(e.extension, '[\u0001-\u001f\u007f-\u009f\u2028\u2029]', '', 'g')
-      from unnest(s.extensions) with ordinality as e (extension, place)
-      -- None is files without an extension, which nobody meant.
-      where e.extension !~ '^[\u0001-\u001f\u007f-\u009f\u2028\u2029]+$'
-      order by e.place
-    ), '{}'
-  ), '{jpg,jpeg}'
-)
-where array_to_string(s.extensions, '') ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]';
-
--- In like _ is any character.
-update image_sync.settings s
-set exclude = array(
-  select regexp_replace(p.pattern, '\\?[\u0001-\u001f\u007f-\u009f\u2028\u2029]', '_', 'g')
-  from unnest(s.exclude) with ordinality as p (pattern, place)
-  order by p.place
-)
-where array_to_string(s.exclude, '') ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]';
-
-delete from image_sync.settings s
-where s.bucket_id ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]';
-
-alter table image_sync.settings
-  drop constraint settings_bucket_id_check,
   add constraint settings_bucket_id_check check (bucket_id <> '' and bucket_id !~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]'),
-  drop constraint settings_extensions_check,
   add constraint settings_extensions_check check (
     cardinality(extensions) > 0
     and array_position(extensions, null) is null
     and array_to_string(extensions, '') = lower(array_to_string(extensions, ''))
     and array_to_string(extensions, ' ') !~ '[./\u0001-\u001f\u007f-\u009f\u2028\u2029]'
   ),
-  drop constraint settings_exclude_check,
   add constraint settings_exclude_check check (
     array_position(exclude, null) is null
     and array_position(exclude, '') is null
@@ -212,30 +145,3 @@ alter table image_sync.settings
     and array_to_string(exclude, E'\n') !~ '(^|[^\\])(\\\\)*\\(\n|$)'
     and array_to_string(exclude, '') !~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]'
   );
-
--- The address for readers is the beginning of every URL. What is one without its spaces and line breaks stays; without the rest
--- readers use the project's own, as the next sync signs.
-do $$
-declare
-  v_address constant text := '^https?://((([A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?\.)*(?![0-9]+(:|$))[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)|((25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])|\[[0-9A-Fa-f]{0,4}(:[0-9A-Fa-f]{0,4}){2,7}\])(:(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}))?$';
-  v_other record;
-begin
-  alter table image_sync.settings drop constraint settings_public_url_check;
-  update image_sync.settings s
-  set public_url = regexp_replace(s.public_url, '[\u0001-\u0020\u007f-\u00a0\u2028\u2029]', '', 'g')
-  where s.public_url !~ v_address;
-
-  for v_other in
-    select s.bucket_id, s.public_url
-    from image_sync.settings s
-    where s.public_url !~ v_address
-  loop
-    raise warning 'The public_url of bucket % is no address and was set to null: %', v_other.bucket_id, v_other.public_url;
-  end loop;
-  update image_sync.settings s
-  set public_url = null
-  where s.public_url !~ v_address;
-
-  execute format('alter table image_sync.settings add constraint settings_public_url_check check (public_url ~ %L)', v_address);
-end;
-$$;

@@ -19,81 +19,6 @@ end;
 $$;
 
 -- An owner's triggers fire for what goes and what is changed, as for anybody's work; and none, of a statement either, for nothing.
-create function pg_temp.adopt_rows()
-returns void
-language plpgsql
-as $$
-begin
-  if exists (select from pg_temp.adoption_duplicates) then
-    with removed as (
-      delete from public.part_images p
-      using pg_temp.adoption_duplicates d
-      where d.place > 1
-        and p.ctid = d.row_id
-      returning d.bucket_id, d.file_name, to_jsonb(p.*) as record
-    )
-    insert into image_sync.archive (bucket_id, file_name, record, reason)
-    select r.bucket_id, r.file_name, r.record, 'duplicate'
-    from removed r;
-    if exists (select from pg_temp.adoption_duplicates d join public.part_images p on p.ctid = d.row_id where d.place > 1) then
-      raise exception 'rows that are not the only ones of their file cannot go to the archive: a trigger or rule of its owner keeps them'
-        using errcode = 'IS001',
-          hint = 'Look at: select tgname, tgfoid::regproc from pg_trigger where tgrelid = ''public.part_images''::regclass and not tgisinternal; and let the rows go, or remove them yourself.';
-    end if;
-  end if;
-  -- What is checked at the end of a transaction is checked here: nothing of it may wait while the table is altered.
-  set constraints all immediate;
-  execute coalesce((
-    select 'alter table public.part_images ' || string_agg(format('alter column %I type text', c.name), ', ')
-    from pg_temp.adoption_columns c
-    where c.is_varchar
-      and c.dependants is null
-  ), '');
-  if exists (select from public.part_images p where nullif(p.bucket_id, '') is null) then
-    update public.part_images p
-    set bucket_id = current_setting('image_sync.bucket_id')
-    where nullif(p.bucket_id, '') is null;
-  end if;
-  -- Several rows without a name are no duplicates, and the key lets several nulls stand where it lets one empty name.
-  if (select count(*) > 1 from public.part_images p where p.file_name = '') then
-    update public.part_images p
-    set file_name = null
-    where p.file_name = '';
-  end if;
-  set constraints all immediate;
-end;
-$$;
-
--- A part number that is null is the file name without folders and extension, as image_sync.part_numbers_of() has it. Where the table
--- does not take all of them, it is asked row by row: one that has to be unique, and is another record's, stays null.
-create function pg_temp.fill_part_numbers()
-returns void
-language plpgsql
-as $$
-declare
-  v_which text;
-begin
-  for v_which in
-    select 'true'
-    where exists (select from public.part_images p where p.part_number is null and p.file_name <> '')
-    union all
-    select format('p.ctid = %L', p.ctid)
-    from public.part_images p
-    where p.part_number is null
-      and p.file_name <> ''
-  loop
-    begin
-      execute 'update public.part_images p set part_number = regexp_replace(p.file_name, ''^.*/|\.[^./]*$'', '''', ''g'') where p.part_number is null and p.file_name <> '''' and ' || v_which;
-      set constraints all immediate;
-      exit when v_which = 'true';
-    exception
-      when integrity_constraint_violation or data_exception or raise_exception then
-        continue;
-    end;
-  end loop;
-end;
-$$;
-
 do $$
 declare
   v_table text;
@@ -101,6 +26,7 @@ declare
   v_constraint text;
   v_detail text;
   v_hint text;
+  v_which text;
 begin
   -- Inserts name neither id nor created_at, so that an owner's own defaults win; where there is none, these serve.
   alter table public.part_images
@@ -112,7 +38,55 @@ begin
     add column if not exists bucket_id text not null default 'part-images',
     add column if not exists signed_url_expires_at timestamptz,
     add column if not exists object_id uuid;
-  perform pg_temp.adopt_rows(), pg_temp.fill_part_numbers();
+
+  if exists (select from pg_temp.adoption_duplicates) then
+    with removed as (
+      delete from public.part_images p
+      using pg_temp.adoption_duplicates d
+      where d.place > 1 and p.ctid = d.row_id
+      returning d.bucket_id, d.file_name, to_jsonb(p.*) as record
+    )
+    insert into image_sync.archive (bucket_id, file_name, record, reason)
+    select r.bucket_id, r.file_name, r.record, 'duplicate' from removed r;
+    if exists (select from pg_temp.adoption_duplicates d join public.part_images p on p.ctid = d.row_id where d.place > 1) then
+      raise exception 'rows that are not the only ones of their file cannot go to the archive: a trigger or rule of its owner keeps them'
+        using errcode = 'IS001',
+          hint = 'Look at: select tgname, tgfoid::regproc from pg_trigger where tgrelid = ''public.part_images''::regclass and not tgisinternal; and let the rows go, or remove them yourself.';
+    end if;
+  end if;
+  -- What is checked at the end of a transaction is checked here: nothing of it may wait while the table is altered.
+  set constraints all immediate;
+  execute coalesce((
+    select 'alter table public.part_images ' || string_agg(format('alter column %I type text', c.name), ', ')
+    from pg_temp.adoption_columns c
+    where c.is_varchar and c.dependants is null
+  ), '');
+  if exists (select from public.part_images p where nullif(p.bucket_id, '') is null) then
+    update public.part_images p set bucket_id = current_setting('image_sync.bucket_id') where nullif(p.bucket_id, '') is null;
+  end if;
+  -- Several rows without a name are no duplicates, and the key lets several nulls stand where it lets one empty name.
+  if (select count(*) > 1 from public.part_images p where p.file_name = '') then
+    update public.part_images p set file_name = null where p.file_name = '';
+  end if;
+  set constraints all immediate;
+
+  -- A part number that is null is the file name without folders and extension, as image_sync.part_numbers_of() has it. Where the table
+  -- does not take all of them, it is asked row by row: one that has to be unique, and is another record's, stays null.
+  for v_which in
+    select 'true' where exists (select from public.part_images p where p.part_number is null and p.file_name <> '')
+    union all
+    select format('p.ctid = %L', p.ctid) from public.part_images p where p.part_number is null and p.file_name <> ''
+  loop
+    begin
+      execute 'update public.part_images p set part_number = regexp_replace(p.file_name, ''^.*/|\.[^./]*$'', '''', ''g'') where p.part_number is null and p.file_name <> '''' and ' || v_which;
+      set constraints all immediate;
+      exit when v_which = 'true';
+    exception
+      when integrity_constraint_violation or data_exception or raise_exception then
+        continue;
+    end;
+  end loop;
+
   execute coalesce((
     select 'alter table public.part_images ' || string_agg(format('alter column %s set default %s', c.name, case c.name
       when 'id' then 'gen_random_uuid()' when 'created_at' then 'now()' else quote_literal(current_setting('image_sync.bucket_id'))
@@ -154,7 +128,6 @@ exception
 end;
 $$;
 
-drop function pg_temp.adopt_rows(), pg_temp.fill_part_numbers();
 drop table pg_temp.adoption_obstacles, pg_temp.adoption_columns, pg_temp.adoption_duplicates;
 
 -- An owner's own words stay.
@@ -174,8 +147,7 @@ begin
       ('object_id', 'The object of Storage that the record is of, whatever that is called by now: so the record follows it when it is renamed or moved. Null: not known yet.'),
       ('signed_url_expires_at', 'When signed_url stops working; never later than its token says. Null: not known, so the URL is made anew.')
     ) as c (column_name, words) on c.column_name = a.attname
-    where a.attrelid = 'public.part_images'::regclass
-      and col_description(a.attrelid, a.attnum) is null
+    where a.attrelid = 'public.part_images'::regclass and col_description(a.attrelid, a.attnum) is null
   ), '');
   if obj_description('public.part_images'::regclass, 'pg_class') is null then
     comment on table public.part_images is 'One row per image of a storage bucket with a signed URL that works. Kept in step by image-sync.';

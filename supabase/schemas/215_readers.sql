@@ -30,163 +30,90 @@ alter table image_sync.readers enable row level security;
 grant select, insert, update, delete on image_sync.readers to service_role;
 
 -- set
-create or replace function image_sync.reader_document(p_reader image_sync.readers)
-returns jsonb
-language sql
-immutable
-set search_path = ''
-as $$
-  select jsonb_build_object(
-    'name', p_reader.name,
-    'kind', p_reader.kind,
-    'bucket_id', p_reader.bucket_id,
-    'created_at', p_reader.created_at,
-    'last_used_at', p_reader.last_used_at
-  )
-$$;
-
-comment on function image_sync.reader_document(image_sync.readers) is 'A reader as the API shows it: without the hash of its key.';
+-- A reader as the API shows it is their row without the hash of the key.
 
 -- Adds a reader by HTTPS.
 --   p_key_hash  SHA-256 of the key, 64 hexadecimal digits
 create or replace function public.image_sync_add_reader(p_name text, p_bucket text, p_key_hash text)
-returns jsonb
-language plpgsql
-set search_path = ''
-as $$
+returns jsonb language plpgsql set search_path = '' as $$
 declare
+  v_problem jsonb := image_sync.unknown_bucket(p_bucket, 'add a reader of bucket %s');
   v_reader image_sync.readers;
 begin
-  if not exists (
-    select
-    from image_sync.settings s
-    where s.bucket_id = p_bucket
-  ) then
-    return image_sync.problem(
-      404, 'unknown_bucket', 'The bucket has no settings',
-      format('Cannot add a reader of bucket %s: image_sync.settings has no row for it.', p_bucket)
-    );
-  end if;
-  insert into image_sync.readers (name, kind, bucket_id, key_hash)
-  values (p_name, 'https', p_bucket, decode(p_key_hash, 'hex'))
-  on conflict (name) do nothing
-  returning *
-  into v_reader;
-  if v_reader.name is null then
-    return image_sync.problem(
+  if v_problem is null then
+    insert into image_sync.readers (name, kind, bucket_id, key_hash)
+    values (p_name, 'https', p_bucket, decode(p_key_hash, 'hex'))
+    on conflict (name) do nothing
+    returning * into v_reader;
+    v_problem := case when not found then image_sync.problem(
       409, 'reader_exists', 'There is a reader of this name',
-      format('Cannot add reader %s: there is one. A key cannot be shown again: take another name, or revoke that reader first.', p_name)
-    );
+      format('Cannot add reader %s: there is one. A key cannot be shown again: take another name, or revoke that reader first.', p_name))
+    end;
   end if;
-  return jsonb_build_object('reader', image_sync.reader_document(v_reader));
+  return coalesce(v_problem, jsonb_build_object('reader', to_jsonb(v_reader) - 'key_hash'));
 end;
 $$;
 
-comment on function public.image_sync_add_reader(text, text, text) is
-  'Adds a reader by HTTPS with the SHA-256 of its key. Returns {"reader": {"name", "kind", "bucket_id", "created_at", "last_used_at"}}. Problems: unknown_bucket (404), reader_exists (409).';
+comment on function public.image_sync_add_reader(text, text, text) is 'Adds a reader by HTTPS with the SHA-256 of its key. Returns {"reader": {"name", "kind", "bucket_id", "created_at", "last_used_at"}}. Problems: unknown_bucket (404), reader_exists (409).';
 
 create or replace function public.image_sync_readers(p_after text default '', p_limit integer default 100)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
-declare
-  v_limit constant integer := least(greatest(coalesce(p_limit, 100), 1), 100);
-  v_readers jsonb;
-begin
-  select coalesce(jsonb_agg(image_sync.reader_document(q) order by q.name collate "C"), '[]')
-  into v_readers
+returns jsonb language sql stable set search_path = '' as $$
+  select image_sync.page(
+    'readers', coalesce(jsonb_agg(to_jsonb(q) - 'key_hash' order by q.name collate "C"), '[]'), 'name', least(greatest(coalesce(p_limit, 100), 1), 100))
   from (
     select r.*
     from image_sync.readers r
     where r.name collate "C" > coalesce(p_after, '')
-    order by r.name collate "C"
-    limit v_limit
-  ) as q;
-  return jsonb_build_object(
-    'readers', v_readers,
-    'next', case when jsonb_array_length(v_readers) = v_limit then v_readers #> '{-1,name}' end
-  );
-end;
+    order by r.name collate "C" limit least(greatest(coalesce(p_limit, 100), 1), 100)
+  ) as q
 $$;
 
-comment on function public.image_sync_readers(text, integer) is
-  'A page of the readers, by name behind p_after, 1 to 100 of them, each with its bucket and its last use. No key and no hash.';
+comment on function public.image_sync_readers(text, integer) is 'A page of the readers, by name behind p_after, 1 to 100 of them, each with its bucket and its last use. No key and no hash.';
 
 -- A key is gone with its row, and with it every later request; what is being sent to somebody is sent to its end. A role can be
 -- dropped by its owner alone, and without its row it would read the register of another bucket.
 create or replace function public.image_sync_remove_reader(p_name text)
-returns jsonb
-language plpgsql
-set search_path = ''
-set lock_timeout = '2s'
-as $$
+returns jsonb language plpgsql set search_path = '' set lock_timeout = '2s' as $$
 declare
   v_reader image_sync.readers;
+  v_revoked boolean;
 begin
-  delete from image_sync.readers r
-  where r.name = p_name
-    and (r.kind = 'https' or not exists (
-      select
-      from pg_catalog.pg_roles a
-      where a.rolname = r.name
-    ))
-  returning *
-  into v_reader;
-  if v_reader.name is not null then
-    return jsonb_build_object('reader', image_sync.reader_document(v_reader), 'revoked', true);
-  end if;
-  select r.*
-  into v_reader
-  from image_sync.readers r
-  where r.name = p_name;
-  if v_reader.name is null then
+  select r.* into v_reader from image_sync.readers r where r.name = p_name for update;
+  if not found then
     return image_sync.problem(404, 'unknown_reader', 'There is no such reader', format('Cannot revoke reader %s: there is none of this name.', p_name));
   end if;
-  return jsonb_build_object('reader', image_sync.reader_document(v_reader), 'revoked', false);
+  delete from image_sync.readers r
+  where r.name = p_name and (r.kind = 'https' or not exists (select from pg_catalog.pg_roles a where a.rolname = r.name));
+  v_revoked := found;
+  return jsonb_build_object('reader', to_jsonb(v_reader) - 'key_hash', 'revoked', v_revoked);
 end;
 $$;
 
-comment on function public.image_sync_remove_reader(text) is
-  'Takes a reader''s right away. revoked: false for a database role, which its owner has to drop. Problem: unknown_reader (404).';
+comment on function public.image_sync_remove_reader(text) is 'Takes a reader''s right away. revoked: false for a database role, which its owner has to drop. Problem: unknown_reader (404).';
 
 -- Whose key it is. One look-up by the index of hashes, and a write once an hour at most, which waits for nobody.
 create or replace function public.image_sync_open_register(p_key_hash text)
-returns jsonb
-language plpgsql
-set search_path = ''
-as $$
+returns jsonb language plpgsql set search_path = '' as $$
 declare
   v_reader image_sync.readers;
 begin
-  select r.*
-  into v_reader
-  from image_sync.readers r
-  where r.key_hash = decode(p_key_hash, 'hex');
-  if v_reader.name is null then
+  select r.* into v_reader from image_sync.readers r where r.key_hash = decode(p_key_hash, 'hex');
+  if not found then
     return image_sync.problem(
       401, 'unauthorized', 'No valid key of a reader',
-      'Send a reader''s key as the password of HTTP Basic, with any user name; image-sync reader add NAME --https makes one.'
-    );
+      'Send a reader''s key as the password of HTTP Basic, with any user name; image-sync reader add NAME --https makes one.');
   end if;
-  if coalesce(v_reader.last_used_at < now() - interval '1 hour', true) then
+  if (v_reader.last_used_at < now() - interval '1 hour') is not false then
     update image_sync.readers r
     set last_used_at = now()
-    from (
-      select q.name
-      from image_sync.readers q
-      where q.name = v_reader.name
-      for update skip locked
-    ) as free
+    from (select q.name from image_sync.readers q where q.name = v_reader.name for update skip locked) as free
     where r.name = free.name;
   end if;
-  return jsonb_build_object('reader', image_sync.reader_document(v_reader));
+  return jsonb_build_object('reader', to_jsonb(v_reader) - 'key_hash');
 end;
 $$;
 
-comment on function public.image_sync_open_register(text) is
-  'The reader whose key has this SHA-256 (64 hexadecimal digits), and a note of its use, at most once an hour. Problem: unauthorized (401).';
+comment on function public.image_sync_open_register(text) is 'The reader whose key has this SHA-256 (64 hexadecimal digits), and a note of its use, at most once an hour. Problem: unauthorized (401).';
 
 -- Readers for whom URLs die before they look again: their sheet shows nothing until it is refreshed. One that has not been used
 -- for a year has been given up.
@@ -206,5 +133,4 @@ as $$
     and r.last_used_at > now() - interval '360 days'
 $$;
 
-comment on function image_sync.reader_facts(image_sync.settings) is
-  'Readers of the bucket whose last use is longer ago than a URL lives (and less than 360 days), each in words, and the longest of these times in days.';
+comment on function image_sync.reader_facts(image_sync.settings) is 'Readers of the bucket whose last use is longer ago than a URL lives (and less than 360 days), each in words, and the longest of these times in days.';

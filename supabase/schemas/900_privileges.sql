@@ -10,7 +10,7 @@ revoke all on all sequences in schema image_sync from public, anon, authenticate
 do $$
 declare
   v_jobs constant text[] := '{run_nightly,watchdog,prune_history}';
-  v_parts_of_jobs constant text[] := '{close_stalled,note_failed_night,prune_bucket,refresh_objects_view,start_night}';
+  v_parts_of_jobs constant text[] := '{refresh_objects_view,start_night}';
   v_function record;
 begin
   for v_function in

@@ -291,8 +291,8 @@ const cases: readonly {
     holds: referenceInOtherCaseKeepsItsRecord,
     mutation: {
       signature: "image_sync.referenced_names(text, text[], boolean)",
-      from: "'%I operator(%I.%s) r.%I%s', ours.attname, n.nspname, o.oprname, theirs.attname,",
-      to: "'%I = r.%4$I%5$s', ours.attname, n.nspname, o.oprname, theirs.attname,",
+      from: "'%I operator(%s) r.%I%s', ours.attname, f.operator::regoper, theirs.attname,",
+      to: "'%I = r.%3$I%4$s', ours.attname, f.operator::regoper, theirs.attname,",
     },
   },
   {
@@ -359,7 +359,7 @@ const cases: readonly {
     mechanism: "keeping the run of a cleanup that can be undone",
     holds: prunedRunCanBeRestored,
     mutation: {
-      signature: "image_sync.prune_bucket(text)",
+      signature: "image_sync.prune_history()",
       from: "and a.restored_at is null",
       to: "and false",
     },

@@ -344,9 +344,9 @@ const cases: readonly {
     mechanism: "a night of its own for each bucket",
     holds: aBadBucketCostsNoOtherItsNight,
     mutation: {
-      signature: "image_sync.run_nightly()",
-      from: "perform image_sync.note_failed_night(v_bucket, sqlstate, sqlerrm);",
-      to: "raise;",
+      signature: "image_sync.start_night(text)",
+      from: "when others then",
+      to: "when others then raise;",
     },
   },
   {

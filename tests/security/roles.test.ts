@@ -52,12 +52,9 @@ async function readAccess(): Promise<Access[]> {
 /** What no API role is to call: the jobs run as their owner. */
 const jobsOnly = [
   "image_sync.run_nightly()",
-  "image_sync.close_stalled(uuid)",
   "image_sync.start_night(text)",
-  "image_sync.note_failed_night(text,text,text)",
   "image_sync.watchdog()",
   "image_sync.prune_history()",
-  "image_sync.prune_bucket(text)",
   "image_sync.refresh_objects_view()",
 ];
 

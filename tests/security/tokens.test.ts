@@ -184,15 +184,3 @@ test("of two functions that announce themselves the last one is called", async (
   await announce(lab.stack.url);
   await lab.database.cancel(id);
 });
-
-test("an installation of before loses its key from Vault, and keeps what may be anybody's", async () => {
-  await lab.sql`select vault.create_secret('sb_secret_x', 'image_sync_key')`;
-  await lab.sql`select vault.create_secret('https://shop.example.com', 'project_url')`;
-  const { readFile } = await import("node:fs/promises");
-  const schedule = await readFile(
-    new URL("../../supabase/schemas/190_schedule.sql", import.meta.url),
-    "utf8",
-  );
-  await lab.sql.unsafe(schedule.slice(schedule.indexOf("-- Before calls carried tokens")));
-  expect(await lab.sql`select name from vault.secrets`).toEqual([{ name: "project_url" }]);
-});
