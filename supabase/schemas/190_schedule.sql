@@ -198,18 +198,18 @@ declare
   v_old record;
 begin
   for v_old in
-    select b.bucket_id, now() - coalesce(s.keep_chunks, '14 days') as chunks_before, now() - coalesce(s.keep_runs, '90 days') as runs_before
+    select b.bucket_id, coalesce(s.keep_chunks, '14 days') as keep_chunks, coalesce(s.keep_runs, '90 days') as keep_runs
     from (select r.bucket_id from image_sync.runs r union select m.bucket_id from image_sync.moves m) as b
     left join image_sync.settings s on s.bucket_id = b.bucket_id
   loop
     begin
       delete from image_sync.chunks c
       using image_sync.runs r
-      where r.id = c.run_id and r.bucket_id = v_old.bucket_id and r.finished_at < v_old.chunks_before;
-      delete from image_sync.moves m where m.bucket_id = v_old.bucket_id and m.moved_at < v_old.runs_before;
+      where r.id = c.run_id and r.bucket_id = v_old.bucket_id and r.finished_at < now() - v_old.keep_chunks;
+      delete from image_sync.moves m where m.bucket_id = v_old.bucket_id and m.moved_at < now() - v_old.keep_runs;
       delete from image_sync.runs r
       where r.bucket_id = v_old.bucket_id
-        and r.finished_at < v_old.runs_before
+        and r.finished_at < now() - v_old.keep_runs
         and exists (select from image_sync.runs n where n.bucket_id = r.bucket_id and n.mode = r.mode and n.started_at > r.started_at)
         and not exists (select from image_sync.runs follower where follower.plan_id = r.id)
         and not exists (select from image_sync.archive a where a.run_id = r.id and a.restored_at is null);

@@ -54,12 +54,13 @@ begin
   if not found then
     return image_sync.unknown_bucket(p_bucket, 'change the settings of bucket %s');
   end if;
-  for v_field in select k.key from jsonb_object_keys(p_changes) as k (key) order by k.key loop
-    v_type := (
-      select format_type(a.atttypid, a.atttypmod)
-      from pg_catalog.pg_attribute a
-      where a.attrelid = 'image_sync.settings'::regclass and a.attname = v_field and a.attnum > 0 and not a.attisdropped and a.attname <> 'bucket_id'
-    );
+  for v_field, v_type in
+    select k.key, format_type(a.atttypid, a.atttypmod)
+    from jsonb_object_keys(p_changes) as k (key)
+    left join pg_catalog.pg_attribute a
+      on (a.attrelid, a.attname) = ('image_sync.settings'::regclass, k.key) and a.attname <> 'bucket_id' and a.attnum > 0 and not a.attisdropped
+    order by k.key
+  loop
     begin
       v_settings := jsonb_populate_record(v_settings, jsonb_build_object(v_field, p_changes -> v_field));
     exception
@@ -79,11 +80,9 @@ begin
     exception
       when check_violation then
         get stacked diagnostics v_field = constraint_name;
-        v_refusal := coalesce((
-          select obj_description(c.oid, 'pg_constraint')
-          from pg_catalog.pg_constraint c
-          where c.conrelid = 'image_sync.settings'::regclass and c.conname = v_field
-        ), 'The check ' || v_field || ' says no.');
+        v_refusal := coalesce(
+          (select obj_description(c.oid, 'pg_constraint') from pg_catalog.pg_constraint c where c.conrelid = 'image_sync.settings'::regclass and c.conname = v_field),
+          'The check ' || v_field || ' says no.');
         v_field := regexp_replace(v_field, '^settings_(.*)_check$', '\1');
       when not_null_violation then
         get stacked diagnostics v_field = column_name;
@@ -91,10 +90,8 @@ begin
     end;
   end if;
   return case when v_refusal is null then public.image_sync_settings(p_bucket) else image_sync.problem(
-    400, 'invalid_setting', 'A setting is not allowed',
-    format('Cannot change %s of bucket %s: %s', v_field, p_bucket, v_refusal),
-    jsonb_build_object('errors', jsonb_build_array(jsonb_build_object('field', v_field, 'message', v_refusal))))
-  end;
+    400, 'invalid_setting', 'A setting is not allowed', format('Cannot change %s of bucket %s: %s', v_field, p_bucket, v_refusal),
+    jsonb_build_object('errors', jsonb_build_array(jsonb_build_object('field', v_field, 'message', v_refusal)))) end;
 end;
 $$;
 

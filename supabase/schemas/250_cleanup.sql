@@ -182,7 +182,7 @@ declare
   v_created_at constant timestamptz := (select b.created_at from storage.buckets b where b.id = p_plan.bucket_id);
   v_max image_sync.settings := (select s from image_sync.settings s where s.bucket_id = p_plan.bucket_id);
 begin
-  v_max := jsonb_populate_record(v_max, p_options);
+  v_max := jsonb_populate_record(v_max, jsonb_strip_nulls(p_options));
   return case
     when not v_is_gone and not exists (select from storage.buckets b where b.id = p_plan.bucket_id) then image_sync.problem(
       409, 'bucket_missing', 'The bucket does not exist',
