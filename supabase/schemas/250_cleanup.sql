@@ -306,7 +306,7 @@ declare
   v_referenced text[] := '{}'::text[];
   -- Why none may go: what refers to them cannot be seen.
   v_unseen jsonb;
-  v_write image_sync.write := ('{}', '{}', '[]')::image_sync.write;
+  v_write image_sync.write := jsonb_populate_record(null::image_sync.write, '{"written": [], "held": [], "refused": []}');
 begin
   begin
     v_referenced := image_sync.referenced_names(p_run.bucket_id, v_locked);
