@@ -1,4 +1,28 @@
--- image-sync 2.0.0: keeps a storage bucket and the table public.part_images in step. Generated from its schema; do not edit.
+-- image-sync 2.0.0: keeps a storage bucket and the table public.part_images in step. Generated; do not edit.
+--
+--   makes    schema image_sync: 7 tables, 8 types, 9 indexes, 2 views (objects, records), 206 functions
+--            schema public: 1 table (part_images), 3 indexes, 1 view (part_register), 29 functions
+--            jobs of pg_cron: image-sync-nightly (0 2 * * *), image-sync-watchdog (* * * * *),
+--              image-sync-housekeeping (30 3 * * *)
+--            extensions, where they are missing: pg_cron, pg_net
+--   definer  run with their owner's rights: image_sync.scheduled_jobs, image_sync.schedule_facts,
+--              image_sync.referenced_names
+--   grants   usage on schema image_sync to service_role
+--            select, insert, update, delete on image_sync.settings, image_sync.project, image_sync.runs,
+--              image_sync.chunks, image_sync.archive, image_sync.readers to service_role
+--            select, insert on image_sync.moves to service_role
+--            select on image_sync.objects, image_sync.records, public.part_register to service_role
+--            execute on its functions, but for the jobs', to service_role; nothing to anon, authenticated
+--              and public
+--   yours    public.part_images is made where there is none. One that is there keeps rows, columns, grants
+--              and policies; it gets, where it lacks them, the columns part_number, file_name, url,
+--              signed_url, created_at, bucket_id, signed_url_expires_at, object_id, object_name and the
+--              indexes part_images_bucket_id_file_name_key, part_images_object_idx, part_images_twins_idx;
+--              varchar becomes text; id, bucket_id and created_at get a default where they have none. Of
+--              several rows for one file one stays, the others go whole to image_sync.archive. An empty
+--              bucket_id and part_number are filled
+--   check    sed '1,/^$/d' THIS_FILE | sha256sum prints what --dry-run shows on another machine too:
+--            64a4f92f502461129c594ea9c612022c6cc38a6a06b1c7648c9e9b897f4dd84e
 
 -- adoption, 1.0.0
 
@@ -8,19 +32,19 @@
 -- transaction, and a refusal there undoes all of it.
 do $$
 declare
-  v_functions text;
+  v_functions constant text := (
+    select string_agg(format('drop function %s;', p.oid::regprocedure), ' ' order by p.proname)
+    from pg_catalog.pg_proc p
+    where p.pronamespace = 'public'::regnamespace and p.proname like 'image\_sync\_%'
+  );
+  v_hint constant text := 'Nothing has been changed: run the migration again afterwards.';
 begin
-  select string_agg(format('drop function %s;', p.oid::regprocedure), ' ' order by p.proname)
-  into v_functions
-  from pg_catalog.pg_proc p
-  where p.pronamespace = 'public'::regnamespace
-    and p.proname like 'image\_sync\_%';
   if to_regnamespace('image_sync') is not null then
     raise exception E'Cannot install image-sync: the schema image_sync exists already\nIf it is image-sync''s, go on from there: npx image-sync upgrade. If it is yours, run: alter schema image_sync rename to image_sync_other;'
-      using errcode = 'duplicate_schema', hint = 'Nothing has been changed: run the migration again afterwards.';
+      using errcode = 'duplicate_schema', hint = v_hint;
   elsif v_functions is not null then
     raise exception E'Cannot install image-sync: public holds functions named image_sync_ already\nRename them, or run: %', v_functions
-      using errcode = 'duplicate_function', hint = 'Nothing has been changed: run the migration again afterwards.';
+      using errcode = 'duplicate_function', hint = v_hint;
   end if;
 end;
 $$;
@@ -48,8 +72,7 @@ select
 -- Rows are told apart by their place in one physical table, and foreign keys, indexes and identity do not reach across several.
 insert into pg_temp.adoption_obstacles (what, why, way_out)
 select 'a type', 'has its name', 'Run: alter type public.part_images rename to part_images_other;'
-where to_regclass('public.part_images') is null
-  and to_regtype('public.part_images') is not null
+where to_regclass('public.part_images') is null and to_regtype('public.part_images') is not null
 union all
 select 'it', k.why, k.way_out
 from pg_catalog.pg_class c
@@ -70,8 +93,7 @@ cross join lateral (values
     format('Run: grant %I to %I; or give the table to %2$I: alter table public.part_images owner to %2$I;', pg_get_userbyid(c.relowner), current_user)
   )
 ) as k (applies, why, way_out)
-where c.oid = to_regclass('public.part_images')
-  and k.applies
+where c.oid = to_regclass('public.part_images') and k.applies
 union all
 select
   format('%s', i.inhrelid::regclass), format('inherits from %s', i.inhparent::regclass),
@@ -92,17 +114,11 @@ select
   a.attcollation <> t.typcollation as is_collated, a.attnotnull or t.typnotnull as is_required,
   w.type = 'text' and a.atttypid in ('varchar'::regtype, 'bpchar'::regtype) as is_varchar, a.atttypid = 'bpchar'::regtype or a.atttypmod <> -1 as is_limited,
   a.atthasdef or a.attidentity <> '' or t.typdefault is not null as has_default, pg_get_expr(f.adbin, f.adrelid) as default_value,
-  a.attnum = any ((
-    select i.indkey
-    from pg_catalog.pg_index i
-    where i.indrelid = a.attrelid
-      and i.indisprimary
-  )::int2[]) as is_key,
+  a.attnum = any ((select i.indkey from pg_catalog.pg_index i where i.indrelid = a.attrelid and i.indisprimary)::int2[]) as is_key,
   (
     select string_agg(distinct pg_describe_object(d.classid, d.objid, 0), ', ')
     from pg_catalog.pg_depend d
-    where d.refclassid = 'pg_catalog.pg_class'::regclass
-      and (d.refobjid, d.refobjsubid) = (a.attrelid, a.attnum)
+    where (d.refclassid, d.refobjid, d.refobjsubid) = ('pg_catalog.pg_class'::regclass, a.attrelid, a.attnum)
       and d.classid::regclass::text in ('pg_rewrite', 'pg_policy', 'pg_trigger', 'pg_attrdef', 'pg_proc', 'pg_publication_rel')
       and d.objid is distinct from f.oid
   ) as dependants
@@ -113,9 +129,7 @@ left join (values
   ('part_number', 'text'), ('file_name', 'text'), ('url', 'text'), ('signed_url', 'text'), ('bucket_id', 'text'),
   ('signed_url_expires_at', 'timestamp with time zone'), ('object_id', 'uuid')
 ) as w (name, type) on w.name = a.attname
-where a.attrelid = to_regclass('public.part_images')
-  and a.attnum > 0
-  and not a.attisdropped
+where a.attrelid = to_regclass('public.part_images') and a.attnum > 0 and not a.attisdropped
   and not exists (select from pg_temp.adoption_obstacles);
 
 -- varchar and char become text, unless something fixes their type: text alone holds any URL and name, and psqlODBC cuts a varchar of
@@ -201,10 +215,8 @@ from (
     join pg_catalog.pg_attribute theirs on (theirs.attrelid, theirs.attnum) = (c.conrelid, f.theirs)
     join pg_catalog.pg_attribute ours on (ours.attrelid, ours.attnum) = (c.confrelid, f.ours)
   ) as m
-  where c.confrelid = to_regclass('public.part_images')
-    and c.contype = 'f'
-    -- A partition's copy of the key is its table's.
-    and c.conparentid = 0
+  -- A partition's copy of the key is its table's.
+  where c.confrelid = to_regclass('public.part_images') and c.contype = 'f' and c.conparentid = 0
   group by c.oid, c.conrelid, c.confrelid
 ) as k;
 
@@ -216,16 +228,13 @@ declare
   v_bucket_id text;
 begin
   if v_default is not null then
-    execute format('select nullif((%s)::text, '''')', v_default)
-    into v_bucket_id;
+    execute format('select nullif((%s)::text, '''')', v_default) into v_bucket_id;
   end if;
   perform set_config('image_sync.has_bucket', (v_bucket_id is not null)::text, true);
   if v_default is null and exists (select from pg_temp.adoption_columns c where c.name = 'bucket_id') then
-    select min(p.bucket_id::text)
-    into v_bucket_id
+    select min(p.bucket_id::text) into v_bucket_id
     from public.part_images p
-    where p.bucket_id::text <> ''
-      and not exists (select from storage.buckets b where b.id = 'part-images')
+    where p.bucket_id::text <> '' and not exists (select from storage.buckets b where b.id = 'part-images')
     having count(distinct p.bucket_id::text) = 1;
   end if;
   perform set_config('image_sync.bucket_id', coalesce(v_bucket_id, 'part-images'), true);
@@ -327,11 +336,8 @@ $$;
 
 do $$
 declare
-  v_obstacles text;
+  v_obstacles constant text := (select string_agg(format(E'%s %s\n%s', o.what, o.why, o.way_out), E'\nAlso: ' order by o.place) from pg_temp.adoption_obstacles o);
 begin
-  select string_agg(format(E'%s %s\n%s', o.what, o.why, o.way_out), E'\nAlso: ' order by o.place)
-  into v_obstacles
-  from pg_temp.adoption_obstacles o;
   if v_obstacles is not null then
     raise exception 'Cannot adopt public.part_images: %', v_obstacles
       using errcode = 'object_not_in_prerequisite_state', hint = 'Nothing has been changed: run the migration again afterwards.';
@@ -362,36 +368,19 @@ create table image_sync.settings (
   keep_chunks interval not null default '14 days',
   keep_runs interval not null default '90 days',
   constraint settings_pkey primary key (bucket_id),
-  constraint settings_bucket_id_check check (bucket_id <> ''),
-  constraint settings_extensions_check check (
-    cardinality(extensions) > 0
-    and array_position(extensions, null) is null
-    and array_to_string(extensions, '') = lower(array_to_string(extensions, ''))
-    and array_to_string(extensions, ' ') !~ '[./]'
-  ),
-  constraint settings_exclude_check check (array_position(exclude, null) is null and array_position(exclude, '') is null),
-  constraint settings_signed_url_ttl_check check (signed_url_ttl between interval '1 minute' and interval '365 days'),
-  -- A URL that is due for renewal as soon as it is made would be made again every night.
-  constraint settings_renew_before_check check (renew_before >= interval '0' and renew_before < signed_url_ttl),
+  constraint settings_public_url_check check (public_url ~ '^https?://[^/?#]+$'),
   -- Storage signs at most 1,000 paths a call, and a chunk is signed with as few calls as can be.
   constraint settings_chunk_size_check check (chunk_size between 1 and 1000),
-  constraint settings_lease_duration_check check (lease_duration between interval '1 second' and interval '10 minutes'),
   constraint settings_max_attempts_check check (max_attempts between 1 and 100),
-  constraint settings_retry_delay_check check (retry_delay between interval '0' and interval '1 hour'),
   constraint settings_max_delete_fraction_check check (max_delete_fraction between 0 and 1),
   constraint settings_max_delete_count_check check (max_delete_count >= 0),
   constraint settings_probe_size_check check (probe_size between 0 and 100),
-  constraint settings_verify_rate_check check (verify_rate between 1 and 10000),
-  constraint settings_public_url_check check (public_url ~ '^https?://[^/?#]+$'),
-  -- A plan is good for a day and an open run for hours: their chunks must outlive them.
-  constraint settings_keep_chunks_check check (keep_chunks >= interval '2 days'),
-  constraint settings_keep_runs_check check (keep_runs >= keep_chunks)
+  constraint settings_verify_rate_check check (verify_rate between 1 and 10000)
 );
 
 comment on table image_sync.settings is 'How each bucket is kept in step: one row per bucket. Change a row with an update; the next run follows it.';
 comment on column image_sync.settings.bucket_id is 'The storage bucket, storage.buckets.id.';
 comment on column image_sync.settings.extensions is 'Extensions, in lower case and without the dot, that make an object an image; compared without regard to case.';
-comment on column image_sync.settings.exclude is 'Patterns of LIKE; an object whose whole name matches one of them, and that has no record, is left out. Hidden and system files of the common systems by default; add thumbs/% to leave a folder out.';
 comment on column image_sync.settings.signed_url_ttl is 'How long a new signed URL lives.';
 comment on column image_sync.settings.renew_before is 'A URL that would expire within this time is signed again; two days let it survive two failed nights.';
 comment on column image_sync.settings.chunk_size is 'At most so many objects (and so many records) in one chunk, 1 to 1,000.';
@@ -647,81 +636,6 @@ end;
 $$;
 
 -- An owner's triggers fire for what goes and what is changed, as for anybody's work; and none, of a statement either, for nothing.
-create function pg_temp.adopt_rows()
-returns void
-language plpgsql
-as $$
-begin
-  if exists (select from pg_temp.adoption_duplicates) then
-    with removed as (
-      delete from public.part_images p
-      using pg_temp.adoption_duplicates d
-      where d.place > 1
-        and p.ctid = d.row_id
-      returning d.bucket_id, d.file_name, to_jsonb(p.*) as record
-    )
-    insert into image_sync.archive (bucket_id, file_name, record, reason)
-    select r.bucket_id, r.file_name, r.record, 'duplicate'
-    from removed r;
-    if exists (select from pg_temp.adoption_duplicates d join public.part_images p on p.ctid = d.row_id where d.place > 1) then
-      raise exception 'rows that are not the only ones of their file cannot go to the archive: a trigger or rule of its owner keeps them'
-        using errcode = 'IS001',
-          hint = 'Look at: select tgname, tgfoid::regproc from pg_trigger where tgrelid = ''public.part_images''::regclass and not tgisinternal; and let the rows go, or remove them yourself.';
-    end if;
-  end if;
-  -- What is checked at the end of a transaction is checked here: nothing of it may wait while the table is altered.
-  set constraints all immediate;
-  execute coalesce((
-    select 'alter table public.part_images ' || string_agg(format('alter column %I type text', c.name), ', ')
-    from pg_temp.adoption_columns c
-    where c.is_varchar
-      and c.dependants is null
-  ), '');
-  if exists (select from public.part_images p where nullif(p.bucket_id, '') is null) then
-    update public.part_images p
-    set bucket_id = current_setting('image_sync.bucket_id')
-    where nullif(p.bucket_id, '') is null;
-  end if;
-  -- Several rows without a name are no duplicates, and the key lets several nulls stand where it lets one empty name.
-  if (select count(*) > 1 from public.part_images p where p.file_name = '') then
-    update public.part_images p
-    set file_name = null
-    where p.file_name = '';
-  end if;
-  set constraints all immediate;
-end;
-$$;
-
--- A part number that is null is the file name without folders and extension, as image_sync.part_numbers_of() has it. Where the table
--- does not take all of them, it is asked row by row: one that has to be unique, and is another record's, stays null.
-create function pg_temp.fill_part_numbers()
-returns void
-language plpgsql
-as $$
-declare
-  v_which text;
-begin
-  for v_which in
-    select 'true'
-    where exists (select from public.part_images p where p.part_number is null and p.file_name <> '')
-    union all
-    select format('p.ctid = %L', p.ctid)
-    from public.part_images p
-    where p.part_number is null
-      and p.file_name <> ''
-  loop
-    begin
-      execute 'update public.part_images p set part_number = regexp_replace(p.file_name, ''^.*/|\.[^./]*$'', '''', ''g'') where p.part_number is null and p.file_name <> '''' and ' || v_which;
-      set constraints all immediate;
-      exit when v_which = 'true';
-    exception
-      when integrity_constraint_violation or data_exception or raise_exception then
-        continue;
-    end;
-  end loop;
-end;
-$$;
-
 do $$
 declare
   v_table text;
@@ -729,6 +643,7 @@ declare
   v_constraint text;
   v_detail text;
   v_hint text;
+  v_which text;
 begin
   -- Inserts name neither id nor created_at, so that an owner's own defaults win; where there is none, these serve.
   alter table public.part_images
@@ -740,7 +655,55 @@ begin
     add column if not exists bucket_id text not null default 'part-images',
     add column if not exists signed_url_expires_at timestamptz,
     add column if not exists object_id uuid;
-  perform pg_temp.adopt_rows(), pg_temp.fill_part_numbers();
+
+  if exists (select from pg_temp.adoption_duplicates) then
+    with removed as (
+      delete from public.part_images p
+      using pg_temp.adoption_duplicates d
+      where d.place > 1 and p.ctid = d.row_id
+      returning d.bucket_id, d.file_name, to_jsonb(p.*) as record
+    )
+    insert into image_sync.archive (bucket_id, file_name, record, reason)
+    select r.bucket_id, r.file_name, r.record, 'duplicate' from removed r;
+    if exists (select from pg_temp.adoption_duplicates d join public.part_images p on p.ctid = d.row_id where d.place > 1) then
+      raise exception 'rows that are not the only ones of their file cannot go to the archive: a trigger or rule of its owner keeps them'
+        using errcode = 'IS001',
+          hint = 'Look at: select tgname, tgfoid::regproc from pg_trigger where tgrelid = ''public.part_images''::regclass and not tgisinternal; and let the rows go, or remove them yourself.';
+    end if;
+  end if;
+  -- What is checked at the end of a transaction is checked here: nothing of it may wait while the table is altered.
+  set constraints all immediate;
+  execute coalesce((
+    select 'alter table public.part_images ' || string_agg(format('alter column %I type text', c.name), ', ')
+    from pg_temp.adoption_columns c
+    where c.is_varchar and c.dependants is null
+  ), '');
+  if exists (select from public.part_images p where nullif(p.bucket_id, '') is null) then
+    update public.part_images p set bucket_id = current_setting('image_sync.bucket_id') where nullif(p.bucket_id, '') is null;
+  end if;
+  -- Several rows without a name are no duplicates, and the key lets several nulls stand where it lets one empty name.
+  if (select count(*) > 1 from public.part_images p where p.file_name = '') then
+    update public.part_images p set file_name = null where p.file_name = '';
+  end if;
+  set constraints all immediate;
+
+  -- A part number that is null is the file name without folders and extension, as image_sync.part_numbers_of() has it. Where the table
+  -- does not take all of them, it is asked row by row: one that has to be unique, and is another record's, stays null.
+  for v_which in
+    select 'true' where exists (select from public.part_images p where p.part_number is null and p.file_name <> '')
+    union all
+    select format('p.ctid = %L', p.ctid) from public.part_images p where p.part_number is null and p.file_name <> ''
+  loop
+    begin
+      execute 'update public.part_images p set part_number = regexp_replace(p.file_name, ''^.*/|\.[^./]*$'', '''', ''g'') where p.part_number is null and p.file_name <> '''' and ' || v_which;
+      set constraints all immediate;
+      exit when v_which = 'true';
+    exception
+      when integrity_constraint_violation or data_exception or raise_exception then
+        continue;
+    end;
+  end loop;
+
   execute coalesce((
     select 'alter table public.part_images ' || string_agg(format('alter column %s set default %s', c.name, case c.name
       when 'id' then 'gen_random_uuid()' when 'created_at' then 'now()' else quote_literal(current_setting('image_sync.bucket_id'))
@@ -782,7 +745,6 @@ exception
 end;
 $$;
 
-drop function pg_temp.adopt_rows(), pg_temp.fill_part_numbers();
 drop table pg_temp.adoption_obstacles, pg_temp.adoption_columns, pg_temp.adoption_duplicates;
 
 -- An owner's own words stay.
@@ -802,8 +764,7 @@ begin
       ('object_id', 'The object of Storage that the record is of, whatever that is called by now: so the record follows it when it is renamed or moved. Null: not known yet.'),
       ('signed_url_expires_at', 'When signed_url stops working; never later than its token says. Null: not known, so the URL is made anew.')
     ) as c (column_name, words) on c.column_name = a.attname
-    where a.attrelid = 'public.part_images'::regclass
-      and col_description(a.attrelid, a.attnum) is null
+    where a.attrelid = 'public.part_images'::regclass and col_description(a.attrelid, a.attnum) is null
   ), '');
   if obj_description('public.part_images'::regclass, 'pg_class') is null then
     comment on table public.part_images is 'One row per image of a storage bucket with a signed URL that works. Kept in step by image-sync.';
@@ -869,28 +830,17 @@ select cron.schedule('image-sync-nightly', '0 2 * * *', 'select image_sync.run_n
 select cron.schedule('image-sync-watchdog', '* * * * *', 'select image_sync.watchdog()');
 select cron.schedule('image-sync-housekeeping', '30 3 * * *', 'select image_sync.prune_history()');
 
--- Before calls carried tokens the schedule's key lay in Vault. It is ours by its name; project_url may be anybody's.
-do $$
-begin
-  if to_regclass('vault.secrets') is not null then
-    delete from vault.secrets s
-    where s.name = 'image_sync_key';
-  end if;
-exception
-  when insufficient_privilege then
-    raise notice 'Vault still holds the secret image_sync_key, which nothing uses any more: remove it in the dashboard';
-end;
-$$;
-
 -- settings, 1.1.0
 
-alter table image_sync.settings add column register boolean not null default false;
+alter table image_sync.settings
+  add column register boolean not null default false,
+  -- In like _ is any character: MYMACOSX/ is a folder like any other. And the bins of Windows and of network drives are none.
+  alter column exclude set default '{.%,%/.%,"\\_\\_MACOSX/%","%/\\_\\_MACOSX/%",@eaDir/%,%/@eaDir/%,#recycle/%,%/#recycle/%,$RECYCLE.BIN/%,%/$RECYCLE.BIN/%,"System Volume Information/%","%/System Volume Information/%",Thumbs.db,%/Thumbs.db,desktop.ini,%/desktop.ini}';
 
-comment on column image_sync.settings.register is 'Whether public.part_register shows this bucket. Where none says so, or several do, it is part-images, else the first by name.';
-
+update image_sync.settings s set register = true where s.bucket_id = 'part-images';
 update image_sync.settings s
-set register = true
-where s.bucket_id = 'part-images';
+set exclude = default
+where s.exclude = '{.%,%/.%,__MACOSX/%,%/__MACOSX/%,@eaDir/%,%/@eaDir/%,Thumbs.db,%/Thumbs.db,desktop.ini,%/desktop.ini}';
 
 -- A pattern of like that ends with a lone escape character is an error whatever it is matched with: it would end every run.
 update image_sync.settings s
@@ -901,22 +851,8 @@ set exclude = array(
 )
 where array_to_string(s.exclude, E'\n') ~ '\\';
 
-alter table image_sync.settings
-  drop constraint settings_exclude_check,
-  add constraint settings_exclude_check check (
-    array_position(exclude, null) is null
-    and array_position(exclude, '') is null
-    -- One pattern a line.
-    and array_to_string(exclude, E'\n') !~ '(^|[^\\])(\\\\)*\\(\n|$)'
-  ),
-  -- In like _ is any character: MYMACOSX/ is a folder like any other. And the bins of Windows and of network drives are none.
-  alter column exclude set default '{.%,%/.%,"\\_\\_MACOSX/%","%/\\_\\_MACOSX/%",@eaDir/%,%/@eaDir/%,#recycle/%,%/#recycle/%,$RECYCLE.BIN/%,%/$RECYCLE.BIN/%,"System Volume Information/%","%/System Volume Information/%",Thumbs.db,%/Thumbs.db,desktop.ini,%/desktop.ini}';
-
-update image_sync.settings s
-set exclude = default
-where s.exclude = '{.%,%/.%,__MACOSX/%,%/__MACOSX/%,@eaDir/%,%/@eaDir/%,Thumbs.db,%/Thumbs.db,desktop.ini,%/desktop.ini}';
-
 comment on column image_sync.settings.exclude is 'Patterns of LIKE (% any text, _ any character, \ before either for itself); an object whose whole name matches one of them, and that has no record, is left out. Hidden and system files and bins of the common systems by default; add thumbs/% to leave a folder out.';
+comment on column image_sync.settings.register is 'Whether public.part_register shows this bucket. Where none says so, or several do, it is part-images, else the first by name.';
 
 -- part images, 1.1.0
 
@@ -1025,100 +961,62 @@ update image_sync.settings s
 set keep_chunks = least(s.keep_chunks, interval '100 years'), keep_runs = least(s.keep_runs, interval '100 years')
 where s.keep_runs > interval '100 years';
 
+do $$
+declare
+  v_check record;
+begin
+  execute coalesce((
+    select 'alter table image_sync.settings ' || string_agg(format('drop constraint %I', c.conname), ', ')
+    from pg_catalog.pg_constraint c
+    where c.conrelid = 'image_sync.settings'::regclass
+      and c.conname ~ '^settings_(bucket_id|extensions|exclude|signed_url_ttl|renew_before|lease_duration|retry_delay|keep_chunks|keep_runs)_check$'
+  ), '');
+  for v_check in
+    select c.name, c.bounds, format('abs(extract(year from %1$s)) <= 100 and abs(extract(day from %1$s)) <= 36600', c.name) as parts
+    from (values
+      ('signed_url_ttl', 'between interval ''1 minute'' and interval ''365 days'''),
+      -- A URL that is due for renewal as soon as it is made would be made again every night.
+      ('renew_before', '>= interval ''0'' and renew_before < signed_url_ttl'),
+      ('lease_duration', 'between interval ''1 second'' and interval ''10 minutes'''),
+      ('retry_delay', 'between interval ''0'' and interval ''1 hour'''),
+      -- A plan is good for a day and an open run for hours: their chunks must outlive them.
+      ('keep_chunks', 'between interval ''2 days'' and interval ''100 years'''),
+      ('keep_runs', 'between keep_chunks and interval ''100 years''')
+    ) as c (name, bounds)
+  loop
+    execute format('update image_sync.settings set %1$s = justify_interval(%1$s) where not (%2$s)', v_check.name, v_check.parts);
+    execute format('alter table image_sync.settings add constraint settings_%1$s_check check (%1$s %2$s and %3$s)', v_check.name, v_check.bounds, v_check.parts);
+  end loop;
+end;
+$$;
+
+-- Control characters: no name that Storage opens has one, and whoever pastes one does not see it. In a pattern _ is any character.
 update image_sync.settings s
 set
-  signed_url_ttl = justify_interval(s.signed_url_ttl),
-  renew_before = justify_interval(s.renew_before),
-  lease_duration = justify_interval(s.lease_duration),
-  retry_delay = justify_interval(s.retry_delay),
-  keep_chunks = justify_interval(s.keep_chunks),
-  keep_runs = justify_interval(s.keep_runs)
-where exists (
-  select
-  from unnest(array[s.signed_url_ttl, s.renew_before, s.lease_duration, s.retry_delay, s.keep_chunks, s.keep_runs]) as i (value)
-  where abs(extract(year from i.value)) > 100
-    or abs(extract(day from i.value)) > 36600
-);
+  extensions = coalesce(nullif(array(
+    select regexp_replace(e.extension, '[\u0001-\u001f\u007f-\u009f\u2028\u2029]', '', 'g')
+    from unnest(s.extensions) with ordinality as e (extension, place)
+    -- None is files without an extension, which nobody meant.
+    where e.extension !~ '^[\u0001-\u001f\u007f-\u009f\u2028\u2029]+$'
+    order by e.place
+  ), '{}'), '{jpg,jpeg}'),
+  exclude = array(
+    select regexp_replace(p.pattern, '\\?[\u0001-\u001f\u007f-\u009f\u2028\u2029]', '_', 'g')
+    from unnest(s.exclude) with ordinality as p (pattern, place)
+    order by p.place
+  )
+where array_to_string(s.extensions || s.exclude, '') ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]';
+
+delete from image_sync.settings s where s.bucket_id ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]';
 
 alter table image_sync.settings
-  drop constraint settings_signed_url_ttl_check,
-  add constraint settings_signed_url_ttl_check check (
-    signed_url_ttl between interval '1 minute' and interval '365 days'
-    and abs(extract(year from signed_url_ttl)) <= 100
-    and abs(extract(day from signed_url_ttl)) <= 36600
-  ),
-  drop constraint settings_renew_before_check,
-  add constraint settings_renew_before_check check (
-    -- A URL that is due for renewal as soon as it is made would be made again every night.
-    renew_before >= interval '0'
-    and renew_before < signed_url_ttl
-    and abs(extract(year from renew_before)) <= 100
-    and abs(extract(day from renew_before)) <= 36600
-  ),
-  drop constraint settings_lease_duration_check,
-  add constraint settings_lease_duration_check check (
-    lease_duration between interval '1 second' and interval '10 minutes'
-    and abs(extract(year from lease_duration)) <= 100
-    and abs(extract(day from lease_duration)) <= 36600
-  ),
-  drop constraint settings_retry_delay_check,
-  add constraint settings_retry_delay_check check (
-    retry_delay between interval '0' and interval '1 hour'
-    and abs(extract(year from retry_delay)) <= 100
-    and abs(extract(day from retry_delay)) <= 36600
-  ),
-  drop constraint settings_keep_chunks_check,
-  add constraint settings_keep_chunks_check check (
-    -- A plan is good for a day and an open run for hours: their chunks must outlive them.
-    keep_chunks between interval '2 days' and interval '100 years'
-    and abs(extract(year from keep_chunks)) <= 100
-    and abs(extract(day from keep_chunks)) <= 36600
-  ),
-  drop constraint settings_keep_runs_check,
-  add constraint settings_keep_runs_check check (
-    keep_runs between keep_chunks and interval '100 years'
-    and abs(extract(year from keep_runs)) <= 100
-    and abs(extract(day from keep_runs)) <= 36600
-  );
-
--- Control characters: no name that Storage opens has one, and whoever pastes one does not see it.
-update image_sync.settings s
-set extensions = coalesce(
-  nullif(
-    array(
-      select regexp_replace(e.extension, '[\u0001-\u001f\u007f-\u009f\u2028\u2029]', '', 'g')
-      from unnest(s.extensions) with ordinality as e (extension, place)
-      -- None is files without an extension, which nobody meant.
-      where e.extension !~ '^[\u0001-\u001f\u007f-\u009f\u2028\u2029]+$'
-      order by e.place
-    ), '{}'
-  ), '{jpg,jpeg}'
-)
-where array_to_string(s.extensions, '') ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]';
-
--- In like _ is any character.
-update image_sync.settings s
-set exclude = array(
-  select regexp_replace(p.pattern, '\\?[\u0001-\u001f\u007f-\u009f\u2028\u2029]', '_', 'g')
-  from unnest(s.exclude) with ordinality as p (pattern, place)
-  order by p.place
-)
-where array_to_string(s.exclude, '') ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]';
-
-delete from image_sync.settings s
-where s.bucket_id ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]';
-
-alter table image_sync.settings
-  drop constraint settings_bucket_id_check,
   add constraint settings_bucket_id_check check (bucket_id <> '' and bucket_id !~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]'),
-  drop constraint settings_extensions_check,
   add constraint settings_extensions_check check (
     cardinality(extensions) > 0
     and array_position(extensions, null) is null
     and array_to_string(extensions, '') = lower(array_to_string(extensions, ''))
     and array_to_string(extensions, ' ') !~ '[./\u0001-\u001f\u007f-\u009f\u2028\u2029]'
   ),
-  drop constraint settings_exclude_check,
   add constraint settings_exclude_check check (
     array_position(exclude, null) is null
     and array_position(exclude, '') is null
@@ -1127,44 +1025,27 @@ alter table image_sync.settings
     and array_to_string(exclude, '') !~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]'
   );
 
--- The address for readers is the beginning of every URL. What is one without its spaces and line breaks stays; without the rest
--- readers use the project's own, as the next sync signs.
+-- project, 2.0.0
+
+-- An address is the beginning of every URL. Of the setting public_url what is one without its spaces and line breaks stays; without the
+-- rest readers use the project's own, as the next sync signs. Of the project what is none goes: the function announces itself anew with
+-- its next request.
 do $$
 declare
   v_address constant text := '^https?://((([A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?\.)*(?![0-9]+(:|$))[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)|((25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])|\[[0-9A-Fa-f]{0,4}(:[0-9A-Fa-f]{0,4}){2,7}\])(:(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}))?$';
   v_other record;
 begin
   alter table image_sync.settings drop constraint settings_public_url_check;
+  alter table image_sync.project drop constraint project_url_check;
+  delete from image_sync.project p where p.url !~ v_address;
   update image_sync.settings s
   set public_url = regexp_replace(s.public_url, '[\u0001-\u0020\u007f-\u00a0\u2028\u2029]', '', 'g')
   where s.public_url !~ v_address;
-
-  for v_other in
-    select s.bucket_id, s.public_url
-    from image_sync.settings s
-    where s.public_url !~ v_address
-  loop
+  for v_other in select s.bucket_id, s.public_url from image_sync.settings s where s.public_url !~ v_address loop
     raise warning 'The public_url of bucket % is no address and was set to null: %', v_other.bucket_id, v_other.public_url;
   end loop;
-  update image_sync.settings s
-  set public_url = null
-  where s.public_url !~ v_address;
-
+  update image_sync.settings s set public_url = null where s.public_url !~ v_address;
   execute format('alter table image_sync.settings add constraint settings_public_url_check check (public_url ~ %L)', v_address);
-end;
-$$;
-
--- project, 2.0.0
-
--- As the setting public_url. What is no address nobody could be called at: the function announces itself anew with its next request.
-do $$
-declare
-  v_address constant text := '^https?://((([A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?\.)*(?![0-9]+(:|$))[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)|((25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])|\[[0-9A-Fa-f]{0,4}(:[0-9A-Fa-f]{0,4}){2,7}\])(:(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}))?$';
-begin
-  delete from image_sync.project p
-  where p.url !~ v_address;
-
-  alter table image_sync.project drop constraint project_url_check;
   execute format('alter table image_sync.project add constraint project_url_check check (url ~ %L)', v_address);
 end;
 $$;
@@ -1232,11 +1113,7 @@ comment on function image_sync.redact(text) is
 
 -- Which version of the schema this is, as semantic versioning counts: the function refuses to work beside one that it does not fit.
 create or replace function image_sync.schema_version()
-returns text
-language sql
-immutable
-set search_path = ''
-as $$
+returns text language sql immutable set search_path = '' as $$
   select '2.0.0'
 $$;
 
@@ -1244,11 +1121,7 @@ comment on function image_sync.schema_version() is 'The version of the schema.';
 
 -- Whether the function that announced itself last knows this schema, as semantic versioning counts; so does one that has not yet.
 create or replace function image_sync.function_fits()
-returns boolean
-language sql
-stable
-set search_path = ''
-as $$
+returns boolean language sql stable set search_path = '' as $$
   select not exists (
     select
     from image_sync.project p
@@ -1261,11 +1134,7 @@ comment on function image_sync.function_fits() is 'False while a function of ano
 
 -- A bucket's name as encodeURIComponent() writes it. Source: ECMA-262, 19.2.6.4.
 create or replace function image_sync.encode_uri_component(p_text text)
-returns text
-language sql
-immutable
-set search_path = ''
-as $$
+returns text language sql immutable set search_path = '' as $$
   select string_agg(
     case
       when c.character ~ '[A-Za-z0-9_.!~*''()-]' then c.character
@@ -1278,21 +1147,10 @@ comment on function image_sync.encode_uri_component(text) is 'The text with ever
 
 -- What a signed URL of the bucket begins with: the address for readers, and the bucket's path.
 create or replace function image_sync.url_base(p_settings image_sync.settings)
-returns text
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns text language plpgsql stable set search_path = '' as $$
 begin
   return coalesce(
-    coalesce(
-      p_settings.public_url,
-      (
-        select p.url
-        from image_sync.project p
-      )
-    )
-    || '/storage/v1/object/sign/'
+    coalesce(p_settings.public_url, (select p.url from image_sync.project p)) || '/storage/v1/object/sign/'
     || case
       when p_settings.bucket_id ~ '^[A-Za-z0-9_.-]+$' then p_settings.bucket_id
       else image_sync.encode_uri_component(p_settings.bucket_id)
@@ -1301,48 +1159,33 @@ begin
 end;
 $$;
 
-comment on function image_sync.url_base(image_sync.settings) is
-  'What every signed URL of the bucket begins with; empty, so that every text begins with it, where no address is known.';
+comment on function image_sync.url_base(image_sync.settings) is 'What every signed URL of the bucket begins with; empty, so that every text begins with it, where no address is known.';
 
 -- Whether a URL is that of a file below an address, and not of another one. The common names are the same in a URL: few are encoded.
 create or replace function image_sync.is_url_of(p_url text, p_url_base text, p_name text)
-returns boolean
-language sql
-immutable
-as $$
+returns boolean language sql immutable as $$
   select p_url_base = ''
     or starts_with(p_url, p_url_base || p_name || '?')
     or p_name ~ '[^A-Za-z0-9_./-]' and starts_with(p_url, p_url_base || replace(image_sync.encode_uri_component(p_name), '%2F', '/') || '?')
 $$;
 
-comment on function image_sync.is_url_of(text, text, text) is
-  'Whether a signed URL begins with what image_sync.url_base gave and is of this object; true where no address is known. Inlined.';
+comment on function image_sync.is_url_of(text, text, text) is 'Whether a signed URL begins with what image_sync.url_base gave and is of this object; true where no address is known. Inlined.';
 
 -- Written only where it differs, so that a thousand isolates cost a look each.
 create or replace function public.image_sync_announce(p_url text, p_version text)
-returns jsonb
-language plpgsql
-set search_path = ''
-set lock_timeout = '1s'
-as $$
+returns jsonb language plpgsql set search_path = '' set lock_timeout = '1s' as $$
 declare
-  v_changed integer;
+  v_changed boolean := false;
 begin
-  if exists (
-    select
-    from image_sync.project p
-    where p.url = p_url
-      and p.function_version = p_version
-  ) then
-    return jsonb_build_object('changed', false, 'schema_version', image_sync.schema_version());
+  if not exists (select from image_sync.project p where p.url = p_url and p.function_version = p_version) then
+    insert into image_sync.project as p (url, function_version)
+    values (p_url, p_version)
+    on conflict (singleton) do update
+    set url = excluded.url, function_version = excluded.function_version, announced_at = now()
+    where (p.url, p.function_version) is distinct from (excluded.url, excluded.function_version);
+    v_changed := found;
   end if;
-  insert into image_sync.project as p (url, function_version)
-  values (p_url, p_version)
-  on conflict (singleton) do update
-  set url = excluded.url, function_version = excluded.function_version, announced_at = now()
-  where (p.url, p.function_version) is distinct from (excluded.url, excluded.function_version);
-  get diagnostics v_changed = row_count;
-  return jsonb_build_object('changed', v_changed > 0, 'schema_version', image_sync.schema_version());
+  return jsonb_build_object('changed', v_changed, 'schema_version', image_sync.schema_version());
 exception
   when check_violation or not_null_violation then
     raise exception 'Cannot announce %: it is not an address', p_url
@@ -1350,8 +1193,7 @@ exception
 end;
 $$;
 
-comment on function public.image_sync_announce(text, text) is
-  'The function says where it lives (scheme and host) and which version it is. Returns {"changed", "schema_version"}. Raises invalid_parameter_value for anything but an http address.';
+comment on function public.image_sync_announce(text, text) is 'The function says where it lives (scheme and host) and which version it is. Returns {"changed", "schema_version"}. Raises invalid_parameter_value for anything but an http address.';
 
 -- chunks
 
@@ -6420,6 +6262,27 @@ $$;
 
 comment on function image_sync.pick_probe_targets(image_sync.runs, image_sync.settings) is 'As many records of a sync that have an object as probe_size says, or as there are, chosen at random, as [{"name", "url"}]: for the worker''s eyes alone.';
 
+-- answers
+
+-- What answers about buckets share.
+
+create or replace function image_sync.unknown_bucket(p_bucket text, p_attempt text)
+returns jsonb language sql stable set search_path = '' as $$
+  select image_sync.problem(
+    404, 'unknown_bucket', 'The bucket has no settings',
+    format('Cannot ' || p_attempt || ': image_sync.settings has no row for it.', p_bucket))
+  where not exists (select from image_sync.settings s where s.bucket_id = p_bucket)
+$$;
+
+comment on function image_sync.unknown_bucket(text, text) is 'The refusal of a request about a bucket without settings, null where it has some. p_attempt: what was asked, with %s for the bucket.';
+
+create or replace function image_sync.page(p_name text, p_items jsonb, p_key text, p_limit integer)
+returns jsonb language sql immutable set search_path = '' as $$
+  select jsonb_build_object(p_name, p_items, 'next', case when jsonb_array_length(p_items) = p_limit then p_items #> array['-1', p_key] end)
+$$;
+
+comment on function image_sync.page(text, jsonb, text, integer) is 'A page of p_limit items at most: {p_name: items, "next": the p_key of the last one, behind which the next page begins, or null}.';
+
 -- rpc
 
 -- What the function calls, by name, through the Data API. All are security invoker and executable by service_role alone, and all
@@ -7084,26 +6947,17 @@ comment on function public.image_sync_run(uuid) is 'One run with its progress or
 
 -- Queues one call of the function for an open run. Security definer, because service_role does not see pg_net on every project: it
 -- takes an id that only selects among open runs and returns what was wrong.
--- The call carries no key. Every database role may read pg_net's queue, so what stands there is a token that is good for waking this
+-- The call carries no key. Every database role may read pg_net's queue, so what is sent is a token that is good for waking this
 -- one run, once, while it is open; the run's row keeps its hash.
 create or replace function image_sync.kick(p_run uuid)
-returns jsonb
-language plpgsql
-security definer
-set search_path = ''
-set lock_timeout = '1s'
-as $$
+returns jsonb language plpgsql security definer set search_path = '' set lock_timeout = '1s' as $$
 declare
-  v_url text;
+  v_url constant text := (select p.url from image_sync.project p);
   -- 256 bits out of three times 122 random ones.
   v_token constant bytea := sha256(convert_to(concat(gen_random_uuid(), gen_random_uuid(), gen_random_uuid()), 'UTF8'));
   v_kick_id bigint;
   v_problem jsonb;
 begin
-  select p.url
-  into v_url
-  from image_sync.project p;
-
   if v_url is null then
     v_problem := jsonb_build_object(
       'code', 'function_unknown',
@@ -7128,7 +6982,6 @@ begin
         );
     end;
   end if;
-
   update image_sync.runs r
   set
     kicked_at = case when v_problem is null then clock_timestamp() else r.kicked_at end,
@@ -7136,31 +6989,22 @@ begin
     -- A call that comes after the next one is as good. A token that was used leaves a null: its call has arrived.
     wake_hashes = case when v_problem is null then array[sha256(v_token)] || r.wake_hashes[1:1] else r.wake_hashes end,
     error = case when v_problem is not null or image_sync.is_kick_problem(r.error) then v_problem else r.error end
-  where r.id = p_run
-    and r.finished_at is null;
+  where r.id = p_run and r.finished_at is null;
   return v_problem;
 end;
 $$;
 
-comment on function image_sync.kick(uuid) is
-  'Queues a call of the function (net.http_post, to the address that it announced) that goes on with an open run; the call carries a token that is good for that alone. Returns null, or why it could not.';
+comment on function image_sync.kick(uuid) is 'Queues a call of the function (net.http_post, to the address that it announced) that goes on with an open run; the call carries a token that is good for that alone. Returns null, or why it could not.';
 
 -- Who brings the token of a queued call may wake its run. Used up with that; one look-up by the run's id, whatever the token.
 create or replace function public.image_sync_wake(p_run uuid, p_token text)
-returns jsonb
-language plpgsql
-set search_path = ''
-set lock_timeout = '2s'
-as $$
+returns jsonb language plpgsql set search_path = '' set lock_timeout = '2s' as $$
+declare
+  v_hash constant bytea := case when p_token ~ '^[0-9a-f]{64}$' then sha256(decode(p_token, 'hex')) end;
 begin
-  if p_token !~ '^[0-9a-f]{64}$' then
-    return image_sync.problem(401, 'unauthorized', 'No valid token', 'The token is none of a call that was queued for this run and not used yet.');
-  end if;
   update image_sync.runs r
-  set wake_hashes = array_replace(r.wake_hashes, sha256(decode(p_token, 'hex')), null)
-  where r.id = p_run
-    and r.finished_at is null
-    and sha256(decode(p_token, 'hex')) = any (r.wake_hashes);
+  set wake_hashes = array_replace(r.wake_hashes, v_hash, null)
+  where r.id = p_run and r.finished_at is null and v_hash = any (r.wake_hashes);
   if not found then
     return image_sync.problem(401, 'unauthorized', 'No valid token', 'The token is none of a call that was queued for this run and not used yet.');
   end if;
@@ -7168,47 +7012,16 @@ begin
 end;
 $$;
 
-comment on function public.image_sync_wake(uuid, text) is
-  'The open run that a queued call''s token (64 hexadecimal digits) is for; the token is used up. Problem: unauthorized (401) for any other token, and for every token of a run that is finished.';
+comment on function public.image_sync_wake(uuid, text) is 'The open run that a queued call''s token (64 hexadecimal digits) is for; the token is used up. Problem: unauthorized (401) for any other token, and for every token of a run that is finished.';
 
--- Closes a run that has not moved for six hours.
-create or replace function image_sync.close_stalled(p_run uuid)
-returns void
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_run image_sync.runs;
-begin
-  select r.*
-  into v_run
-  from image_sync.runs r
-  where r.id = p_run
-    and r.finished_at is null
-  for update;
-  if not found then
-    return;
-  end if;
-  -- Not where a chunk of it is being closed: it moves.
-  perform image_sync.finish_run(p_run, 'failed', 'stalled', jsonb_build_object(
-    'code', 'stalled',
-    'title', 'The run stood still',
-    'detail', format('Nothing moved since %s. %s', v_run.moved_at, image_sync.standstill_reason(v_run))
-  ), null);
-end;
-$$;
-
-comment on function image_sync.close_stalled(uuid) is 'Closes an open run as failed (stalled), with the reason as far as it is known.';
-
--- One bucket's night: its sync is opened, or the open one found, and the function called.
+-- One bucket's night: its sync is opened, or the open one found, and the function called. A night that could not begin is in the
+-- status table like any other.
 create or replace function image_sync.start_night(p_bucket_id text)
-returns void
-language plpgsql
-set search_path = ''
-as $$
+returns void language plpgsql set search_path = '' as $$
 declare
   v_run image_sync.runs;
   v_problem jsonb;
+  v_code text;
 begin
   v_run := image_sync.open_run(gen_random_uuid(), p_bucket_id, 'sync', 'schedule', '{}', null, image_sync.estimate_total(p_bucket_id));
   if v_run.moved_at < now() - interval '6 hours' then
@@ -7220,46 +7033,27 @@ begin
     -- Not where somebody is at it all the same.
     perform image_sync.finish_run(v_run.id, 'failed', v_problem ->> 'code', v_problem, null);
   end if;
-end;
-$$;
-
-comment on function image_sync.start_night(text) is 'Opens the nightly sync of a bucket, or finds the open one, and queues the call of the function. Raises what keeps it from that.';
-
--- A night that could not begin stands in the status table like any other.
-create or replace function image_sync.note_failed_night(p_bucket_id text, p_sqlstate text, p_words text)
-returns void
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_code constant text := case when image_sync.is_held(p_sqlstate) then 'row_locked' else 'night_failed' end;
-begin
-  insert into image_sync.runs (bucket_id, mode, trigger, finished_at, outcome, stop_reason, error, summary)
-  values (
-    p_bucket_id, 'sync', 'schedule', clock_timestamp(), 'failed', v_code,
-    jsonb_build_object(
+exception
+  when others then
+    v_code := case when image_sync.is_held(sqlstate) then 'row_locked' else 'night_failed' end;
+    insert into image_sync.runs (bucket_id, mode, trigger, finished_at, outcome, stop_reason, error, summary)
+    values (p_bucket_id, 'sync', 'schedule', clock_timestamp(), 'failed', v_code, jsonb_build_object(
       'code', v_code,
       'title', 'The night could not begin',
-      'detail', format('Cannot open and call the nightly sync of bucket %s: %s (%s)', p_bucket_id, image_sync.redact(p_words), p_sqlstate)
-    ),
-    image_sync.summarize(null)
-  );
+      'detail', format('Cannot open and call the nightly sync of bucket %s: %s (%s)', p_bucket_id, image_sync.redact(sqlerrm), sqlstate)
+    ), image_sync.summarize(null));
 end;
 $$;
 
-comment on function image_sync.note_failed_night(text, text, text) is 'Writes a failed run for a bucket whose night could not begin, with the database''s words.';
+comment on function image_sync.start_night(text) is 'Opens the nightly sync of a bucket, or finds the open one, and queues the call of the function. What keeps it from that is a failed run, with the database''s words.';
 
--- The nightly job. A run that has not moved for six hours is closed first: one bad night never costs the next. Each bucket's night
--- stands alone: what goes wrong with one is written down and costs no other anything.
+-- The nightly job. A run that has not moved for six hours is closed first: one bad night never costs the next. Each run and each
+-- bucket stands alone: what goes wrong with one costs no other anything.
 create or replace function image_sync.run_nightly()
-returns void
-language plpgsql
-set search_path = ''
-set lock_timeout = '2s'
-as $$
+returns void language plpgsql set search_path = '' set lock_timeout = '2s' as $$
 declare
-  v_stalled uuid;
-  v_bucket text;
+  v_id uuid;
+  v_run image_sync.runs;
 begin
   begin
     perform image_sync.refresh_objects_view();
@@ -7267,64 +7061,37 @@ begin
     when others then
       raise warning 'Cannot make the view image_sync.objects anew: % (%)', image_sync.redact(sqlerrm), sqlstate;
   end;
-  for v_stalled in
-    select r.id
-    from image_sync.runs r
-    where r.finished_at is null
-      and r.moved_at < now() - interval '6 hours'
-  loop
+  for v_id in select r.id from image_sync.runs r where r.finished_at is null and r.moved_at < now() - interval '6 hours' loop
     begin
-      perform image_sync.close_stalled(v_stalled);
+      select r.* into v_run from image_sync.runs r where r.id = v_id and r.finished_at is null for update;
+      if found then
+        perform image_sync.finish_run(v_id, 'failed', 'stalled', jsonb_build_object(
+          'code', 'stalled',
+          'title', 'The run stood still',
+          'detail', format('Nothing moved since %s. %s', v_run.moved_at, image_sync.standstill_reason(v_run))
+        ), null);
+      end if;
     exception
       when others then
         -- Its bucket's night says so, and the next night tries again.
-        raise warning 'Cannot close run %: % (%)', v_stalled, image_sync.redact(sqlerrm), sqlstate;
+        raise warning 'Cannot close run %: % (%)', v_id, image_sync.redact(sqlerrm), sqlstate;
     end;
   end loop;
-
-  for v_bucket in
-    select s.bucket_id
-    from image_sync.settings s
-    where s.nightly
-    order by s.bucket_id
-  loop
-    begin
-      perform image_sync.start_night(v_bucket);
-    exception
-      when others then
-        perform image_sync.note_failed_night(v_bucket, sqlstate, sqlerrm);
-    end;
-  end loop;
+  perform image_sync.start_night(s.bucket_id) from image_sync.settings s where s.nightly order by s.bucket_id;
 end;
 $$;
 
-comment on function image_sync.run_nightly() is
-  'Closes stalled runs, opens a sync for every bucket with nightly settings (or finds the open one) and queues the call of the function. A bucket that this cannot be done for has a failed run that says why.';
+comment on function image_sync.run_nightly() is 'Closes stalled runs, opens a sync for every bucket with nightly settings (or finds the open one) and queues the call of the function. A bucket that this cannot be done for has a failed run that says why.';
 
 -- Whether nobody is at an open run although it has something to do: a worker is as long as a lease is alive, and there is nothing to
 -- call for while all that is left waits for its next attempt.
 create or replace function image_sync.is_idle(p_run image_sync.runs)
-returns boolean
-language plpgsql
-stable
-set search_path = ''
-as $$
-begin
-  return not exists (
-    select
-    from image_sync.chunks c
-    where c.run_id = p_run.id
-      and c.state = 'leased'
-      and c.lease_expires_at > now()
+returns boolean language sql stable set search_path = '' as $$
+  select not exists (
+    select from image_sync.chunks c where c.run_id = p_run.id and c.state = 'leased' and c.lease_expires_at > now()
   ) and (
     not p_run.exhausted
-    or not exists (
-      select
-      from image_sync.chunks c
-      where c.run_id = p_run.id
-        and c.state = 'pending'
-        and c.not_before > now()
-    )
+    or not exists (select from image_sync.chunks c where c.run_id = p_run.id and c.state = 'pending' and c.not_before > now())
     or exists (
       select
       from image_sync.chunks c
@@ -7332,8 +7099,7 @@ begin
         and c.state in ('pending', 'leased')
         and coalesce(c.lease_expires_at, c.not_before, '-infinity') <= now()
     )
-  );
-end;
+  )
 $$;
 
 comment on function image_sync.is_idle(image_sync.runs) is 'Whether an open run holds no live lease and has something to do.';
@@ -7342,11 +7108,7 @@ comment on function image_sync.is_idle(image_sync.runs) is 'Whether an open run 
 -- It waits for no row, so that it can stand in nobody's way: a run that somebody works on at this moment needs no call. A run that
 -- cannot be called costs no other one its call.
 create or replace function image_sync.watchdog()
-returns void
-language plpgsql
-set search_path = ''
-set lock_timeout = '2s'
-as $$
+returns void language plpgsql set search_path = '' set lock_timeout = '2s' as $$
 declare
   v_still uuid;
 begin
@@ -7370,98 +7132,43 @@ $$;
 
 comment on function image_sync.watchdog() is 'Queues a call of the function for every open run that has not moved for 30 s, holds no live lease and has something to do.';
 
--- History that nobody reads again. The last run of each mode stays, and so do a plan that another run refers to and a cleanup whose
--- records can still be restored.
-create or replace function image_sync.prune_bucket(p_bucket_id text)
-returns void
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_keep_chunks interval;
-  v_keep_runs interval;
-begin
-  select s.keep_chunks, s.keep_runs
-  into v_keep_chunks, v_keep_runs
-  from image_sync.settings s
-  where s.bucket_id = p_bucket_id;
-  if not found then
-    v_keep_chunks := interval '14 days';
-    v_keep_runs := interval '90 days';
-  end if;
-
-  delete from image_sync.chunks c
-  using image_sync.runs r
-  where r.id = c.run_id
-    and r.bucket_id = p_bucket_id
-    and r.finished_at < now() - v_keep_chunks;
-
-  delete from image_sync.moves m
-  where m.bucket_id = p_bucket_id
-    and m.moved_at < now() - v_keep_runs;
-
-  delete from image_sync.runs r
-  where r.bucket_id = p_bucket_id
-    and r.finished_at < now() - v_keep_runs
-    and exists (
-      select
-      from image_sync.runs newer
-      where newer.bucket_id = r.bucket_id
-        and newer.mode = r.mode
-        and newer.started_at > r.started_at
-    )
-    and not exists (
-      select
-      from image_sync.runs follower
-      where follower.plan_id = r.id
-    )
-    and not exists (
-      select
-      from image_sync.archive a
-      where a.run_id = r.id
-        and a.restored_at is null
-    );
-end;
-$$;
-
-comment on function image_sync.prune_bucket(text) is 'Deletes chunks, runs and moves of a bucket past its keep_ settings, or their defaults where it has none.';
-
--- Each bucket by itself: what cannot be pruned costs no other anything.
+-- History that nobody reads again, each bucket by itself: what cannot be pruned costs no other anything. The last run of each mode
+-- stays, and so do a plan that another run refers to and a cleanup whose records can still be restored.
 create or replace function image_sync.prune_history()
-returns void
-language plpgsql
-set search_path = ''
-as $$
+returns void language plpgsql set search_path = '' as $$
 declare
-  v_bucket text;
+  v_old record;
 begin
-  for v_bucket in
-    select r.bucket_id
-    from image_sync.runs r
-    union
-    select m.bucket_id
-    from image_sync.moves m
+  for v_old in
+    select b.bucket_id, coalesce(s.keep_chunks, '14 days') as keep_chunks, coalesce(s.keep_runs, '90 days') as keep_runs
+    from (select r.bucket_id from image_sync.runs r union select m.bucket_id from image_sync.moves m) as b
+    left join image_sync.settings s on s.bucket_id = b.bucket_id
   loop
     begin
-      perform image_sync.prune_bucket(v_bucket);
+      delete from image_sync.chunks c
+      using image_sync.runs r
+      where r.id = c.run_id and r.bucket_id = v_old.bucket_id and r.finished_at < now() - v_old.keep_chunks;
+      delete from image_sync.moves m where m.bucket_id = v_old.bucket_id and m.moved_at < now() - v_old.keep_runs;
+      delete from image_sync.runs r
+      where r.bucket_id = v_old.bucket_id
+        and r.finished_at < now() - v_old.keep_runs
+        and exists (select from image_sync.runs n where n.bucket_id = r.bucket_id and n.mode = r.mode and n.started_at > r.started_at)
+        and not exists (select from image_sync.runs follower where follower.plan_id = r.id)
+        and not exists (select from image_sync.archive a where a.run_id = r.id and a.restored_at is null);
     exception
       when others then
-        raise warning 'Cannot prune the history of bucket %: % (%)', v_bucket, image_sync.redact(sqlerrm), sqlstate;
+        raise warning 'Cannot prune the history of bucket %: % (%)', v_old.bucket_id, image_sync.redact(sqlerrm), sqlstate;
     end;
   end loop;
-
   -- pg_cron keeps a row per job run for ever; ours write 1,440 a day.
   delete from cron.job_run_details d
   using image_sync.scheduled_jobs() j
-  where j.jobid = d.jobid
-    and d.end_time < now() - interval '7 days';
+  where j.jobid = d.jobid and d.end_time < now() - interval '7 days';
   perform image_sync.refresh_objects_view();
 end;
 $$;
 
-comment on function image_sync.prune_history() is 'Deletes chunks and runs of every bucket past its keep_ settings and week-old entries of our own jobs in cron.job_run_details.';
-
--- The jobs run as their owner, who owns these functions; nobody else has business with them.
+comment on function image_sync.prune_history() is 'Deletes chunks, runs and moves of every bucket past its keep_ settings, or their defaults where it has none, and week-old entries of our own jobs in cron.job_run_details.';
 
 -- measurements
 
@@ -8074,163 +7781,90 @@ comment on function image_sync.standing_run(text) is 'The open run of the bucket
 
 -- readers
 
-create or replace function image_sync.reader_document(p_reader image_sync.readers)
-returns jsonb
-language sql
-immutable
-set search_path = ''
-as $$
-  select jsonb_build_object(
-    'name', p_reader.name,
-    'kind', p_reader.kind,
-    'bucket_id', p_reader.bucket_id,
-    'created_at', p_reader.created_at,
-    'last_used_at', p_reader.last_used_at
-  )
-$$;
-
-comment on function image_sync.reader_document(image_sync.readers) is 'A reader as the API shows it: without the hash of its key.';
+-- A reader as the API shows it is their row without the hash of the key.
 
 -- Adds a reader by HTTPS.
 --   p_key_hash  SHA-256 of the key, 64 hexadecimal digits
 create or replace function public.image_sync_add_reader(p_name text, p_bucket text, p_key_hash text)
-returns jsonb
-language plpgsql
-set search_path = ''
-as $$
+returns jsonb language plpgsql set search_path = '' as $$
 declare
+  v_problem jsonb := image_sync.unknown_bucket(p_bucket, 'add a reader of bucket %s');
   v_reader image_sync.readers;
 begin
-  if not exists (
-    select
-    from image_sync.settings s
-    where s.bucket_id = p_bucket
-  ) then
-    return image_sync.problem(
-      404, 'unknown_bucket', 'The bucket has no settings',
-      format('Cannot add a reader of bucket %s: image_sync.settings has no row for it.', p_bucket)
-    );
-  end if;
-  insert into image_sync.readers (name, kind, bucket_id, key_hash)
-  values (p_name, 'https', p_bucket, decode(p_key_hash, 'hex'))
-  on conflict (name) do nothing
-  returning *
-  into v_reader;
-  if v_reader.name is null then
-    return image_sync.problem(
+  if v_problem is null then
+    insert into image_sync.readers (name, kind, bucket_id, key_hash)
+    values (p_name, 'https', p_bucket, decode(p_key_hash, 'hex'))
+    on conflict (name) do nothing
+    returning * into v_reader;
+    v_problem := case when not found then image_sync.problem(
       409, 'reader_exists', 'There is a reader of this name',
-      format('Cannot add reader %s: there is one. A key cannot be shown again: take another name, or revoke that reader first.', p_name)
-    );
+      format('Cannot add reader %s: there is one. A key cannot be shown again: take another name, or revoke that reader first.', p_name))
+    end;
   end if;
-  return jsonb_build_object('reader', image_sync.reader_document(v_reader));
+  return coalesce(v_problem, jsonb_build_object('reader', to_jsonb(v_reader) - 'key_hash'));
 end;
 $$;
 
-comment on function public.image_sync_add_reader(text, text, text) is
-  'Adds a reader by HTTPS with the SHA-256 of its key. Returns {"reader": {"name", "kind", "bucket_id", "created_at", "last_used_at"}}. Problems: unknown_bucket (404), reader_exists (409).';
+comment on function public.image_sync_add_reader(text, text, text) is 'Adds a reader by HTTPS with the SHA-256 of its key. Returns {"reader": {"name", "kind", "bucket_id", "created_at", "last_used_at"}}. Problems: unknown_bucket (404), reader_exists (409).';
 
 create or replace function public.image_sync_readers(p_after text default '', p_limit integer default 100)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
-declare
-  v_limit constant integer := least(greatest(coalesce(p_limit, 100), 1), 100);
-  v_readers jsonb;
-begin
-  select coalesce(jsonb_agg(image_sync.reader_document(q) order by q.name collate "C"), '[]')
-  into v_readers
+returns jsonb language sql stable set search_path = '' as $$
+  select image_sync.page(
+    'readers', coalesce(jsonb_agg(to_jsonb(q) - 'key_hash' order by q.name collate "C"), '[]'), 'name', least(greatest(coalesce(p_limit, 100), 1), 100))
   from (
     select r.*
     from image_sync.readers r
     where r.name collate "C" > coalesce(p_after, '')
-    order by r.name collate "C"
-    limit v_limit
-  ) as q;
-  return jsonb_build_object(
-    'readers', v_readers,
-    'next', case when jsonb_array_length(v_readers) = v_limit then v_readers #> '{-1,name}' end
-  );
-end;
+    order by r.name collate "C" limit least(greatest(coalesce(p_limit, 100), 1), 100)
+  ) as q
 $$;
 
-comment on function public.image_sync_readers(text, integer) is
-  'A page of the readers, by name behind p_after, 1 to 100 of them, each with its bucket and its last use. No key and no hash.';
+comment on function public.image_sync_readers(text, integer) is 'A page of the readers, by name behind p_after, 1 to 100 of them, each with its bucket and its last use. No key and no hash.';
 
 -- A key is gone with its row, and with it every later request; what is being sent to somebody is sent to its end. A role can be
 -- dropped by its owner alone, and without its row it would read the register of another bucket.
 create or replace function public.image_sync_remove_reader(p_name text)
-returns jsonb
-language plpgsql
-set search_path = ''
-set lock_timeout = '2s'
-as $$
+returns jsonb language plpgsql set search_path = '' set lock_timeout = '2s' as $$
 declare
   v_reader image_sync.readers;
+  v_revoked boolean;
 begin
-  delete from image_sync.readers r
-  where r.name = p_name
-    and (r.kind = 'https' or not exists (
-      select
-      from pg_catalog.pg_roles a
-      where a.rolname = r.name
-    ))
-  returning *
-  into v_reader;
-  if v_reader.name is not null then
-    return jsonb_build_object('reader', image_sync.reader_document(v_reader), 'revoked', true);
-  end if;
-  select r.*
-  into v_reader
-  from image_sync.readers r
-  where r.name = p_name;
-  if v_reader.name is null then
+  select r.* into v_reader from image_sync.readers r where r.name = p_name for update;
+  if not found then
     return image_sync.problem(404, 'unknown_reader', 'There is no such reader', format('Cannot revoke reader %s: there is none of this name.', p_name));
   end if;
-  return jsonb_build_object('reader', image_sync.reader_document(v_reader), 'revoked', false);
+  delete from image_sync.readers r
+  where r.name = p_name and (r.kind = 'https' or not exists (select from pg_catalog.pg_roles a where a.rolname = r.name));
+  v_revoked := found;
+  return jsonb_build_object('reader', to_jsonb(v_reader) - 'key_hash', 'revoked', v_revoked);
 end;
 $$;
 
-comment on function public.image_sync_remove_reader(text) is
-  'Takes a reader''s right away. revoked: false for a database role, which its owner has to drop. Problem: unknown_reader (404).';
+comment on function public.image_sync_remove_reader(text) is 'Takes a reader''s right away. revoked: false for a database role, which its owner has to drop. Problem: unknown_reader (404).';
 
 -- Whose key it is. One look-up by the index of hashes, and a write once an hour at most, which waits for nobody.
 create or replace function public.image_sync_open_register(p_key_hash text)
-returns jsonb
-language plpgsql
-set search_path = ''
-as $$
+returns jsonb language plpgsql set search_path = '' as $$
 declare
   v_reader image_sync.readers;
 begin
-  select r.*
-  into v_reader
-  from image_sync.readers r
-  where r.key_hash = decode(p_key_hash, 'hex');
-  if v_reader.name is null then
+  select r.* into v_reader from image_sync.readers r where r.key_hash = decode(p_key_hash, 'hex');
+  if not found then
     return image_sync.problem(
       401, 'unauthorized', 'No valid key of a reader',
-      'Send a reader''s key as the password of HTTP Basic, with any user name; image-sync reader add NAME --https makes one.'
-    );
+      'Send a reader''s key as the password of HTTP Basic, with any user name; image-sync reader add NAME --https makes one.');
   end if;
-  if coalesce(v_reader.last_used_at < now() - interval '1 hour', true) then
+  if (v_reader.last_used_at < now() - interval '1 hour') is not false then
     update image_sync.readers r
     set last_used_at = now()
-    from (
-      select q.name
-      from image_sync.readers q
-      where q.name = v_reader.name
-      for update skip locked
-    ) as free
+    from (select q.name from image_sync.readers q where q.name = v_reader.name for update skip locked) as free
     where r.name = free.name;
   end if;
-  return jsonb_build_object('reader', image_sync.reader_document(v_reader));
+  return jsonb_build_object('reader', to_jsonb(v_reader) - 'key_hash');
 end;
 $$;
 
-comment on function public.image_sync_open_register(text) is
-  'The reader whose key has this SHA-256 (64 hexadecimal digits), and a note of its use, at most once an hour. Problem: unauthorized (401).';
+comment on function public.image_sync_open_register(text) is 'The reader whose key has this SHA-256 (64 hexadecimal digits), and a note of its use, at most once an hour. Problem: unauthorized (401).';
 
 -- Readers for whom URLs die before they look again: their sheet shows nothing until it is refreshed. One that has not been used
 -- for a year has been given up.
@@ -8250,8 +7884,7 @@ as $$
     and r.last_used_at > now() - interval '360 days'
 $$;
 
-comment on function image_sync.reader_facts(image_sync.settings) is
-  'Readers of the bucket whose last use is longer ago than a URL lives (and less than 360 days), each in words, and the longest of these times in days.';
+comment on function image_sync.reader_facts(image_sync.settings) is 'Readers of the bucket whose last use is longer ago than a URL lives (and less than 360 days), each in words, and the longest of these times in days.';
 
 -- findings
 
@@ -9372,172 +9005,110 @@ comment on function public.image_sync_report(text) is
 -- Returns {"buckets": [{"bucket_id", "exists", "nightly", "healthy", "errors", "warnings", "images", "coverage", "last_sync_at",
 -- "last_sync_state", "open_run"}], "next": the p_after of the next page or null}.
 create or replace function public.image_sync_buckets(p_after text default '', p_limit integer default 50)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-set lock_timeout = '1s'
-as $$
+returns jsonb language plpgsql stable set search_path = '' set lock_timeout = '1s' as $$
 declare
   v_limit constant integer := least(greatest(coalesce(p_limit, 50), 1), 100);
-  v_buckets jsonb;
 begin
-  select coalesce(jsonb_agg(jsonb_build_object(
-    'bucket_id', s.bucket_id,
-    'exists', (r.facts #>> '{bucket_exists}')::boolean,
-    'nightly', s.nightly,
-    'healthy', r.report -> 'healthy',
-    'errors', jsonb_array_length(jsonb_path_query_array(r.report, '$.findings[*] ? (@.level == "error")')),
-    'warnings', jsonb_array_length(jsonb_path_query_array(r.report, '$.findings[*] ? (@.level == "warning")')),
-    'images', r.report #> '{bucket,images}',
-    'coverage', r.report #> '{coverage,signed}',
-    'last_sync_at', r.report #> '{last_runs,sync,finished_at}',
-    'last_sync_state', r.report #> '{last_runs,sync,state}',
-    'open_run', r.report #> '{open_run,id}'
-  ) order by s.bucket_id collate "C"), '[]')
-  into v_buckets
-  from (
-    select q.bucket_id, q.nightly
-    from image_sync.settings q
-    where q.bucket_id collate "C" > coalesce(p_after, '')
-    order by q.bucket_id collate "C"
-    limit v_limit
-  ) as s
-  cross join lateral (
-    select image_sync.report_of(s.bucket_id) -> 'report' as report, image_sync.bucket_facts(s.bucket_id) as facts
-    -- One report for each, not one for each of the columns above.
-    offset 0
-  ) as r;
-  return jsonb_build_object(
-    'buckets', v_buckets,
-    'next', case when jsonb_array_length(v_buckets) = v_limit then v_buckets #> '{-1,bucket_id}' end
+  return (
+    select image_sync.page('buckets', coalesce(jsonb_agg(jsonb_build_object(
+      'bucket_id', s.bucket_id,
+      'exists', (r.facts #>> '{bucket_exists}')::boolean,
+      'nightly', s.nightly,
+      'healthy', r.report -> 'healthy',
+      'errors', jsonb_array_length(jsonb_path_query_array(r.report, '$.findings[*] ? (@.level == "error")')),
+      'warnings', jsonb_array_length(jsonb_path_query_array(r.report, '$.findings[*] ? (@.level == "warning")')),
+      'images', r.report #> '{bucket,images}',
+      'coverage', r.report #> '{coverage,signed}',
+      'last_sync_at', r.report #> '{last_runs,sync,finished_at}',
+      'last_sync_state', r.report #> '{last_runs,sync,state}',
+      'open_run', r.report #> '{open_run,id}'
+    ) order by s.bucket_id collate "C"), '[]'), 'bucket_id', v_limit)
+    from (
+      select q.bucket_id, q.nightly
+      from image_sync.settings q
+      where q.bucket_id collate "C" > coalesce(p_after, '')
+      order by q.bucket_id collate "C" limit v_limit
+    ) as s
+    cross join lateral (
+      select image_sync.report_of(s.bucket_id) -> 'report' as report, image_sync.bucket_facts(s.bucket_id) as facts
+      -- One report for each, not one for each of the columns above.
+      offset 0
+    ) as r
   );
 end;
 $$;
 
-comment on function public.image_sync_buckets(text, integer) is
-  'A page of the buckets that have settings, in byte order behind p_after, 1 to 100 of them, each with its verdict.';
+comment on function public.image_sync_buckets(text, integer) is 'A page of the buckets that have settings, in byte order behind p_after, 1 to 100 of them, each with its verdict.';
 
 -- Gives a bucket settings, the defaults: the next night keeps it in step. Its files and records stay as they are.
 create or replace function public.image_sync_add_bucket(p_bucket text)
-returns jsonb
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_is_new boolean;
+returns jsonb language plpgsql set search_path = '' as $$
 begin
-  if not exists (
-    select
-    from storage.buckets b
-    where b.id = p_bucket
-  ) then
+  if not exists (select from storage.buckets b where b.id = p_bucket) then
     return image_sync.problem(
       409, 'bucket_missing', 'The bucket does not exist',
-      format('Cannot keep bucket %s in step: storage.buckets has no such id. Create it under Storage first.', p_bucket)
-    );
+      format('Cannot keep bucket %s in step: storage.buckets has no such id. Create it under Storage first.', p_bucket));
   end if;
-  insert into image_sync.settings (bucket_id)
-  values (p_bucket)
-  on conflict do nothing;
-  v_is_new := found;
-  return jsonb_build_object('bucket', jsonb_build_object('bucket_id', p_bucket, 'changed', v_is_new));
+  insert into image_sync.settings (bucket_id) values (p_bucket) on conflict do nothing;
+  return jsonb_build_object('bucket', jsonb_build_object('bucket_id', p_bucket, 'changed', found));
 end;
 $$;
 
-comment on function public.image_sync_add_bucket(text) is
-  'Gives a bucket the default settings, so that it is kept in step. Returns {"bucket": {"bucket_id", "changed": false where it had some}}. Problem: bucket_missing (409).';
+comment on function public.image_sync_add_bucket(text) is 'Gives a bucket the default settings, so that it is kept in step. Returns {"bucket": {"bucket_id", "changed": false where it had some}}. Problem: bucket_missing (409).';
 
 -- Takes a bucket's settings away: no run looks at it any more. Its files, records and history stay.
 create or replace function public.image_sync_remove_bucket(p_bucket text)
-returns jsonb
-language plpgsql
-set search_path = ''
-set lock_timeout = '2s'
-as $$
+returns jsonb language plpgsql set search_path = '' set lock_timeout = '2s' as $$
 declare
   v_open uuid;
-  v_is_gone boolean;
 begin
   perform pg_advisory_xact_lock(hashtextextended('image_sync.start ' || p_bucket, 0));
-  select r.id
-  into v_open
-  from image_sync.runs r
-  where r.bucket_id = p_bucket
-    and r.finished_at is null
-  limit 1;
+  select r.id into v_open from image_sync.runs r where r.bucket_id = p_bucket and r.finished_at is null limit 1;
   if v_open is not null then
     return image_sync.problem(
       409, 'conflicting_run', 'A run of the bucket is open',
-      format('Cannot remove bucket %s: run %s is open. Wait for its end, or cancel it with DELETE ?run=%s.', p_bucket, v_open, v_open),
-      jsonb_build_object('open_run', v_open)
-    );
+      format('Cannot remove bucket %s: run %s is open. Wait for its end, or cancel it with DELETE ?run=%2$s.', p_bucket, v_open),
+      jsonb_build_object('open_run', v_open));
   end if;
-  delete from image_sync.settings s
-  where s.bucket_id = p_bucket;
-  v_is_gone := found;
-  if not v_is_gone then
-    return image_sync.problem(404, 'unknown_bucket', 'The bucket has no settings', format('Cannot remove bucket %s: image_sync.settings has no row for it.', p_bucket));
-  end if;
-  return jsonb_build_object('bucket', jsonb_build_object('bucket_id', p_bucket, 'changed', true));
+  delete from image_sync.settings s where s.bucket_id = p_bucket;
+  return coalesce(
+    case when not found then image_sync.unknown_bucket(p_bucket, 'remove bucket %s') end,
+    jsonb_build_object('bucket', jsonb_build_object('bucket_id', p_bucket, 'changed', true)));
 end;
 $$;
 
-comment on function public.image_sync_remove_bucket(text) is
-  'Takes a bucket''s settings away, so that no run looks at it any more; files, records and history stay. Problems: unknown_bucket (404), conflicting_run (409).';
+comment on function public.image_sync_remove_bucket(text) is 'Takes a bucket''s settings away, so that no run looks at it any more; files, records and history stay. Problems: unknown_bucket (404), conflicting_run (409).';
 
 -- The history of runs, newest first.
 --   p_bucket, p_mode, p_state  only those, null: all; p_state as a run document says it: open, succeeded, partial, failed, cancelled
 --   p_after                    the last run of the page before
 -- Returns {"runs": [document], "next": the p_after of the next page or null}.
 create or replace function public.image_sync_runs(
-  p_bucket text default null,
-  p_mode text default null,
-  p_state text default null,
-  p_after uuid default null,
-  p_limit integer default 20
+  p_bucket text default null, p_mode text default null, p_state text default null, p_after uuid default null, p_limit integer default 20
 )
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 declare
   v_limit constant integer := least(greatest(coalesce(p_limit, 20), 1), 100);
-  v_runs jsonb;
 begin
-  if p_after is not null and not exists (
-    select
-    from image_sync.runs r
-    where r.id = p_after
-  ) then
+  if p_after is not null and not exists (select from image_sync.runs r where r.id = p_after) then
     return image_sync.unknown_run(p_after);
   end if;
-  select coalesce(jsonb_agg(image_sync.run_document(q.id) order by q.started_at desc, q.id desc), '[]')
-  into v_runs
-  from (
-    select r.id, r.started_at
-    from image_sync.runs r
-    where (p_bucket is null or r.bucket_id = p_bucket)
-      and (p_mode is null or r.mode = p_mode)
-      and (p_state is null or coalesce(r.outcome, 'open') = p_state)
-      and (p_after is null or (r.started_at, r.id) < (
-        select a.started_at, a.id
-        from image_sync.runs a
-        where a.id = p_after
-      ))
-    order by r.started_at desc, r.id desc
-    limit v_limit
-  ) as q;
-  return jsonb_build_object(
-    'runs', v_runs,
-    'next', case when jsonb_array_length(v_runs) = v_limit then v_runs #> '{-1,id}' end
+  return (
+    select image_sync.page('runs', coalesce(jsonb_agg(image_sync.run_document(q.id) order by q.started_at desc, q.id desc), '[]'), 'id', v_limit)
+    from (
+      select r.id, r.started_at
+      from image_sync.runs r
+      where (p_bucket is null or r.bucket_id = p_bucket)
+        and (p_mode is null or r.mode = p_mode)
+        and (p_state is null or coalesce(r.outcome, 'open') = p_state)
+        and (p_after is null or (r.started_at, r.id) < (select a.started_at, a.id from image_sync.runs a where a.id = p_after))
+      order by r.started_at desc, r.id desc limit v_limit
+    ) as q
   );
 end;
 $$;
 
-comment on function public.image_sync_runs(text, text, text, uuid, integer) is
-  'A page of the history of runs, newest first, 1 to 100 of them. Problem: unknown_run (404) for a p_after that housekeeping pruned.';
+comment on function public.image_sync_runs(text, text, text, uuid, integer) is 'A page of the history of runs, newest first, 1 to 100 of them. Problem: unknown_run (404) for a p_after that housekeeping pruned.';
 
 -- records
 
@@ -10190,131 +9761,85 @@ comment on function public.image_sync_records(text, text, text, text, integer, b
 -- URLs by the day (GMT) on which they die, as the newest measurement has it.
 -- Returns {"expiry": {"measured_at", "renew_before_seconds", "next_run_at", "unsigned", "expired", "days": [{"day", "urls"}]}}.
 create or replace function public.image_sync_expiry(p_bucket text)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
-declare
-  v_settings image_sync.settings;
-  v_measured jsonb;
-begin
-  select s.*
-  into v_settings
-  from image_sync.settings s
-  where s.bucket_id = p_bucket;
-  if v_settings.bucket_id is null then
-    return image_sync.problem(
-      404, 'unknown_bucket', 'The bucket has no settings',
-      format('Cannot tell when the URLs of bucket %s die: image_sync.settings has no row for it.', p_bucket)
-    );
-  end if;
-  select r.report
-  into v_measured
-  from image_sync.runs r
-  where r.bucket_id = p_bucket
-    and r.mode in ('sync', 'analyze', 'verify')
-    and r.report ? 'expiry'
-  order by r.finished_at desc
-  limit 1;
-  return jsonb_build_object('expiry', jsonb_build_object(
-    'measured_at', v_measured -> 'measured_at',
-    'renew_before_seconds', extract(epoch from v_settings.renew_before)::bigint,
-    'next_run_at', case when v_settings.nightly then image_sync.schedule_facts() -> 'next_run_at' end,
-    'unsigned', v_measured #> '{records,unsigned}',
-    'expired', v_measured #> '{records,expired}',
-    'days', (
-      select coalesce(jsonb_agg(jsonb_build_object('day', e.day, 'urls', e.urls::bigint) order by e.day), '[]')
-      from jsonb_each_text(coalesce(v_measured -> 'expiry', '{}')) as e (day, urls)
-    )
-  ));
-end;
+returns jsonb language sql stable set search_path = '' as $$
+  select coalesce(image_sync.unknown_bucket(p_bucket, 'tell when the URLs of bucket %s die'), (
+    select jsonb_build_object('expiry', jsonb_build_object(
+      'measured_at', m.report -> 'measured_at',
+      'renew_before_seconds', extract(epoch from s.renew_before)::bigint,
+      'next_run_at', case when s.nightly then image_sync.schedule_facts() -> 'next_run_at' end,
+      'unsigned', m.report #> '{records,unsigned}',
+      'expired', m.report #> '{records,expired}',
+      'days', (
+        select coalesce(jsonb_agg(jsonb_build_object('day', e.day, 'urls', e.urls::bigint) order by e.day), '[]')
+        from jsonb_each_text(coalesce(m.report -> 'expiry', '{}')) as e (day, urls)
+      )
+    ))
+    from image_sync.settings s
+    left join lateral (
+      select r.report
+      from image_sync.runs r
+      where r.bucket_id = p_bucket and r.mode in ('sync', 'analyze', 'verify') and r.report ? 'expiry'
+      order by r.finished_at desc limit 1
+    ) as m on true
+    where s.bucket_id = p_bucket
+  ))
 $$;
 
-comment on function public.image_sync_expiry(text) is
-  'How many URLs die on which day (GMT), as the chunks of the newest run noted it. Problem: unknown_bucket (404).';
+comment on function public.image_sync_expiry(text) is 'How many URLs die on which day (GMT), as the chunks of the newest run noted it. Problem: unknown_bucket (404).';
 
 -- The days of a bucket's history on which something ran, oldest first, days (GMT) up to p_days back.
 -- Returns {"history": {"from", "to", "days": [{"day", "runs": {outcome: number}, "night", "seconds", "inserted", "signed", "failed",
 -- "removed", "objects", "bytes", "images", "records"}]}}: night is how the day's last scheduled sync ended, the sizes are those of its
 -- last measurement.
 create or replace function public.image_sync_history(p_bucket text, p_days integer default 90)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 declare
   v_to constant date := (now() at time zone 'UTC')::date;
   v_from constant date := v_to - (least(greatest(coalesce(p_days, 90), 1), 366) - 1);
-  v_days jsonb;
 begin
-  if not exists (
-    select
-    from image_sync.settings s
-    where s.bucket_id = p_bucket
-  ) then
-    return image_sync.problem(
-      404, 'unknown_bucket', 'The bucket has no settings',
-      format('Cannot show the history of bucket %s: image_sync.settings has no row for it.', p_bucket)
-    );
-  end if;
-  with runs as (
-    select r.id, r.mode, r.trigger, r.outcome, r.started_at, r.finished_at, r.report is not null as has_report, (r.started_at at time zone 'UTC')::date as day
-    from image_sync.runs r
-    where r.bucket_id = p_bucket
-      and r.mode = any ('{sync,analyze,verify,cleanup,restore}')
-      and r.started_at >= v_from::timestamp at time zone 'UTC'
-      and r.finished_at is not null
-    -- The newest, should somebody start one every minute.
-    order by r.started_at desc
-    limit 3000
-  ), counted as (
-    select q.day, jsonb_object_agg(q.outcome, q.number) as runs
-    from (
-      select r.day, r.outcome, count(*) as number
-      from runs r
-      group by r.day, r.outcome
-    ) as q
-    group by q.day
-  ), syncs as (
-    select distinct on (r.day) r.day, r.id, r.outcome, r.finished_at - r.started_at as took, r.trigger
-    from runs r
-    where r.mode = 'sync'
-    order by r.day, (r.trigger = 'schedule') desc, r.started_at desc
-  ), measured as (
-    select distinct on (r.day) r.day, r.id
-    from runs r
-    where r.has_report
-      and r.mode in ('sync', 'analyze')
-    order by r.day, r.finished_at desc
-  )
-  select coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
-    'day', c.day,
-    'runs', c.runs,
-    'night', case when s.trigger = 'schedule' then s.outcome end,
-    'sync', s.outcome,
-    'seconds', round(extract(epoch from s.took), 1),
-    'inserted', w.summary #> '{totals,inserted}',
-    'signed', w.summary #> '{totals,signed}',
-    'failed', w.summary #> '{totals,failed}',
-    'objects', g.report #> '{bucket,objects}',
-    'images', g.report #> '{bucket,images}',
-    'bytes', g.report #> '{bucket,bytes}',
-    'records', g.report #> '{records,total}'
-  )) order by c.day), '[]')
-  into v_days
-  from counted c
-  left join syncs s on s.day = c.day
-  left join image_sync.runs w on w.id = s.id
-  left join measured m on m.day = c.day
-  left join image_sync.runs g on g.id = m.id;
-  return jsonb_build_object('history', jsonb_build_object('from', v_from, 'to', v_to, 'days', v_days));
+  return coalesce(image_sync.unknown_bucket(p_bucket, 'show the history of bucket %s'), (
+    with runs as (
+      select r.id, r.mode, r.trigger, r.outcome, r.started_at, r.finished_at, r.report is not null as has_report, (r.started_at at time zone 'UTC')::date as day
+      from image_sync.runs r
+      where r.bucket_id = p_bucket
+        and r.mode = any ('{sync,analyze,verify,cleanup,restore}')
+        and r.started_at >= v_from::timestamp at time zone 'UTC'
+        and r.finished_at is not null
+      -- The newest, should somebody start one every minute.
+      order by r.started_at desc limit 3000
+    ), counted as (
+      select q.day, jsonb_object_agg(q.outcome, q.number) as runs
+      from (select r.day, r.outcome, count(*) as number from runs r group by r.day, r.outcome) as q
+      group by q.day
+    ), syncs as (
+      select distinct on (r.day) r.* from runs r where r.mode = 'sync' order by r.day, (r.trigger = 'schedule') desc, r.started_at desc
+    ), measured as (
+      select distinct on (r.day) r.* from runs r where r.has_report and r.mode in ('sync', 'analyze') order by r.day, r.finished_at desc
+    )
+    select jsonb_build_object('history', jsonb_build_object('from', v_from, 'to', v_to, 'days', coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
+      'day', c.day,
+      'runs', c.runs,
+      'night', case when s.trigger = 'schedule' then s.outcome end,
+      'sync', s.outcome,
+      'seconds', round(extract(epoch from s.finished_at - s.started_at), 1),
+      'inserted', w.summary #> '{totals,inserted}',
+      'signed', w.summary #> '{totals,signed}',
+      'failed', w.summary #> '{totals,failed}',
+      'objects', g.report #> '{bucket,objects}',
+      'images', g.report #> '{bucket,images}',
+      'bytes', g.report #> '{bucket,bytes}',
+      'records', g.report #> '{records,total}'
+    )) order by c.day), '[]')))
+    from counted c
+    left join syncs s on s.day = c.day
+    left join image_sync.runs w on w.id = s.id
+    left join measured m on m.day = c.day
+    left join image_sync.runs g on g.id = m.id
+  ));
 end;
 $$;
 
-comment on function public.image_sync_history(text, integer) is
-  'The days (GMT) on which runs of a bucket ended, how they went and what they measured, up to 366 days back. Problem: unknown_bucket (404).';
+comment on function public.image_sync_history(text, integer) is 'The days (GMT) on which runs of a bucket ended, how they went and what they measured, up to 366 days back. Problem: unknown_bucket (404).';
 
 -- settings form
 
@@ -10337,286 +9862,282 @@ comment on constraint settings_public_url_check on image_sync.settings is 'Schem
 comment on constraint settings_keep_chunks_check on image_sync.settings is 'From 2 days to 100 years.';
 comment on constraint settings_keep_runs_check on image_sync.settings is 'Not shorter than chunks are kept, up to 100 years.';
 
-create or replace function image_sync.settings_words(p_constraint name)
-returns text
-language plpgsql
-stable
-set search_path = ''
-as $$
-begin
-  return (
-    select obj_description(c.oid, 'pg_constraint')
-    from pg_catalog.pg_constraint c
-    where c.conrelid = 'image_sync.settings'::regclass
-      and c.conname = p_constraint
-  );
-end;
-$$;
-
-comment on function image_sync.settings_words(name) is 'What a check of image_sync.settings allows, in words; null for what is none.';
-
 -- Returns {"settings": {"bucket_id", "fields": [{"name", "type", "value", "default", "meaning", "bounds"}]}}.
-create or replace function public.image_sync_settings(p_bucket text)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
 -- 7 days is 7 days, whatever the session thinks of intervals.
-set intervalstyle = 'postgres'
-as $$
-declare
-  v_values jsonb;
-begin
-  select to_jsonb(s)
-  into v_values
-  from image_sync.settings s
-  where s.bucket_id = p_bucket;
-  if v_values is null then
-    return image_sync.problem(
-      404, 'unknown_bucket', 'The bucket has no settings',
-      format('Cannot show the settings of bucket %s: image_sync.settings has no row for it.', p_bucket)
-    );
-  end if;
-  return jsonb_build_object('settings', jsonb_build_object(
-    'bucket_id', p_bucket,
-    'fields', (
-      select jsonb_agg(jsonb_build_object(
-        'name', a.attname,
-        'type', format_type(a.atttypid, a.atttypmod),
-        'value', v_values -> a.attname,
-        'default', (regexp_match(pg_get_expr(d.adbin, d.adrelid), '^''?(.*?)''?(::[a-z\[\] ]+)?$'))[1],
-        'meaning', col_description(a.attrelid, a.attnum),
-        'bounds', image_sync.settings_words(format('settings_%s_check', a.attname)::name)
-      ) order by a.attnum)
-      from pg_catalog.pg_attribute a
-      left join pg_catalog.pg_attrdef d
-        on d.adrelid = a.attrelid
-        and d.adnum = a.attnum
-      where a.attrelid = 'image_sync.settings'::regclass
-        and a.attnum > 0
-        and not a.attisdropped
-        and a.attname <> 'bucket_id'
-    )
-  ));
-end;
+create or replace function public.image_sync_settings(p_bucket text)
+returns jsonb language sql stable set search_path = '' set intervalstyle = 'postgres' as $$
+  select coalesce(image_sync.unknown_bucket(p_bucket, 'show the settings of bucket %s'), (
+    select jsonb_build_object('settings', jsonb_build_object('bucket_id', p_bucket, 'fields', jsonb_agg(jsonb_build_object(
+      'name', a.attname,
+      'type', format_type(a.atttypid, a.atttypmod),
+      'value', to_jsonb(s) -> a.attname,
+      'default', (regexp_match(pg_get_expr(d.adbin, d.adrelid), '^''?(.*?)''?(::[a-z\[\] ]+)?$'))[1],
+      'meaning', col_description(a.attrelid, a.attnum),
+      'bounds', obj_description(c.oid, 'pg_constraint')
+    ) order by a.attnum)))
+    from image_sync.settings s
+    join pg_catalog.pg_attribute a on a.attrelid = 'image_sync.settings'::regclass and a.attnum > 0 and not a.attisdropped and a.attname <> 'bucket_id'
+    left join pg_catalog.pg_attrdef d on (d.adrelid, d.adnum) = (a.attrelid, a.attnum)
+    left join pg_catalog.pg_constraint c on (c.conrelid, c.conname) = (a.attrelid, format('settings_%s_check', a.attname)::name)
+    where s.bucket_id = p_bucket
+  ))
 $$;
 
-comment on function public.image_sync_settings(text) is
-  'The settings of a bucket, each with its type, value, default, meaning and bounds. Problem: unknown_bucket (404).';
-
-create or replace function image_sync.setting_refused(p_bucket text, p_field text, p_message text)
-returns jsonb
-language sql
-immutable
-set search_path = ''
-as $$
-  select image_sync.problem(
-    400, 'invalid_setting', 'A setting is not allowed',
-    format('Cannot change %s of bucket %s: %s', p_field, p_bucket, p_message),
-    jsonb_build_object('errors', jsonb_build_array(jsonb_build_object('field', p_field, 'message', p_message)))
-  )
-$$;
-
-comment on function image_sync.setting_refused(text, text, text) is 'The problem for a setting that cannot be changed so, with the field that it is about.';
+comment on function public.image_sync_settings(text) is 'The settings of a bucket, each with its type, value, default, meaning and bounds. Problem: unknown_bucket (404).';
 
 -- Changes settings: all of p_changes {name: value}, or nothing. Returns what image_sync_settings returns.
 create or replace function public.image_sync_change_settings(p_bucket text, p_changes jsonb)
-returns jsonb
-language plpgsql
-set search_path = ''
-set lock_timeout = '2s'
-as $$
+returns jsonb language plpgsql set search_path = '' set lock_timeout = '2s' as $$
 declare
   v_settings image_sync.settings;
   v_field text;
-  v_constraint text;
+  v_type text;
+  v_refusal text;
 begin
-  select s.*
-  into v_settings
-  from image_sync.settings s
-  where s.bucket_id = p_bucket
-  for update;
-  if v_settings.bucket_id is null then
-    return image_sync.problem(
-      404, 'unknown_bucket', 'The bucket has no settings',
-      format('Cannot change the settings of bucket %s: image_sync.settings has no row for it.', p_bucket)
-    );
+  select s.* into v_settings from image_sync.settings s where s.bucket_id = p_bucket for update;
+  if not found then
+    return image_sync.unknown_bucket(p_bucket, 'change the settings of bucket %s');
   end if;
-  if p_changes = '{}' then
-    return public.image_sync_settings(p_bucket);
-  end if;
-  for v_field in
-    select k.key
+  for v_field, v_type in
+    select k.key, format_type(a.atttypid, a.atttypmod)
     from jsonb_object_keys(p_changes) as k (key)
+    left join pg_catalog.pg_attribute a
+      on (a.attrelid, a.attname) = ('image_sync.settings'::regclass, k.key) and a.attname <> 'bucket_id' and a.attnum > 0 and not a.attisdropped
     order by k.key
   loop
-    if v_field = 'bucket_id' or not exists (
-      select
-      from pg_catalog.pg_attribute a
-      where a.attrelid = 'image_sync.settings'::regclass
-        and a.attname = v_field
-        and a.attnum > 0
-        and not a.attisdropped
-    ) then
-      return image_sync.setting_refused(p_bucket, v_field, 'There is no such setting.');
-    end if;
     begin
       v_settings := jsonb_populate_record(v_settings, jsonb_build_object(v_field, p_changes -> v_field));
     exception
       when data_exception then
-        return image_sync.setting_refused(p_bucket, v_field, format('Not a value of the type %s.', (
-          select format_type(a.atttypid, a.atttypmod)
-          from pg_catalog.pg_attribute a
-          where a.attrelid = 'image_sync.settings'::regclass
-            and a.attname = v_field
-        )));
+        v_refusal := format('Not a value of the type %s.', v_type);
     end;
+    v_refusal := case when v_type is null then 'There is no such setting.' else v_refusal end;
+    exit when v_refusal is not null;
   end loop;
-  begin
-    -- Those that are given, which are columns of the table: whatever a later version adds is among them.
-    execute (
-      select format('update image_sync.settings s set %s where s.bucket_id = $2', string_agg(format('%1$I = ($1).%1$I', k.key), ', '))
-      from jsonb_object_keys(p_changes) as k (key)
-    )
-    using v_settings, p_bucket;
-  exception
-    when check_violation then
-      get stacked diagnostics v_constraint = constraint_name;
-      return image_sync.setting_refused(
-        p_bucket, regexp_replace(v_constraint, '^settings_(.*)_check$', '\1'),
-        coalesce(image_sync.settings_words(v_constraint::name), 'The check ' || v_constraint || ' says no.')
-      );
-    when not_null_violation then
-      get stacked diagnostics v_field = column_name;
-      return image_sync.setting_refused(p_bucket, v_field, 'It must have a value.');
-  end;
-  return public.image_sync_settings(p_bucket);
+  if v_refusal is null and p_changes <> '{}' then
+    begin
+      -- Those that are given, which are columns of the table: whatever a later version adds is among them.
+      execute (
+        select format('update image_sync.settings s set %s where s.bucket_id = $2', string_agg(format('%1$I = ($1).%1$I', k.key), ', '))
+        from jsonb_object_keys(p_changes) as k (key)
+      ) using v_settings, p_bucket;
+    exception
+      when check_violation then
+        get stacked diagnostics v_field = constraint_name;
+        v_refusal := coalesce(
+          (select obj_description(c.oid, 'pg_constraint') from pg_catalog.pg_constraint c where c.conrelid = 'image_sync.settings'::regclass and c.conname = v_field),
+          'The check ' || v_field || ' says no.');
+        v_field := regexp_replace(v_field, '^settings_(.*)_check$', '\1');
+      when not_null_violation then
+        get stacked diagnostics v_field = column_name;
+        v_refusal := 'It must have a value.';
+    end;
+  end if;
+  return case when v_refusal is null then public.image_sync_settings(p_bucket) else image_sync.problem(
+    400, 'invalid_setting', 'A setting is not allowed', format('Cannot change %s of bucket %s: %s', v_field, p_bucket, v_refusal),
+    jsonb_build_object('errors', jsonb_build_array(jsonb_build_object('field', v_field, 'message', v_refusal)))) end;
 end;
 $$;
 
-comment on function public.image_sync_change_settings(text, jsonb) is
-  'Changes settings of a bucket, all of those that are given or none. Problems: unknown_bucket (404), invalid_setting (400) with the field and, in the words of the database''s check, what is allowed.';
+comment on function public.image_sync_change_settings(text, jsonb) is 'Changes settings of a bucket, all of those that are given or none. Problems: unknown_bucket (404), invalid_setting (400) with the field and, in the words of the database''s check, what is allowed.';
 
 -- cleanup
 
--- Cleanup and restore. Nothing is removed that a person has not seen listed first: a dry run keeps its list in its chunks, a
--- confirmed run applies exactly that list, and what it removes stands whole in the archive until a restore brings it back.
+-- Cleanup and restore, in the order in which they go: a plan, the guards, what a confirmed run does with a chunk of its plan (remove or
+-- restore), and the archive. Nothing is removed that a person has not seen listed first: a cleanup without confirm makes a plan, the
+-- names of orphaned records in its chunks; a confirmed one applies exactly that, and what it removes is in the archive, whole, until a
+-- restore puts it back.
+
+-- The next names of a run that applies a plan, in key order: of a cleanup those of its plan, of a restore what is archived still.
+create or replace function image_sync.next_names(p_run image_sync.runs, p_size integer)
+returns text[] language plpgsql stable set search_path = '' as $$
+declare
+  v_names text[] := '{}'::text[];
+  v_number integer;
+begin
+  if p_run.mode = 'restore' then
+    return array(
+      select a.file_name
+      from image_sync.archive a
+      where a.run_id = p_run.plan_id and a.restored_at is null and a.file_name collate "C" > p_run.cursor
+      order by a.file_name collate "C" limit p_size
+    );
+  end if;
+  -- Chunk by chunk, because a plan may have a million names and a call wants the next thousand.
+  for v_number in
+    select c.number
+    from image_sync.chunks c
+    where c.run_id = p_run.plan_id and c.ledger ? 'orphaned' and coalesce(c.to_key collate "C" > p_run.cursor, true)
+    order by c.from_key collate "C"
+  loop
+    v_names := v_names || array(
+      select listed.name
+      from image_sync.chunks c
+      cross join lateral jsonb_array_elements_text(c.facts -> 'orphaned') as listed (name)
+      where c.run_id = p_run.plan_id and c.number = v_number and listed.name collate "C" > p_run.cursor
+      order by listed.name collate "C" limit p_size - cardinality(v_names)
+    );
+    exit when cardinality(v_names) >= p_size;
+  end loop;
+  return v_names;
+end;
+$$;
+
+comment on function image_sync.next_names(image_sync.runs, integer) is 'At most p_size names of the run''s plan, those behind its cursor.';
+
+-- The whole plan, page by page: names behind p_after in byte order, 1 to 1,000 of them.
+-- Returns {"plan": {"run", "count", "names", "next"}}: next is the p_after of the next page, null at the end.
+create or replace function public.image_sync_plan(p_run uuid, p_after text default '', p_limit integer default 1000)
+returns jsonb language plpgsql stable set search_path = '' set lock_timeout = '1s' as $$
+declare
+  v_run image_sync.runs;
+  v_names text[];
+  v_limit constant integer := least(greatest(coalesce(p_limit, 1000), 1), 1000);
+begin
+  select r.* into v_run from image_sync.runs r where r.id = p_run;
+  if v_run.id is null then
+    return image_sync.unknown_run(p_run);
+  elsif v_run.mode <> 'cleanup' or v_run.plan_id is not null then
+    return image_sync.problem(
+      404, 'unknown_plan', 'There is no such plan',
+      format('Cannot list run %s: it is a %s, not the plan of a cleanup. Make one with {"mode": "cleanup"}.', p_run, v_run.mode));
+  end if;
+  -- Read as the run that applies it reads it.
+  v_run.plan_id := v_run.id;
+  v_run.cursor := coalesce(p_after, '');
+  v_names := image_sync.next_names(v_run, v_limit);
+  return jsonb_build_object('plan', jsonb_build_object(
+    'run', p_run,
+    'count', coalesce((v_run.summary #>> '{totals,orphaned}')::bigint, 0),
+    'names', to_jsonb(v_names),
+    'next', case when cardinality(v_names) = v_limit then v_names[v_limit] end
+  ));
+end;
+$$;
+
+comment on function public.image_sync_plan(uuid, text, integer) is 'A page of the names that a cleanup would remove, in key order. Problems: unknown_run, unknown_plan (404).';
 
 -- The guards: what has to hold before the first record is removed or put back. Each refusal has its code, its numbers and the
 -- way out; only too_many_records, too_large_fraction and bucket_empty can be overridden, by name.
-create or replace function image_sync.guard_start(p_bucket_id text, p_mode text, p_options jsonb)
-returns jsonb
-language plpgsql
-set search_path = ''
-as $$
+create or replace function image_sync.check_guards(p_bucket_id text, p_mode text, p_options jsonb, out problem jsonb, out plan uuid, out total bigint)
+language plpgsql set search_path = '' as $$
 declare
-  v_open record;
-  -- Rows of these tables are rows of ours too, without the columns that they have of their own.
-  v_below constant text := (
-    select string_agg(format('alter table %s no inherit public.part_images;', i.inhrelid::regclass), ' ' order by i.inhrelid::regclass::text)
-    from pg_catalog.pg_inherits i
-    where i.inhparent = 'public.part_images'::regclass
-  );
+  v_plan image_sync.runs;
 begin
-  select r.id, r.mode
-  into v_open
-  from image_sync.runs r
-  where r.bucket_id = p_bucket_id
-    and r.mode in ('cleanup', 'restore')
-    and r.finished_at is null
-  limit 1;
-  return case
-    when v_open.id is not null then image_sync.problem(
+  plan := coalesce(p_options ->> 'confirm', p_options ->> 'restore')::uuid;
+  select r.* into v_plan from image_sync.runs r where r.id = plan;
+  -- The first that does not hold is said: the rest is not looked at.
+  problem := coalesce(
+    image_sync.guard_start(p_bucket_id, p_mode, p_options),
+    case when plan is not null then image_sync.guard_plan(p_bucket_id, p_mode, plan, v_plan) end,
+    case when plan is not null and p_mode = 'cleanup' then image_sync.guard_removal(v_plan, p_options) end
+  );
+  if p_mode = 'cleanup' then
+    total := (v_plan.summary #>> '{totals,orphaned}')::bigint;
+  elsif problem is null then
+    -- For progress alone, so it is not counted to the end.
+    total := (select count(*) from (select from image_sync.archive a where a.run_id = plan and a.restored_at is null limit 10000) as counted);
+    if total = 10000 then
+      total := greatest(total, (v_plan.summary #>> '{totals,removed}')::bigint);
+    end if;
+  end if;
+end;
+$$;
+
+comment on function image_sync.check_guards(text, text, jsonb) is 'Why a cleanup or restore may not start, as a problem, or which plan it applies and how many records that names. Codes: conflicting_run, bucket_exists, table_has_children, unknown_plan, plan_of_another_bucket, nothing_to_restore, plan_not_finished, plan_already_applied, bucket_missing, bucket_recreated, plan_expired, bucket_empty, too_many_records, too_large_fraction.';
+
+create or replace function image_sync.guard_start(p_bucket_id text, p_mode text, p_options jsonb)
+returns jsonb language sql stable set search_path = '' as $$
+  select case
+    when o.id is not null then image_sync.problem(
       409, 'conflicting_run', 'Another run excludes this one',
-      format('Cannot start a %s of bucket %s: the %s %s is open. Wait for its end, or cancel it with DELETE ?run=%s.', p_mode, p_bucket_id, v_open.mode, v_open.id, v_open.id),
-      jsonb_build_object('open_run', v_open.id))
+      format('Cannot start a %s of bucket %s: the %s %s is open. Wait for its end, or cancel it with DELETE ?run=%4$s.', p_mode, p_bucket_id, o.mode, o.id),
+      jsonb_build_object('open_run', o.id))
     when p_mode = 'cleanup' and (p_options ->> 'bucket_is_gone')::boolean and exists (select from storage.buckets b where b.id = p_bucket_id) then image_sync.problem(
       409, 'bucket_exists', 'The bucket is there',
       format('Cannot clean up bucket %s as one that is gone: storage.buckets has it. Start a cleanup that looks at its files: {"mode": "cleanup"}.', p_bucket_id))
-    when p_mode = 'cleanup' and v_below is not null then image_sync.problem(
+    when p_mode = 'cleanup' and below.detach is not null then image_sync.problem(
       409, 'table_has_children', 'Other tables inherit from part_images',
-      format('Cannot clean up bucket %s: other tables inherit from public.part_images, and the columns that they have of their own would not be archived. Run: %s', p_bucket_id, v_below))
-  end;
-end;
+      format('Cannot clean up bucket %s: other tables inherit from public.part_images, and the columns that they have of their own would not be archived. Run: %s', p_bucket_id, below.detach))
+  end
+  from (
+    -- Rows of these tables are rows of ours too, without the columns that they have of their own.
+    select string_agg(format('alter table %s no inherit public.part_images;', i.inhrelid::regclass), ' ' order by i.inhrelid::regclass::text) as detach
+    from pg_catalog.pg_inherits i
+    where i.inhparent = 'public.part_images'::regclass
+  ) as below
+  left join lateral (
+    select r.id, r.mode
+    from image_sync.runs r
+    where r.bucket_id = p_bucket_id and r.mode in ('cleanup', 'restore') and r.finished_at is null
+    limit 1
+  ) as o on true
 $$;
 
 comment on function image_sync.guard_start(text, text, jsonb) is 'Why a cleanup or restore may not start with what is there already, as a problem, or null.';
 
--- Whether there is a whole list of this bucket that nobody has applied; or, for a restore, something to put back: what the archive
+-- Whether there is a whole plan of this bucket that nobody has applied; or, for a restore, something to put back: what the archive
 -- holds, whatever became of the cleanup's own row. p_run is the run of that id, or null where there is none.
 create or replace function image_sync.guard_plan(p_bucket_id text, p_mode text, p_plan uuid, p_run image_sync.runs)
-returns jsonb
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_restores constant boolean := p_mode = 'restore';
-  v_archived_in constant text := (select a.bucket_id from image_sync.archive a where v_restores and a.run_id = p_plan limit 1);
-  v_plan_bucket constant text := coalesce(p_run.bucket_id, v_archived_in);
-  v_applied constant uuid := (select r.id from image_sync.runs r where r.plan_id = p_plan and r.mode = 'cleanup' limit 1);
-begin
-  return case
-    when v_restores and (v_plan_bucket is null or p_run.mode <> 'cleanup' or (p_run.id is not null and p_run.plan_id is null)) then image_sync.problem(
-      404, 'unknown_plan', 'There is no such list',
+returns jsonb language sql stable set search_path = '' as $$
+  select case
+    when p_mode = 'restore' and (q.bucket_id is null or p_run.mode <> 'cleanup' or p_run.id is not null and p_run.plan_id is null) then image_sync.problem(
+      404, 'unknown_plan', 'There is no such plan',
       format('Cannot restore %s: it is not a cleanup that removed records. The archive says which are: select distinct run_id from image_sync.archive;', p_plan))
-    when not v_restores and (p_run.id is null or p_run.mode <> 'cleanup' or p_run.plan_id is not null) then image_sync.problem(
-      404, 'unknown_plan', 'There is no such list',
-      format('Cannot confirm %s: it is not a dry run of a cleanup. Start one with {"mode": "cleanup"} and confirm its id.', p_plan))
-    when v_plan_bucket <> p_bucket_id then image_sync.problem(
-      409, 'plan_of_another_bucket', 'The list is of another bucket',
-      format('Cannot apply run %s to bucket %s: it is a run of bucket %s. Name that bucket.', p_plan, p_bucket_id, v_plan_bucket),
-      jsonb_build_object('plan_bucket', v_plan_bucket))
-    when v_restores and (
+    when p_mode = 'cleanup' and (p_run.id is null or p_run.mode <> 'cleanup' or p_run.plan_id is not null) then image_sync.problem(
+      404, 'unknown_plan', 'There is no such plan',
+      format('Cannot confirm %s: it is not the plan of a cleanup. Make one with {"mode": "cleanup"} and confirm its id.', p_plan))
+    when q.bucket_id <> p_bucket_id then image_sync.problem(
+      409, 'plan_of_another_bucket', 'The plan is of another bucket',
+      format('Cannot apply run %s to bucket %s: it is a run of bucket %s. Name that bucket.', p_plan, p_bucket_id, q.bucket_id),
+      jsonb_build_object('plan_bucket', q.bucket_id))
+    when p_mode = 'restore' and (
       p_run.id is not null and p_run.finished_at is null
       or not exists (select from image_sync.archive a where a.run_id = p_plan and a.restored_at is null)
     ) then image_sync.problem(
       409, 'nothing_to_restore', 'There is nothing to restore',
       format('Cannot restore cleanup %s: it is open, or the archive holds no record of it that is not back already. The archive says which are: select distinct run_id from image_sync.archive where restored_at is null;', p_plan))
-    when v_restores then null
+    when p_mode = 'restore' then null
     when p_run.outcome is distinct from 'succeeded' then image_sync.problem(
-      409, 'plan_not_finished', 'The list is not complete',
-      format('Cannot confirm dry run %s: it is %s, not succeeded. Start a new one with {"mode": "cleanup"}.', p_plan, coalesce(p_run.outcome, 'open')))
-    when v_applied is not null then image_sync.problem(
-      409, 'plan_already_applied', 'The list was applied already',
-      format('Cannot confirm dry run %s: run %s applied it. Start a new one with {"mode": "cleanup"} to see what is left.', p_plan, v_applied),
-      jsonb_build_object('applied_by', v_applied))
-  end;
-end;
+      409, 'plan_not_finished', 'The plan is not complete',
+      format('Cannot confirm plan %s: it is %s, not succeeded. Make a new one with {"mode": "cleanup"}.', p_plan, coalesce(p_run.outcome, 'open')))
+    when q.applied_by is not null then image_sync.problem(
+      409, 'plan_already_applied', 'The plan was applied already',
+      format('Cannot confirm plan %s: run %s applied it. Make a new one with {"mode": "cleanup"} to see what is left.', p_plan, q.applied_by),
+      jsonb_build_object('applied_by', q.applied_by))
+  end
+  from (
+    select
+      coalesce(p_run.bucket_id, (select a.bucket_id from image_sync.archive a where a.run_id = p_plan limit 1)) as bucket_id,
+      (select r.id from image_sync.runs r where r.plan_id = p_plan and r.mode = 'cleanup' limit 1) as applied_by
+  ) as q
 $$;
 
-comment on function image_sync.guard_plan(text, text, uuid, image_sync.runs) is 'Why a run is no list that can be confirmed, or no cleanup that can be restored, for a bucket, as a problem, or null.';
+comment on function image_sync.guard_plan(text, text, uuid, image_sync.runs) is 'Why a run is no plan that can be confirmed, or no cleanup that can be restored, for a bucket, as a problem, or null.';
 
--- Whether the bucket is still the one that the list was made of, and the list no longer, and no larger a part of the table, than the
--- settings or the request allow. The list says whether the bucket was gone; whoever confirms it need not say it again.
+-- Whether the bucket is still the one that the plan was made of, and the plan no longer, and no larger a part of the table, than the
+-- settings or the request allow. The plan says whether the bucket was gone: its confirmation need not say it again.
 create or replace function image_sync.guard_removal(p_plan image_sync.runs, p_options jsonb)
-returns jsonb
-language plpgsql
-set search_path = ''
-as $$
+returns jsonb language plpgsql set search_path = '' as $$
 declare
   v_is_gone constant boolean := coalesce((p_plan.options ->> 'bucket_is_gone')::boolean, false);
   v_total constant bigint := (p_plan.summary #>> '{totals,orphaned}')::bigint;
   v_records constant bigint := (p_plan.summary #>> '{totals,records}')::bigint;
   v_created_at constant timestamptz := (select b.created_at from storage.buckets b where b.id = p_plan.bucket_id);
-  v_max image_sync.settings;
+  v_max image_sync.settings := (select s from image_sync.settings s where s.bucket_id = p_plan.bucket_id);
 begin
-  select s.*
-  into v_max
-  from image_sync.settings s
-  where s.bucket_id = p_plan.bucket_id;
-  v_max.max_delete_count := coalesce((p_options ->> 'max_delete_count')::bigint, v_max.max_delete_count);
-  v_max.max_delete_fraction := coalesce((p_options ->> 'max_delete_fraction')::numeric, v_max.max_delete_fraction);
+  v_max := jsonb_populate_record(v_max, jsonb_strip_nulls(p_options));
   return case
     when not v_is_gone and not exists (select from storage.buckets b where b.id = p_plan.bucket_id) then image_sync.problem(
       409, 'bucket_missing', 'The bucket does not exist',
       format('Cannot clean up bucket %s: storage.buckets has no such id. Without a bucket every record looks orphaned. If it is gone for good: {"mode": "cleanup", "bucket_is_gone": true}.', p_plan.bucket_id))
     when v_created_at is distinct from p_plan.bucket_created_at then image_sync.problem(
       409, 'bucket_recreated', 'The bucket was deleted and made again',
-      format('Cannot confirm dry run %s: bucket %s was made at %s, after that list. Start a new one with {"mode": "cleanup"}, look at it, and confirm that.', p_plan.id, p_plan.bucket_id, v_created_at),
+      format('Cannot confirm plan %s: bucket %s was made at %s, after that plan. Make a new one with {"mode": "cleanup"}, look at it, and confirm that.', p_plan.id, p_plan.bucket_id, v_created_at),
       jsonb_build_object('bucket_created_at', v_created_at, 'plan_bucket_created_at', p_plan.bucket_created_at))
     when p_plan.finished_at < now() - interval '1 day' then image_sync.problem(
-      409, 'plan_expired', 'The list is older than a day',
-      format('Cannot confirm dry run %s: it ended at %s. Start a new one with {"mode": "cleanup"} and confirm that.', p_plan.id, p_plan.finished_at),
+      409, 'plan_expired', 'The plan is older than a day',
+      format('Cannot confirm plan %s: it ended at %s. Make a new one with {"mode": "cleanup"} and confirm that.', p_plan.id, p_plan.finished_at),
       jsonb_build_object('finished_at', p_plan.finished_at, 'max_age_hours', 24))
     when not v_is_gone
       and not coalesce((p_options ->> 'allow_empty_bucket')::boolean, false)
@@ -10624,54 +10145,19 @@ begin
       409, 'bucket_empty', 'The bucket is empty',
       format('Cannot clean up bucket %s: it holds no file, so every record looks orphaned. If that is meant: {"mode": "cleanup", "confirm": "%s", "allow_empty_bucket": true, "max_delete_fraction": 1}.', p_plan.bucket_id, p_plan.id))
     when v_total > v_max.max_delete_count then image_sync.problem(
-      409, 'too_many_records', 'The list is longer than allowed',
-      format('Cannot remove %s of %s records: at most %s are allowed (max_delete_count). If all of them should go: {"mode": "cleanup", "confirm": "%s", "max_delete_count": %s}.', v_total, v_records, v_max.max_delete_count, p_plan.id, v_total),
+      409, 'too_many_records', 'The plan is longer than allowed',
+      format('Cannot remove %s of %s records: at most %s are allowed (max_delete_count). If all of them should go: {"mode": "cleanup", "confirm": "%s", "max_delete_count": %1$s}.', v_total, v_records, v_max.max_delete_count, p_plan.id),
       jsonb_build_object('planned', v_total, 'records', v_records, 'max_delete_count', v_max.max_delete_count))
     -- Of a bucket that is gone every record is meant.
     when not v_is_gone and v_total > v_records * v_max.max_delete_fraction then image_sync.problem(
-      409, 'too_large_fraction', 'The list is too large a part of the table',
+      409, 'too_large_fraction', 'The plan is too large a part of the table',
       format('Cannot remove %s of %s records (%s %%): at most %s %% are allowed (max_delete_fraction). If all of them should go: {"mode": "cleanup", "confirm": "%s", "max_delete_fraction": %s}.', v_total, v_records, round(100.0 * v_total / v_records, 1), round(100 * v_max.max_delete_fraction, 1), p_plan.id, round(least(ceil(10000.0 * v_total / v_records) / 10000, 1), 4)),
       jsonb_build_object('planned', v_total, 'records', v_records, 'fraction', round(1.0 * v_total / v_records, 4), 'max_delete_fraction', v_max.max_delete_fraction))
   end;
 end;
 $$;
 
-comment on function image_sync.guard_removal(image_sync.runs, jsonb) is 'Why a list may not be applied: its bucket is no longer what it says, or it names more records than may be removed; as a problem, or null.';
-
-create or replace function image_sync.check_guards(p_bucket_id text, p_mode text, p_options jsonb, out problem jsonb, out plan uuid, out total bigint)
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_run image_sync.runs;
-begin
-  plan := coalesce(p_options ->> 'confirm', p_options ->> 'restore')::uuid;
-  problem := image_sync.guard_start(p_bucket_id, p_mode, p_options);
-  if problem is not null or plan is null then
-    return;
-  end if;
-  select r.*
-  into v_run
-  from image_sync.runs r
-  where r.id = plan;
-  -- The first that does not hold is told: the rest is not looked at.
-  problem := coalesce(
-    image_sync.guard_plan(p_bucket_id, p_mode, plan, v_run),
-    case when p_mode = 'cleanup' then image_sync.guard_removal(v_run, p_options) end
-  );
-  total := case p_mode
-    when 'cleanup' then (v_run.summary #>> '{totals,orphaned}')::bigint
-    -- For progress alone, so it is not counted to the end.
-    else (select count(*) from (select from image_sync.archive a where a.run_id = plan and a.restored_at is null limit 10000) as counted)
-  end;
-  if p_mode = 'restore' and total = 10000 then
-    total := greatest(total, (v_run.summary #>> '{totals,removed}')::bigint);
-  end if;
-end;
-$$;
-
-comment on function image_sync.check_guards(text, text, jsonb) is
-  'Why a cleanup or restore may not start, as a problem, or which plan it applies and how many records that names. Codes: conflicting_run, bucket_exists, table_has_children, unknown_plan, plan_of_another_bucket, nothing_to_restore, plan_not_finished, plan_already_applied, bucket_missing, bucket_recreated, plan_expired, bucket_empty, too_many_records, too_large_fraction.';
+comment on function image_sync.guard_removal(image_sync.runs, jsonb) is 'Why a plan may not be applied: its bucket is no longer what it says, or it names more records than may be removed; as a problem, or null.';
 
 -- Which of these records other tables point to. Deleting one could take their rows with it (on delete cascade) or change them.
 -- Compared as the foreign key compares, by its own operators and collation: to citext AB-1 is ab-1. A record's reference to itself
@@ -10700,36 +10186,21 @@ begin
     from pg_catalog.pg_constraint c
     cross join lateral (
       select format(
-        '%I operator(%I.%s) r.%I%s', ours.attname, n.nspname, o.oprname, theirs.attname,
+        '%I operator(%s) r.%I%s', ours.attname, f.operator::regoper, theirs.attname,
         case when ours.attcollation <> theirs.attcollation then ' collate ' || ours.attcollation::regcollation else '' end
-      ) as comparison
+      ) as comparison, ours.attname in ('bucket_id', 'file_name', 'part_number') as is_moved
       from unnest(c.conkey, c.confkey, c.conpfeqop) as f (theirs, ours, operator)
-      join pg_catalog.pg_attribute theirs
-        on theirs.attrelid = c.conrelid
-        and theirs.attnum = f.theirs
-      join pg_catalog.pg_attribute ours
-        on ours.attrelid = c.confrelid
-        and ours.attnum = f.ours
-      join pg_catalog.pg_operator o
-        on o.oid = f.operator
-      join pg_catalog.pg_namespace n
-        on n.oid = o.oprnamespace
+      join pg_catalog.pg_attribute theirs on (theirs.attrelid, theirs.attnum) = (c.conrelid, f.theirs)
+      join pg_catalog.pg_attribute ours on (ours.attrelid, ours.attnum) = (c.confrelid, f.ours)
     ) as k
-    where c.contype = 'f'
-      and c.confrelid = 'public.part_images'::regclass
+    where c.contype = 'f' and c.confrelid = 'public.part_images'::regclass
       -- A partition's copy of the key is its table's.
       and c.conparentid = 0
-      and (not p_by_move or c.confupdtype in ('n', 'd') and exists (
-        select
-        from pg_catalog.pg_attribute a
-        where a.attrelid = c.confrelid
-          and a.attnum = any (c.confkey)
-          and a.attname in ('bucket_id', 'file_name', 'part_number')
-      ))
-    group by c.oid, c.conrelid, c.confrelid
+    group by c.oid, c.conrelid, c.confrelid, c.confupdtype
+    having not p_by_move or c.confupdtype in ('n', 'd') and bool_or(k.is_moved)
   loop
     execute format(
-      'select coalesce(array_agg(distinct p.file_name), ''{}'') from unnest($2) as n (name) cross join lateral (select q.* from public.part_images q where q.bucket_id = $1 and q.file_name collate "C" >= n.name and q.file_name collate "C" <= n.name order by q.file_name collate "C" limit 1) as p join %s r on %s where (%s) is not true',
+      'select coalesce(array_agg(distinct p.file_name), ''{}'') from unnest($2) as n (name) cross join lateral (select q.* from public.part_images q where q.bucket_id = $1 and q.file_name collate "C" between n.name and n.name order by q.file_name collate "C" limit 1) as p join %s r on %s where (%s) is not true',
       v_key.referencing_table, v_key.matches, v_key.refers_to_itself
     )
     into v_names
@@ -10742,68 +10213,14 @@ $$;
 
 comment on function image_sync.referenced_names(text, text[], boolean) is 'Those of the given records that other rows refer to by a foreign key; with p_by_move, by one that a move would empty. Raises insufficient_privilege where a table that may refer to them cannot be seen whole.';
 
--- The next names of a run that applies a plan, in key order: of a cleanup those of its list, of a restore what is archived still.
-create or replace function image_sync.next_names(p_run image_sync.runs, p_size integer)
-returns text[]
-language plpgsql
-stable
-set search_path = ''
-as $$
-declare
-  v_names text[] := '{}'::text[];
-  v_number integer;
-begin
-  if p_run.mode = 'restore' then
-    return array(
-      select a.file_name
-      from image_sync.archive a
-      where a.run_id = p_run.plan_id
-        and a.restored_at is null
-        and a.file_name collate "C" > p_run.cursor
-      order by a.file_name collate "C"
-      limit p_size
-    );
-  end if;
-  -- Chunk by chunk, because a list may have a million names and a call wants the next thousand.
-  for v_number in
-    select c.number
-    from image_sync.chunks c
-    where c.run_id = p_run.plan_id
-      and c.ledger ? 'orphaned'
-      and coalesce(c.to_key collate "C" > p_run.cursor, true)
-    order by c.from_key collate "C"
-  loop
-    v_names := v_names || array(
-      select listed.name
-      from image_sync.chunks c
-      cross join lateral jsonb_array_elements_text(c.facts -> 'orphaned') as listed (name)
-      where c.run_id = p_run.plan_id
-        and c.number = v_number
-        and listed.name collate "C" > p_run.cursor
-      order by listed.name collate "C"
-      limit p_size - cardinality(v_names)
-    );
-    exit when cardinality(v_names) >= p_size;
-  end loop;
-  return v_names;
-end;
-$$;
-
-comment on function image_sync.next_names(image_sync.runs, integer) is 'At most p_size names of the run''s plan, those behind its cursor.';
-
 -- One look by the index of names, whatever the statistics say. Volatile: each sees what is committed by then.
 create or replace function image_sync.has_file(p_bucket_id text, p_name text)
-returns boolean
-language plpgsql
-set search_path = ''
-as $$
+returns boolean language plpgsql set search_path = '' as $$
 begin
   return exists (
     select
     from image_sync.objects o
-    where o.bucket_id = p_bucket_id
-      and o.name collate "C" >= p_name
-      and o.name collate "C" <= p_name
+    where o.bucket_id = p_bucket_id and o.name collate "C" between p_name and p_name
     order by o.name collate "C"
     offset 0
   );
@@ -10812,15 +10229,57 @@ $$;
 
 comment on function image_sync.has_file(text, text) is 'Whether the bucket holds a file of this name now.';
 
+-- Removes what it may of a plan: first the rows are locked, then they are looked at, each look a statement of its own that sees what is
+-- committed by then. So nobody can refer to a record, or change it, between the look and its removal: whoever tries waits for
+-- this transaction and finds the record gone, and whoever was first holds a lock that makes us keep the record.
+-- A file that is uploaded takes no lock that could be seen: it is looked for in the statement that deletes and once more after it.
+create or replace function image_sync.remove_records(p_run image_sync.runs, p_names text[], out done text[], out problems jsonb)
+language plpgsql set search_path = '' set lock_timeout = '400ms' as $$
+declare
+  v_locked constant text[] := array(
+    select p.file_name
+    from unnest(p_names) as n (name)
+    cross join lateral (
+      select q.file_name
+      from only public.part_images q
+      where q.bucket_id = p_run.bucket_id and q.file_name collate "C" between n.name and n.name
+      order by q.file_name collate "C" limit 1
+      for update skip locked
+    ) as p
+  );
+  v_referenced text[] := '{}'::text[];
+  -- Why none may go: what refers to them cannot be seen.
+  v_unseen jsonb;
+  v_write image_sync.write := jsonb_populate_record(null::image_sync.write, '{"written": [], "held": [], "refused": []}');
+begin
+  begin
+    v_referenced := image_sync.referenced_names(p_run.bucket_id, v_locked);
+  exception
+    when lock_not_available or deadlock_detected then
+      v_unseen := '{"code": "locked", "words": "Kept: a table that may refer to it is held by somebody else"}';
+    when insufficient_privilege then
+      v_unseen := jsonb_build_object('code', 'referenced', 'words', 'Kept: whether another table refers to it cannot be seen: ' || sqlerrm);
+  end;
+  if v_unseen is null then
+    v_write := image_sync.write_rows('archive', p_run, array(
+      select (l.name, null, null)::image_sync.item
+      from unnest(v_locked) as l (name)
+      where l.name <> all (v_referenced)
+    ));
+  end if;
+  done := v_write.written;
+  problems := image_sync.why_kept(
+    p_run.bucket_id, array(select n.name from unnest(p_names) as n (name) where n.name <> all (done)), v_locked, v_unseen, v_referenced, v_write);
+end;
+$$;
+
+comment on function image_sync.remove_records(image_sync.runs, text[]) is 'Locks the named records, looks at them, and moves those to the archive whose file is nowhere and that nothing refers to. Returns the names removed (done), and a problem for each of the others.';
+
 -- Moves records that are orphaned at this moment to the archive, and looks once more for their files: a slow trigger leaves time for an
 -- upload. Not those of a table that inherits from ours: they are more than our columns say.
 create or replace function image_sync.write_archive(p_run image_sync.runs, p_items image_sync.item[])
-returns text[]
-language plpgsql
-set search_path = ''
-as $$
+returns text[] language plpgsql set search_path = '' as $$
 declare
-  v_names constant text[] := array(select i.name from unnest(p_items) as i);
   v_removed text[];
 begin
   with removed as (
@@ -10828,16 +10287,13 @@ begin
     -- By their places, which stay: the caller holds the rows.
     where p.ctid = any (array(
       select r.ctid
-      from unnest(v_names) as n (name)
-      -- A range and an order that only the index of names gives, here and below: one look for each, whatever the statistics say.
+      from unnest(p_items) as n
+      -- A range and an order that only the index of names gives: one look for each, whatever the statistics say.
       cross join lateral (
         select q.ctid, q.bucket_id, q.file_name, q.object_id
         from only public.part_images q
-        where q.bucket_id = p_run.bucket_id
-          and q.file_name collate "C" >= n.name
-          and q.file_name collate "C" <= n.name
-        order by q.file_name collate "C"
-        limit 1
+        where q.bucket_id = p_run.bucket_id and q.file_name collate "C" between n.name and n.name
+        order by q.file_name collate "C" limit 1
       ) as r
       where not image_sync.has_file(p_run.bucket_id, n.name)
         and not exists (select from image_sync.place_of(r.bucket_id, r.file_name, r.object_id))
@@ -10850,9 +10306,7 @@ begin
     from removed r
     returning file_name
   )
-  select coalesce(array_agg(a.file_name), '{}')
-  into v_removed
-  from archived a;
+  select coalesce(array_agg(a.file_name), '{}') into v_removed from archived a;
   perform image_sync.check_deferred();
   if exists (select from unnest(v_removed) as n (name) where image_sync.has_file(p_run.bucket_id, n.name)) then
     raise exception 'A file is in the bucket again'
@@ -10862,129 +10316,73 @@ begin
 end;
 $$;
 
-comment on function image_sync.write_archive(image_sync.runs, image_sync.item[]) is
-  'Moves those of the named records whose file is nowhere to the archive and returns their names. Raises ISB01, and moves none, where the file of one came back meanwhile.';
+comment on function image_sync.write_archive(image_sync.runs, image_sync.item[]) is 'Moves those of the named records whose file is nowhere to the archive and returns their names. Raises ISB01, and moves none, where the file of one came back meanwhile.';
 
--- Removes what it may of a list: first the rows are locked, then they are looked at, each look a statement of its own that sees what is
--- committed by then. So nobody can refer to a record, or change it, between the look and its removal: whoever tries waits for
--- this transaction and finds the record gone, and whoever was first holds a lock that makes us keep the record.
--- A file that is uploaded takes no lock that could be seen: it is looked for in the statement that deletes and once more after it.
-create or replace function image_sync.remove_records(p_run image_sync.runs, p_names text[], out done text[], out problems jsonb)
-language plpgsql
-set search_path = ''
-set lock_timeout = '400ms'
-as $$
-declare
-  v_locked constant text[] := array(
-    select p.file_name
-    from unnest(p_names) as n (name)
-    cross join lateral (
-      select q.file_name
-      from only public.part_images q
-      where q.bucket_id = p_run.bucket_id
-        and q.file_name collate "C" >= n.name
-        and q.file_name collate "C" <= n.name
-      order by q.file_name collate "C"
-      limit 1
-      for update skip locked
-    ) as p
-  );
-  v_referenced text[];
-  -- Why none may go: what refers to them cannot be seen.
-  v_code text;
-  v_words text;
-  v_write image_sync.write := ('{}', '{}', '[]')::image_sync.write;
-begin
-  begin
-    v_referenced := image_sync.referenced_names(p_run.bucket_id, v_locked);
-  exception
-    when lock_not_available or deadlock_detected then
-      v_code := 'locked';
-      v_words := 'a table that may refer to it is held by somebody else';
-    when insufficient_privilege then
-      v_code := 'referenced';
-      v_words := 'whether another table refers to it cannot be seen: ' || sqlerrm;
-  end;
-  if v_code is null then
-    v_write := image_sync.write_rows('archive', p_run, array(
-      select (l.name, null, null)::image_sync.item
-      from unnest(v_locked) as l (name)
-      where l.name <> all (v_referenced)
-    ));
-  end if;
-  done := v_write.written;
-  problems := image_sync.why_kept(p_run.bucket_id, v_locked, array(select n.name from unnest(p_names) as n (name) where n.name <> all (done)), (
-    select coalesce(jsonb_object_agg(k.name, jsonb_build_object('code', k.code, 'words', k.words)), '{}')
-    from (
-      select l.name, v_code, v_words from unnest(v_locked) as l (name) where v_code is not null
-      union all
-      select r.name, 'referenced', 'a row of another table refers to it' from unnest(v_referenced) as r (name)
-      union all
-      select h.name, 'locked', 'somebody else holds what its removal needs' from unnest(v_write.held) as h (name)
-      union all
-      select r.name, coalesce(s.code, 'refused_by_table'), coalesce(s.words, 'the table refused to delete it: ' || r.words)
-      from jsonb_to_recordset(v_write.refused) as r (name text, sqlstate text, words text)
-      left join (values ('23503', 'referenced', 'a row of another table refers to it'), ('ISB01', 'file_is_back', 'its file is in the bucket again')) as s (sqlstate, code, words)
-        on s.sqlstate = r.sqlstate
-    ) as k (name, code, words)
-  ));
-end;
-$$;
-
-comment on function image_sync.remove_records(image_sync.runs, text[]) is
-  'Locks the named records, looks at them, and moves those to the archive whose file is nowhere and that nothing refers to. Returns the names removed (done), and a problem for each of the others.';
-
--- Why records of a list were kept: what is known of them, by name, or else what is so now.
-create or replace function image_sync.why_kept(p_bucket_id text, p_locked text[], p_names text[], p_known jsonb)
-returns jsonb
-language plpgsql
-set search_path = ''
-as $$
+create or replace function image_sync.why_kept(p_bucket_id text, p_names text[], p_locked text[], p_unseen jsonb, p_referenced text[], p_write image_sync.write)
+returns jsonb language plpgsql set search_path = '' as $$
 begin
   return (
     select coalesce(jsonb_agg(image_sync.item_problem(n.name, why.code, why.words) order by n.name collate "C"), '[]')
     from unnest(p_names) as n (name)
+    left join jsonb_to_recordset(p_write.refused) as f (name text, sqlstate text, words text) on f.name = n.name
     left join lateral (
       select r.bucket_id, r.file_name, r.object_id, r.tableoid
       from public.part_images r
-      where r.bucket_id = p_bucket_id
-        and r.file_name collate "C" >= n.name
-        and r.file_name collate "C" <= n.name
-      order by r.file_name collate "C"
-      limit 1
-    ) as p
-      on true
-    left join lateral image_sync.place_of(p.bucket_id, p.file_name, p.object_id) as w
-      on true
+      where r.bucket_id = p_bucket_id and r.file_name collate "C" between n.name and n.name
+      order by r.file_name collate "C" limit 1
+    ) as p on true
+    left join lateral image_sync.place_of(p.bucket_id, p.file_name, p.object_id) as w on true
     cross join lateral (
       select v.code, v.words
       from (values
-        (1, p_known #>> array[n.name, 'code'], 'Kept: ' || (p_known #>> array[n.name, 'words']), p_known ? n.name),
-        (2, 'file_is_back', 'Kept: its file is in the bucket again', image_sync.has_file(p_bucket_id, n.name)),
-        (3, 'record_is_gone', 'Skipped: the record was removed by somebody else', p.file_name is null),
-        (4, 'refused_by_table', format('Kept: it is a row of %s, which inherits from this table', p.tableoid::regclass), p.tableoid <> 'public.part_images'::regclass),
-        (5, 'locked', 'Kept: somebody else holds it', n.name <> all (p_locked)),
-        (6, 'file_has_moved', 'Kept: its file has another name by now, and the next sync takes the record along', w.is_followed),
-        (7, 'moved_away', format('Kept: its file is %s now', image_sync.place_in_words(p_bucket_id, w.bucket_id, w.name)), not w.is_followed),
-        (8, 'refused_by_table', 'Kept: a trigger of the table refused to delete it', true)
+        -- What its removal met, or else what is so now.
+        (1, p_unseen ->> 'code', p_unseen ->> 'words', p_unseen is not null and n.name = any (p_locked)),
+        (2, 'referenced', 'Kept: a row of another table refers to it', n.name = any (p_referenced) or f.sqlstate = '23503'),
+        (3, 'locked', 'Kept: somebody else holds what its removal needs', n.name = any (p_write.held)),
+        (4, 'refused_by_table', 'Kept: the table refused to delete it: ' || f.words, f.sqlstate <> 'ISB01'),
+        (5, 'file_is_back', 'Kept: its file is in the bucket again', f.sqlstate = 'ISB01' or image_sync.has_file(p_bucket_id, n.name)),
+        (6, 'record_is_gone', 'Skipped: the record was removed by somebody else', p.file_name is null),
+        (7, 'refused_by_table', format('Kept: it is a row of %s, which inherits from this table', p.tableoid::regclass), p.tableoid <> 'public.part_images'::regclass),
+        (8, 'locked', 'Kept: somebody else holds it', n.name <> all (p_locked)),
+        (9, 'file_has_moved', 'Kept: its file has another name by now, and the next sync takes the record along', w.is_followed),
+        (10, 'moved_away', format('Kept: its file is %s now', image_sync.place_in_words(p_bucket_id, w.bucket_id, w.name)), not w.is_followed),
+        (11, 'refused_by_table', 'Kept: a trigger of the table refused to delete it', true)
       ) as v (place, code, words, applies)
       where v.applies
-      order by v.place
-      limit 1
+      order by v.place limit 1
     ) as why
   );
 end;
 $$;
 
-comment on function image_sync.why_kept(text, text[], text[], jsonb) is
-  'A problem for each of these records that a cleanup kept: referenced, locked, refused_by_table, file_is_back, record_is_gone, file_has_moved or moved_away. p_known: {name: {code, words}}.';
+comment on function image_sync.why_kept(text, text[], text[], jsonb, text[], image_sync.write) is 'A problem for each of these records that a cleanup kept: referenced, locked, refused_by_table, file_is_back, record_is_gone, file_has_moved or moved_away. p_unseen: {code, words} where none of those that were locked could be looked at.';
 
--- Puts archived records back, id, timestamps and the owner's columns included, as far as the table has them still.
+-- Puts archived records back: what the table does not take stays in the archive.
+create or replace function image_sync.restore_records(p_run image_sync.runs, p_names text[], out done text[], out problems jsonb)
+language plpgsql set search_path = '' as $$
+declare
+  v_write constant image_sync.write := image_sync.write_rows('restore', p_run, array(select (n.name, null, null)::image_sync.item from unnest(p_names) as n (name)));
+begin
+  done := v_write.written;
+  problems := (
+    select coalesce(jsonb_agg(image_sync.item_problem(n.name, 'not_restored', 'Skipped: ' || case
+      when r.is_taken then 'its place was taken meanwhile by another record of the file, or of its id or part number. Compare the two, remove or change the one in the table, and restore again'
+      when r.name is not null then 'the table refused it: ' || r.words
+      when n.name = any (v_write.held) then 'somebody else holds its place. Restore again later'
+      else 'a trigger of the table left it out. It is in the archive still; change the trigger, and restore again'
+    end) order by n.name collate "C"), '[]')
+    from unnest(p_names) as n (name)
+    left join jsonb_to_recordset(v_write.refused) as r (name text, is_taken boolean, words text) on r.name = n.name
+    where n.name <> all (done)
+  );
+end;
+$$;
+
+comment on function image_sync.restore_records(image_sync.runs, text[]) is 'Puts records of a cleanup run back from the archive. Returns the names of those that are back (done), and a problem not_restored for each of the others.';
+
+-- The rows as they were, id, timestamps and the owner's columns included, as far as the table has them still.
 create or replace function image_sync.write_restore(p_run image_sync.runs, p_items image_sync.item[])
-returns text[]
-language plpgsql
-set search_path = ''
-as $$
+returns text[] language plpgsql set search_path = '' as $$
 declare
   v_names constant text[] := array(select i.name from unnest(p_items) as i);
   v_part record;
@@ -10998,37 +10396,23 @@ begin
     cross join lateral (
       select string_agg(format('%I', c.attname), ', ' order by c.attnum) as names, string_agg(format('(kept.whole).%I', c.attname), ', ' order by c.attnum) as fields
       from pg_catalog.pg_attribute c
-      where c.attrelid = 'public.part_images'::regclass
-        and c.attnum > 0
-        and c.attgenerated = ''
-        and not c.attisdropped
-        and a.record ? c.attname
+      where c.attrelid = 'public.part_images'::regclass and c.attnum > 0 and not c.attisdropped and c.attgenerated = '' and a.record ? c.attname
     ) as c
-    where a.run_id = p_run.plan_id
-      and a.restored_at is null
-      and a.file_name collate "C" = any (v_names)
+    where a.run_id = p_run.plan_id and a.restored_at is null and a.file_name collate "C" = any (v_names)
     group by c.names, c.fields
   loop
     execute format(
-      'with back as (
-        insert into public.part_images (%1$s) overriding system value
-        select %2$s
-        from (
-          select case
-            when a.row_text is null then jsonb_populate_record(null::public.part_images, a.record)
-            else image_sync.row_of(a.row_text, a.row_columns, null::public.part_images)
-          end as whole
-          from image_sync.archive a
-          where a.id = any ($1)
-          offset 0
-        ) as kept
-        returning file_name
-      )
-      select coalesce(array_agg(back.file_name), ''{}'') from back',
-      v_part.columns, v_part.fields
-    )
-    into v_back
-    using v_part.ids;
+      'with back as (insert into public.part_images (%s) overriding system value select %s from (
+        select case
+          when a.row_text is null then jsonb_populate_record(null::public.part_images, a.record)
+          else image_sync.row_of(a.row_text, a.row_columns, null::public.part_images)
+        end as whole
+        from image_sync.archive a
+        where a.id = any ($1)
+        offset 0
+      ) as kept returning file_name)
+      select coalesce(array_agg(back.file_name), ''{}'') from back', v_part.columns, v_part.fields
+    ) into v_back using v_part.ids;
     -- Fewer came back than were put: a trigger left some out.
     v_written := v_written || case when cardinality(v_back) = cardinality(v_part.ids) then v_part.names else v_back end;
   end loop;
@@ -11038,49 +10422,17 @@ begin
   end if;
   update image_sync.archive a
   set restored_at = now()
-  where a.run_id = p_run.plan_id
-    and a.restored_at is null
-    and a.file_name collate "C" = any (v_written);
+  where a.run_id = p_run.plan_id and a.restored_at is null and a.file_name collate "C" = any (v_written);
   return v_written;
 end;
 $$;
 
 comment on function image_sync.write_restore(image_sync.runs, image_sync.item[]) is 'Inserts archived records again, whole, and returns the names of those that are back.';
 
--- Restores archived records by name: what the table does not take stays in the archive.
-create or replace function image_sync.restore_records(p_run image_sync.runs, p_names text[], out done text[], out problems jsonb)
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_write constant image_sync.write := image_sync.write_rows('restore', p_run, array(select (n.name, null, null)::image_sync.item from unnest(p_names) as n (name)));
-begin
-  done := v_write.written;
-  problems := (
-    select coalesce(jsonb_agg(image_sync.item_problem(n.name, 'not_restored', 'Skipped: ' || case
-      when r.is_taken then 'its place was taken meanwhile by another record of the file, or of its id or part number. Compare the two, remove or change the one in the table, and restore again'
-      when r.name is not null then 'the table refused it: ' || r.words
-      when n.name = any (v_write.held) then 'somebody else holds its place. Restore again later'
-      else 'a trigger of the table left it out. It is in the archive still; change the trigger, and restore again'
-    end) order by n.name collate "C"), '[]')
-    from unnest(p_names) as n (name)
-    left join jsonb_to_recordset(v_write.refused) as r (name text, is_taken boolean, words text)
-      on r.name = n.name
-    where n.name <> all (done)
-  );
-end;
-$$;
-
-comment on function image_sync.restore_records(image_sync.runs, text[]) is
-  'Puts records of a cleanup run back from the archive. Returns the names of those that are back (done), and a problem not_restored for each of the others.';
-
 -- Makes the next chunk of a run that applies a plan, a confirmed cleanup or a restore. Nothing is signed, so it is done at once. With
 -- p_error it is one of the next record alone, which is left as it is, because the database cannot deal with it in its time.
 create or replace function image_sync.settle_chunk(p_run image_sync.runs, p_settings image_sync.settings, p_worker uuid, p_error jsonb default null)
-returns image_sync.chunks
-language plpgsql
-set search_path = ''
-as $$
+returns image_sync.chunks language plpgsql set search_path = '' as $$
 declare
   v_size constant integer := case when p_error is null then image_sync.chunk_size(p_run, p_settings) else 1 end;
   v_names constant text[] := image_sync.next_names(p_run, v_size);
@@ -11091,13 +10443,9 @@ begin
   if p_error is not null then
     v_problems := (select coalesce(jsonb_agg(image_sync.item_problem(n.name, p_error ->> 'code', p_error ->> 'detail')), '[]') from unnest(v_names) as n (name));
   elsif p_run.mode = 'cleanup' then
-    select r.done, r.problems
-    into v_done, v_problems
-    from image_sync.remove_records(p_run, v_names) as r;
+    select r.done, r.problems into v_done, v_problems from image_sync.remove_records(p_run, v_names) as r;
   else
-    select r.done, r.problems
-    into v_done, v_problems
-    from image_sync.restore_records(p_run, v_names) as r;
+    select r.done, r.problems into v_done, v_problems from image_sync.restore_records(p_run, v_names) as r;
   end if;
   insert into image_sync.chunks (run_id, number, from_key, to_key, state, worker_id, ledger, problems, closed_at)
   select
@@ -11105,149 +10453,71 @@ begin
     image_sync.add_counts(jsonb_build_object(case p_run.mode when 'cleanup' then 'removed' else 'restored' end, d.done, 'skipped', cardinality(v_names) - d.done), null),
     v_problems, clock_timestamp()
   from cardinality(v_done) as d (done)
-  returning *
-  into v_chunk;
+  returning * into v_chunk;
   return v_chunk;
 end;
 $$;
 
-comment on function image_sync.settle_chunk(image_sync.runs, image_sync.settings, uuid, jsonb) is
-  'Makes and closes the next chunk of a confirmed cleanup or a restore; what the plan names and cannot be settled is skipped and named. p_error: skips the next record, with that error. The caller holds the run''s row lock.';
-
--- The whole list of a dry run, page by page: nothing is removed that nobody could see listed first.
---   p_after  names behind this one in byte order; p_limit  at most so many, 1 to 1,000
--- Returns {"plan": {"run", "count", "names", "next"}}: next is the p_after of the next page, null at the end.
-create or replace function public.image_sync_plan(p_run uuid, p_after text default '', p_limit integer default 1000)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-set lock_timeout = '1s'
-as $$
-declare
-  v_run image_sync.runs;
-  v_names text[];
-  v_limit constant integer := least(greatest(coalesce(p_limit, 1000), 1), 1000);
-begin
-  select r.*
-  into v_run
-  from image_sync.runs r
-  where r.id = p_run;
-  if v_run.id is null then
-    return image_sync.unknown_run(p_run);
-  elsif v_run.mode <> 'cleanup' or v_run.plan_id is not null then
-    return image_sync.problem(
-      404, 'unknown_plan', 'There is no such list',
-      format('Cannot list run %s: it is a %s, not a dry run of a cleanup. Start one with {"mode": "cleanup"}.', p_run, v_run.mode)
-    );
-  end if;
-  -- Read as the run that applies it reads it.
-  v_run.plan_id := v_run.id;
-  v_run.cursor := coalesce(p_after, '');
-  v_names := image_sync.next_names(v_run, v_limit);
-  return jsonb_build_object('plan', jsonb_build_object(
-    'run', p_run,
-    'count', coalesce((v_run.summary #>> '{totals,orphaned}')::bigint, 0),
-    'names', to_jsonb(v_names),
-    'next', case when cardinality(v_names) = v_limit then v_names[v_limit] end
-  ));
-end;
-$$;
-
-comment on function public.image_sync_plan(uuid, text, integer) is
-  'A page of the names that a dry run of a cleanup listed, in key order. Problems: unknown_run, unknown_plan (404).';
-
--- archives
-
--- What cleanups took out of the table, run by run: what can be put back.
+comment on function image_sync.settle_chunk(image_sync.runs, image_sync.settings, uuid, jsonb) is 'Makes and closes the next chunk of a confirmed cleanup or a restore; what the plan names and cannot be settled is skipped and named. p_error: skips the next record, with that error. The caller holds the run''s row lock.';
 
 -- The cleanups of a bucket that archived something, newest first.
 -- Returns {"archives": [{"run", "archived_at", "removed", "restored"}]}. The archive outlives the history of runs: of a run that
 -- housekeeping pruned the records are counted, up to 10,000.
 create or replace function public.image_sync_archives(p_bucket text, p_limit integer default 50)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
-begin
-  return (
-    -- From one run to the next in the index, however many records each of them archived.
-    with recursive walk as (
-      (select a.run_id from image_sync.archive a where a.run_id is not null order by a.run_id limit 1)
-      union all
-      select (select a.run_id from image_sync.archive a where a.run_id > w.run_id order by a.run_id limit 1)
-      from walk w
-      where w.run_id is not null
-    ), archives as (
-      select w.run_id, f.archived_at
-      from (select walk.run_id from walk where walk.run_id is not null limit 500) as w
-      cross join lateral (
-        select a.bucket_id, a.archived_at
-        from image_sync.archive a
-        where a.run_id = w.run_id
-        order by a.file_name collate "C"
-        limit 1
-      ) as f
-      where f.bucket_id = p_bucket
-      order by f.archived_at desc
-      limit least(greatest(coalesce(p_limit, 50), 1), 100)
+returns jsonb language sql stable set search_path = '' as $$
+  -- From one run to the next in the index, however many records each of them archived.
+  with recursive walk as (
+    (select a.run_id from image_sync.archive a where a.run_id is not null order by a.run_id limit 1)
+    union all
+    select (select a.run_id from image_sync.archive a where a.run_id > w.run_id order by a.run_id limit 1)
+    from walk w
+    where w.run_id is not null
+  ), archives as (
+    select w.run_id, f.archived_at
+    from (select walk.run_id from walk where walk.run_id is not null limit 500) as w
+    cross join lateral (
+      select a.bucket_id, a.archived_at
+      from image_sync.archive a
+      where a.run_id = w.run_id
+      order by a.file_name collate "C" limit 1
+    ) as f
+    where f.bucket_id = p_bucket
+    order by f.archived_at desc limit least(greatest(coalesce(p_limit, 50), 1), 100)
+  )
+  select jsonb_build_object('archives', coalesce(jsonb_agg(jsonb_build_object(
+    'run', a.run_id,
+    'archived_at', a.archived_at,
+    'removed', coalesce((r.summary #>> '{totals,removed}')::bigint, (
+      select count(*)
+      from (select from image_sync.archive q where q.run_id = a.run_id limit 10000) as counted
+    )),
+    'restored', (
+      select coalesce(sum((u.summary #>> '{totals,restored}')::bigint), 0)
+      from image_sync.runs u
+      where u.plan_id = a.run_id and u.mode = 'restore'
     )
-    select jsonb_build_object('archives', coalesce(jsonb_agg(jsonb_build_object(
-      'run', a.run_id,
-      'archived_at', a.archived_at,
-      'removed', coalesce((r.summary #>> '{totals,removed}')::bigint, (
-        select count(*)
-        from (select from image_sync.archive q where q.run_id = a.run_id limit 10000) as counted
-      )),
-      'restored', (
-        select coalesce(sum((u.summary #>> '{totals,restored}')::bigint), 0)
-        from image_sync.runs u
-        where u.plan_id = a.run_id
-          and u.mode = 'restore'
-      )
-    ) order by a.archived_at desc), '[]'))
-    from archives a
-    left join image_sync.runs r on r.id = a.run_id
-  );
-end;
+  ) order by a.archived_at desc), '[]'))
+  from archives a
+  left join image_sync.runs r on r.id = a.run_id
 $$;
 
-comment on function public.image_sync_archives(text, integer) is
-  'The cleanups of a bucket that archived records, newest first, at most 100, with how many each removed and how many were put back since.';
+comment on function public.image_sync_archives(text, integer) is 'The cleanups of a bucket that archived records, newest first, at most 100, with how many each removed and how many were put back since.';
 
--- The records that a cleanup archived, by name.
--- Returns {"archived": {"run", "records": [{"file_name", "part_number", "restored_at"}], "next"}}. No URL.
+-- The records that a cleanup archived, by name, 1 to 1,000 behind p_after. No URL.
+-- Returns {"archived": {"run", "records": [{"file_name", "part_number", "restored_at"}], "next"}}.
 create or replace function public.image_sync_archived(p_run uuid, p_after text default '', p_limit integer default 100)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
-declare
-  v_limit constant integer := least(greatest(coalesce(p_limit, 100), 1), 1000);
-  v_records jsonb;
-begin
-  select coalesce(jsonb_agg(to_jsonb(q) order by q.file_name collate "C"), '[]')
-  into v_records
+returns jsonb language sql stable set search_path = '' as $$
+  select jsonb_build_object('archived', jsonb_build_object('run', p_run) || image_sync.page(
+    'records', coalesce(jsonb_agg(to_jsonb(q) order by q.file_name collate "C"), '[]'), 'file_name', least(greatest(coalesce(p_limit, 100), 1), 1000)))
   from (
     select a.file_name, a.record ->> 'part_number' as part_number, a.restored_at
     from image_sync.archive a
-    where a.run_id = p_run
-      and a.file_name collate "C" > coalesce(p_after, '')
-    order by a.file_name collate "C"
-    limit v_limit
-  ) as q;
-  return jsonb_build_object('archived', jsonb_build_object(
-    'run', p_run,
-    'records', v_records,
-    'next', case when jsonb_array_length(v_records) = v_limit then v_records #> '{-1,file_name}' end
-  ));
-end;
+    where a.run_id = p_run and a.file_name collate "C" > coalesce(p_after, '')
+    order by a.file_name collate "C" limit least(greatest(coalesce(p_limit, 100), 1), 1000)
+  ) as q
 $$;
 
-comment on function public.image_sync_archived(uuid, text, integer) is
-  'A page of the records that a cleanup archived, in byte order, 1 to 1,000 of them, with when each was put back.';
+comment on function public.image_sync_archived(uuid, text, integer) is 'A page of the records that a cleanup archived, in byte order, 1 to 1,000 of them, with when each was put back.';
 
 -- file
 
@@ -11556,7 +10826,7 @@ comment on function public.image_sync_file(text, text) is
 
 -- register
 
--- The register: what a spreadsheet reads. Everything that decides what it shows stands in image_sync.register_query().
+-- The register: what a spreadsheet reads. What it shows is decided in image_sync.register_query() alone.
 
 -- One row for each part of a bucket, with a URL that works: of this project, whole, not expired, of a file that is there and is not
 -- empty. What a part is, is what the report counts as one: image_sync.records.look_up_key. Where several files stand for one part,
@@ -11567,11 +10837,7 @@ comment on function public.image_sync_file(text, text) is
 -- and the pages of the function.
 --   p_records  the rows of public.part_images that are looked at
 create or replace function image_sync.register_query(p_records text default 'public.part_images')
-returns text
-language sql
-immutable
-set search_path = ''
-as $$
+returns text language sql immutable set search_path = '' as $$
 select format($query$
   select distinct on (p.bucket_id, k.look_up_key)
     p.bucket_id,
@@ -11596,14 +10862,7 @@ select format($query$
     -- image_sync.url_base() of its bucket.
     select
       coalesce(
-        coalesce(
-          s.public_url,
-          (
-            select j.url
-            from image_sync.project j
-          )
-        )
-        || '/storage/v1/object/sign/'
+        coalesce(s.public_url, (select j.url from image_sync.project j)) || '/storage/v1/object/sign/'
         || case
           when s.bucket_id ~ '^[A-Za-z0-9_.-]+$' then s.bucket_id
           else (
@@ -11634,12 +10893,9 @@ select format($query$
       and s.name collate "C" <= p.file_name
       and s.is_deleted is not true
       and not s.is_archived
-    order by s.name collate "C"
-    limit 1
+    order by s.name collate "C" limit 1
   ) as file
-  where p.part_number <> ''
-    and p.signed_url_expires_at > now()
-    and file.bytes is distinct from '0'
+  where p.part_number <> '' and p.signed_url_expires_at > now() and file.bytes is distinct from '0'
     -- As image_sync.is_url_of, but that of a name which a URL escapes the address alone is looked at.
     and starts_with(p.signed_url, base.url_base || case when base.url_base = '' or p.file_name ~ '[^A-Za-z0-9_./-]' then '' else p.file_name || '?' end)
     -- Whole, as in image_sync.records.
@@ -11651,43 +10907,28 @@ select format($query$
 $query$, p_records)
 $$;
 
-comment on function image_sync.register_query(text) is
-  'The query of the register of every bucket, of all records or of some: the one place that says what it shows. The view public.part_register and the pages of the register are made of it.';
+comment on function image_sync.register_query(text) is 'The query of the register of every bucket, of all records or of some: the one place that says what it shows. The view public.part_register and the pages of the register are made of it.';
 
--- Made when this file is applied, and again when storage.objects has gained a column that tells what is no file any more.
+-- Made when this file is applied, and again when storage.objects has gained a column that tells what is no file any more. With the
+-- rights of its owner, so that a reader needs a right to this view and to nothing behind it; and nothing that a reader says of its rows
+-- is asked before they are chosen.
 create or replace function image_sync.make_register()
-returns void
-language plpgsql
-set search_path = ''
-as $$
+returns void language plpgsql set search_path = '' as $$
 begin
-  -- With the rights of its owner, so that a reader needs a right to this view and to nothing behind it; and nothing that a reader says
-  -- of its rows is asked before they are chosen.
   execute format(
     'create or replace view public.part_register with (security_barrier = on) as
     select r.part_number, r.file_name, r.signed_url, r.signed_url_expires_at
     from (%s) as r
     where r.bucket_id = coalesce(
-      (
-        select q.bucket_id
-        from image_sync.readers q
-        where q.kind = ''odbc''
-          and q.name = current_user
-      ),
-      (
-        select s.bucket_id
-        from image_sync.settings s
-        order by s.register desc, s.bucket_id = ''part-images'' desc, s.bucket_id collate "C"
-        limit 1
-      )
+      (select q.bucket_id from image_sync.readers q where q.kind = ''odbc'' and q.name = current_user),
+      (select s.bucket_id from image_sync.settings s order by s.register desc, s.bucket_id = ''part-images'' desc, s.bucket_id collate "C" limit 1)
     )',
     image_sync.register_query()
   );
 end;
 $$;
 
-comment on function image_sync.make_register() is
-  'Makes the view public.part_register, or makes it anew. Only its owner can.';
+comment on function image_sync.make_register() is 'Makes the view public.part_register, or makes it anew. Only its owner can.';
 
 select image_sync.make_register();
 
@@ -11700,122 +10941,70 @@ comment on column public.part_register.signed_url_expires_at is 'When signed_url
 revoke all on public.part_register from public, anon, authenticated, service_role;
 grant select on public.part_register to service_role;
 
--- The bucket that a request of the register means: the one that it names, else that of public.part_register. Null: it has no settings.
-create or replace function image_sync.register_bucket(p_bucket text)
-returns text
-language sql
-stable
-set search_path = ''
-as $$
-  select s.bucket_id
-  from image_sync.settings s
-  where s.bucket_id = p_bucket
-    or p_bucket is null
-  order by s.register desc, s.bucket_id = 'part-images' desc, s.bucket_id collate "C"
-  limit 1
-$$;
-
-comment on function image_sync.register_bucket(text) is 'The bucket of a register that is asked for by name or, null, by none; null where it has no settings.';
-
-create or replace function image_sync.unknown_register(p_bucket text)
-returns jsonb
-language sql
-immutable
-set search_path = ''
-as $$
-  select image_sync.problem(
-    404, 'unknown_bucket', 'The bucket has no settings',
-    format('Cannot read the register of bucket %s: image_sync.settings has no row for it.', coalesce(p_bucket, '(none)'))
-  )
-$$;
-
-comment on function image_sync.unknown_register(text) is 'The problem unknown_bucket of a register.';
-
 -- A page of the register: shown, what the next records show, and those, whether they show anything or not. They bound it, and they are
 -- read in the order of their index before anything else is looked at: so a page costs the same at the end of a million parts,
 -- and where nobody has counted them yet.
 --   $1  the bucket, $2 the key behind which it begins, $3 the key before which it ends, both with their bucket, $4 how many records
+-- last is the key up to which was looked, without its bucket; null: to the end.
 create or replace function image_sync.register_page_query()
-returns text
-language sql
-stable
-set search_path = ''
-as $$
+returns text language sql stable set search_path = '' as $$
 select format($query$
   with records as materialized (
     select r.bucket_id, r.look_up_key, r.part_number, r.file_name, r.signed_url, r.usable_until as signed_url_expires_at
     from image_sync.records r
-    where r.bucket_id = $1
-      and r.look_up_key collate "C" > $2
-      and r.look_up_key collate "C" < $3
-    order by r.look_up_key collate "C"
-    limit $4
+    where r.bucket_id = $1 and r.look_up_key collate "C" > $2 and r.look_up_key collate "C" < $3
+    order by r.look_up_key collate "C" limit $4
+  ), looked as (
+    select substr(max(r.look_up_key collate "C"), length($1) + 2) as last from records r having count(*) = $4
   ), shown as (%s)
 $query$, image_sync.register_query('records'))
 $$;
 
-comment on function image_sync.register_page_query() is
-  'The beginning of a query of a page of the register: shown, and records, as many as $4 of the bucket $1 between the keys $2 and $3, of which it is made.';
+comment on function image_sync.register_page_query() is 'The beginning of a query of a page of the register: records, as many as $4 of the bucket $1 between the keys $2 and $3, looked, up to which key these are, and shown, what they show.';
 
 -- What a page of the register holds, without the page: to tell whether anything has changed, and where the next page begins.
 --   p_after  the key before it, without its bucket
 -- Returns {"bucket_id", "rows": p_limit at most, "tag": another one for other rows, "last": the key up to which was looked, null: to the
 -- end}. Of records that show nothing a page passes over 20,000 at most: it may be short, or empty, although more follow.
 create or replace function public.image_sync_register_tag(p_bucket text default null, p_after text default '', p_limit integer default 20000)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-set lock_timeout = '1s'
-set enable_seqscan = 'off'
-set enable_bitmapscan = 'off'
-set enable_sort = 'off'
-as $$
+returns jsonb language plpgsql stable set search_path = '' set lock_timeout = '1s'
+set enable_seqscan = 'off' set enable_bitmapscan = 'off' set enable_sort = 'off' as $$
 declare
-  v_bucket constant text := image_sync.register_bucket(p_bucket);
+  v_bucket constant text := (
+    select s.bucket_id
+    from image_sync.settings s
+    where s.bucket_id = p_bucket or p_bucket is null
+    order by s.register desc, s.bucket_id = 'part-images' desc, s.bucket_id collate "C" limit 1
+  );
   v_limit constant integer := least(greatest(coalesce(p_limit, 20000), 1), 20000);
-  v_records constant integer := greatest(v_limit, 5000);
-  v_rows bigint;
-  v_tag text;
-  v_last_key text;
-  v_last_record text;
+  v_page jsonb;
 begin
   if v_bucket is null then
-    return image_sync.unknown_register(p_bucket);
+    return image_sync.unknown_bucket(coalesce(p_bucket, '(none)'), 'read the register of bucket %s');
   end if;
   execute image_sync.register_page_query() || $query$
-    select
-      count(*) as rows,
-      md5(concat_ws(' ', count(*), bit_xor(page.hash), sum(page.hash))) as tag,
-      max(page.look_up_key) as last_key,
-      (
-        select max(r.look_up_key collate "C")
-        from records r
-        having count(*) = $4
-      ) as last_record
+    select jsonb_build_object(
+      'bucket_id', $1,
+      'rows', count(*),
+      'tag', md5(concat_ws(' ', count(*), bit_xor(page.hash), sum(page.hash))),
+      'last', case when count(*) = $5 then substr(max(page.look_up_key), length($1) + 2) else (select l.last from looked l) end
+    )
     from (
       select
         s.look_up_key,
         hashtextextended(concat_ws(chr(31), s.part_number, s.file_name, s.signed_url, extract(epoch from s.signed_url_expires_at)), 0) as hash
       from shown s
-      order by s.look_up_key
-      limit $5
+      order by s.look_up_key limit $5
     ) as page
   $query$
-  into v_rows, v_tag, v_last_key, v_last_record
+  into v_page
   -- What follows the slash is a zero.
-  using v_bucket, v_bucket || '/' || coalesce(p_after, ''), v_bucket || '0', v_records, v_limit;
-  return jsonb_build_object(
-    'bucket_id', v_bucket,
-    'rows', v_rows,
-    'tag', v_tag,
-    'last', substr(case when v_rows = v_limit then v_last_key else v_last_record end, length(v_bucket) + 2)
-  );
+  using v_bucket, v_bucket || '/' || coalesce(p_after, ''), v_bucket || '0', greatest(v_limit, 5000), v_limit;
+  return v_page;
 end;
 $$;
 
-comment on function public.image_sync_register_tag(text, text, integer) is
-  'A tag of a page of the register, 1 to 20,000 rows behind p_after: {"bucket_id", "rows", "tag", "last"}. Without p_bucket it is that of public.part_register. Problem: unknown_bucket (404).';
+comment on function public.image_sync_register_tag(text, text, integer) is 'A tag of a page of the register, 1 to 20,000 rows behind p_after: {"bucket_id", "rows", "tag", "last"}. Without p_bucket it is that of public.part_register. Problem: unknown_bucket (404).';
 
 -- A page of the register as lines of CSV (RFC 4180): every field in quotes, so that no other separator splits it. A text that a
 -- spreadsheet would run begins with an apostrophe, unless p_raw: behind spaces and invisible characters a sign that begins a formula,
@@ -11823,21 +11012,10 @@ comment on function public.image_sync_register_tag(text, text, integer) is
 --   p_after, p_until  keys as image_sync_register_tag gives them; null: to the end
 -- Returns {"csv", "last": the key up to which was looked, null: to the end}.
 create or replace function public.image_sync_register(
-  p_bucket text,
-  p_after text default '',
-  p_until text default null,
-  p_raw boolean default false,
-  p_limit integer default 5000
+  p_bucket text, p_after text default '', p_until text default null, p_raw boolean default false, p_limit integer default 5000
 )
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-set lock_timeout = '1s'
-set enable_seqscan = 'off'
-set enable_bitmapscan = 'off'
-set enable_sort = 'off'
-as $$
+returns jsonb language plpgsql stable set search_path = '' set lock_timeout = '1s'
+set enable_seqscan = 'off' set enable_bitmapscan = 'off' set enable_sort = 'off' as $$
 declare
   v_runs constant text := case
     -- Matches nothing.
@@ -11855,27 +11033,19 @@ begin
         || '","' || to_char(s.signed_url_expires_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || e'"\r\n',
         '' order by s.look_up_key
       ), ''),
-      'last', (
-        select substr(max(r.look_up_key collate "C"), length($1) + 2)
-        from records r
-        having count(*) = $4
-      )
+      'last', (select l.last from looked l)
     )
     from shown s
   $query$
   into v_page
   using
-    p_bucket,
-    p_bucket || '/' || coalesce(p_after, ''),
-    case when p_until is null then p_bucket || '0' else p_bucket || '/' || p_until || chr(1) end,
-    least(greatest(coalesce(p_limit, 5000), 1), 5000),
-    v_runs;
+    p_bucket, p_bucket || '/' || coalesce(p_after, ''), case when p_until is null then p_bucket || '0' else p_bucket || '/' || p_until || chr(1) end,
+    least(greatest(coalesce(p_limit, 5000), 1), 5000), v_runs;
   return v_page;
 end;
 $$;
 
-comment on function public.image_sync_register(text, text, text, boolean, integer) is
-  'A page of the register of a bucket as lines of CSV, what the next records show, 1 to 5,000 behind p_after and not behind p_until: {"csv", "last"}. What a spreadsheet would run begins with an apostrophe, unless p_raw.';
+comment on function public.image_sync_register(text, text, text, boolean, integer) is 'A page of the register of a bucket as lines of CSV, what the next records show, 1 to 5,000 behind p_after and not behind p_until: {"csv", "last"}. What a spreadsheet would run begins with an apostrophe, unless p_raw.';
 
 -- privileges
 
@@ -11890,7 +11060,7 @@ revoke all on all sequences in schema image_sync from public, anon, authenticate
 do $$
 declare
   v_jobs constant text[] := '{run_nightly,watchdog,prune_history}';
-  v_parts_of_jobs constant text[] := '{close_stalled,note_failed_night,prune_bucket,refresh_objects_view,start_night}';
+  v_parts_of_jobs constant text[] := '{refresh_objects_view,start_night}';
   v_function record;
 begin
   for v_function in
