@@ -12,6 +12,7 @@ const FLOORS = [
     "budget",
     "database.types",
     "downloads",
+    "findings",
     "log",
     "problem",
     "reader_key",
@@ -30,9 +31,31 @@ const FLOORS = [
 /** Beside them: what stands outside of the function, and where it may look. Tests and measurements may look anywhere. */
 const HOUSES = {
   // The command `open` serves the window, which asks through the commands' client.
-  "cli/": ["cli/", "window/server", `${FUNCTION}contract`, `${FUNCTION}text`, `${FUNCTION}version`],
-  "window/": ["window/", "cli/", `${FUNCTION}contract`, `${FUNCTION}text`, `${FUNCTION}version`],
-  "local/": ["local/", "cli/", "window/", `${FUNCTION}contract`, `${FUNCTION}text`, `${FUNCTION}version`],
+  "cli/": [
+    "cli/",
+    "window/server",
+    `${FUNCTION}contract`,
+    `${FUNCTION}findings`,
+    `${FUNCTION}text`,
+    `${FUNCTION}version`,
+  ],
+  "window/": [
+    "window/",
+    "cli/",
+    `${FUNCTION}contract`,
+    `${FUNCTION}findings`,
+    `${FUNCTION}text`,
+    `${FUNCTION}version`,
+  ],
+  "local/": [
+    "local/",
+    "cli/",
+    "window/",
+    `${FUNCTION}contract`,
+    `${FUNCTION}findings`,
+    `${FUNCTION}text`,
+    `${FUNCTION}version`,
+  ],
   "bench/": [""],
   "tests/": [""],
 };

@@ -1,6 +1,7 @@
 import { resolve } from "node:path";
 import { actionText } from "../../supabase/functions/image-sync/text.ts";
 import type { Finding, Report } from "../../supabase/functions/image-sync/contract.ts";
+import { DOCTOR_LINKS, FINDINGS } from "../../supabase/functions/image-sync/findings.ts";
 import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
 import { VERSION } from "../../supabase/functions/image-sync/version.ts";
 import { CommandError, exitStatus } from "../command_error.ts";
@@ -19,45 +20,6 @@ export type DoctorOptions = {
 };
 
 const DEPLOY = "Run: npx image-sync deploy";
-
-// Outside in: what comes later cannot work before what comes first does.
-const LINKS: readonly (readonly [lookedAt: string, fine: string, codes: readonly string[]])[] = [
-  ["bucket", "it exists and holds files", ["bucket_missing", "bucket_empty"]],
-  ["rights on storage.objects", "the function may list the bucket", ["listing_failed"]],
-  ["rights on part_images", "the function may use the table", ["table_refused"]],
-  ["jobs of pg_cron", "all three are there and ran well", ["job_missing", "job_failed"]],
-  ["calls of the schedule", "the function is reached", [
-    "function_unknown",
-    "function_outdated",
-    "address_stale",
-    "last_call_failed",
-    "calls_unanswered",
-  ]],
-  ["runs", "the last sync went through, and none stands still", [
-    "last_run_failed",
-    "last_run_partial",
-    "no_recent_sync",
-    "listing_incomplete",
-    "run_stands_still",
-    "signing_failed",
-    "row_locked",
-    "database_timeout",
-  ]],
-  ["signed URLs", "those that were looked at show an image", [
-    "expired",
-    "unsigned",
-    "url_rejected",
-    "file_lost",
-    "file_gone",
-    "not_an_image",
-    "wrong_content_type",
-    "moved_away",
-    "unreachable",
-    "renewed_too_late",
-    "register_opened_rarely",
-  ]],
-  ["who else can see them", "nobody without a key", ["bucket_public", "table_public"]],
-];
 
 /** Looks at every link of the chain, outside in, and says of each what mends it. Works with the secret key alone, tells more with a database URL. */
 export async function doctor(context: Context, { dbUrl, sql }: DoctorOptions): Promise<number> {
@@ -93,7 +55,7 @@ async function functionLinks(readReport: () => Promise<Report>): Promise<Link[]>
     if (!(error instanceof CommandError)) throw error;
     return [
       { looked_at: "function", state: "broken", found: error.message, remedy: null },
-      ...["versions", ...LINKS.map(([lookedAt]) => lookedAt)].map((lookedAt) =>
+      ...["versions", ...Object.keys(DOCTOR_LINKS)].map((lookedAt) =>
         unknownLink(lookedAt, "the function does not answer")
       ),
     ];
@@ -101,8 +63,8 @@ async function functionLinks(readReport: () => Promise<Report>): Promise<Link[]>
   return [
     { looked_at: "function", state: "fine", found: "it answers, and takes the key", remedy: null },
     versionsOf(report),
-    ...LINKS.map(([lookedAt, fine, codes]) =>
-      linkOf(lookedAt, fine, report.findings.filter(({ code }) => codes.includes(code)))
+    ...Object.entries(DOCTOR_LINKS).map(([lookedAt, fine]) =>
+      linkOf(lookedAt, fine, report.findings.filter(({ code }) => FINDINGS[code]?.link === lookedAt))
     ),
   ];
 }

@@ -106,15 +106,10 @@ begin
       'address_stale', v_call -> 'kicked_at',
       'job_failed', (
         select min((j.job ->> 'at')::timestamptz)
-        from jsonb_array_elements(p_facts #> '{schedule,failed_jobs}') as j (job)
-        where coalesce((j.job ->> 'at')::timestamptz > (p_facts #>> '{live,last_success_at}')::timestamptz, true) or j.job ->> 'name' <> 'image-sync-nightly'
+        from jsonb_array_elements(image_sync.standing_failures(p_facts)) as j (job)
       ),
       -- When the first night should have come that did not.
-      'no_recent_sync', (
-        select min(image_sync.next_time(s.schedule, (p_facts #>> '{live,last_success_at}')::timestamptz))
-        from jsonb_array_elements_text(p_facts #> '{schedule,schedules}') as s (schedule)
-        where (p_facts #>> '{live,nightly}')::boolean
-      ),
+      'no_recent_sync', case when (p_facts #>> '{live,nightly}')::boolean then image_sync.next_night(p_facts, (p_facts #>> '{live,last_success_at}')::timestamptz) end,
       -- What a run counted, and what has died since then.
       'expired', case
         when (p_facts #>> '{measured,expired_with_object}')::bigint = 0 then p_facts #> '{measured,records,soonest_expiry}'

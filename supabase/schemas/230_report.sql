@@ -131,41 +131,34 @@ $$;
 
 comment on function image_sync.report_facts(image_sync.settings) is 'What the report and its findings are made of: the last measurement, the last runs, the schedule, and what is cheap to ask now.';
 
--- Nothing is healthy while more than one image in a hundred has no working URL, or more than one record in a hundred shows nothing.
-create or replace function image_sync.shows_enough(p_measured jsonb)
+-- Nothing is healthy while more than one image in a hundred has no working URL, or more than one record in a hundred shows nothing: by
+-- the counts, or to a reader, by a verify and not by the few of a probe.
+create or replace function image_sync.shows_enough(p_facts jsonb)
 returns boolean
-language sql
-immutable
-set search_path = ''
-as $$
-  select coalesce((p_measured #>> '{coverage,signed}')::numeric, 1) >= 0.99
-    and 100 * (
-      coalesce((p_measured #>> '{difference,orphaned,count}')::bigint, 0)
-      + coalesce((p_measured ->> 'unsigned_with_object')::bigint, 0)
-      + coalesce((p_measured ->> 'expired_with_object')::bigint, 0)
-      + coalesce((p_measured #>> '{moved_away,count}')::bigint, 0)
-    ) <= coalesce((p_measured #>> '{records,total}')::bigint, 0) + coalesce((p_measured #>> '{moved_away,count}')::bigint, 0)
-$$;
-
-comment on function image_sync.shows_enough(jsonb) is
-  'Whether, by a measurement, at least 99 % of the images have a working URL and at most 1 % of the records show nothing.';
-
--- A URL that works for the database and shows nothing to a reader counts as well: by a verify, not by the few of a probe.
-create or replace function image_sync.shows_what_it_says(p_facts jsonb)
-returns boolean
-language sql
+language plpgsql
 stable
 set search_path = ''
 as $$
-  select coalesce(
-    (
+declare
+  v_measured constant jsonb := coalesce(p_facts -> 'measured', '{}');
+  v_away constant bigint := coalesce((v_measured #>> '{moved_away,count}')::bigint, 0);
+begin
+  return coalesce((v_measured #>> '{coverage,signed}')::numeric, 1) >= 0.99
+    and 100 * (
+      coalesce((v_measured #>> '{difference,orphaned,count}')::bigint, 0)
+      + coalesce((v_measured ->> 'unsigned_with_object')::bigint, 0)
+      + coalesce((v_measured ->> 'expired_with_object')::bigint, 0)
+      + v_away
+    ) <= coalesce((v_measured #>> '{records,total}')::bigint, 0) + v_away
+    and coalesce((
       select 100 * sum(u.files) <= (p_facts #>> '{verified,checked}')::bigint
       from image_sync.unseen(p_facts) u
-    ), true)
+    ), true);
+end;
 $$;
 
-comment on function image_sync.shows_what_it_says(jsonb) is
-  'Whether, by the newest verify and what came after it, at most 1 % of the URLs show no image; true where there was none.';
+comment on function image_sync.shows_enough(jsonb) is
+  'Whether, by a measurement and the newest verify, at least 99 % of the images have a working URL and at most 1 % of the records show nothing.';
 
 -- The status report, as far as nobody holds what it looks at: its caller says how long that is waited for.
 create or replace function image_sync.report_of(p_bucket text)
@@ -206,7 +199,8 @@ begin
       from image_sync.project p
     )),
     'measured_at', v_measured -> 'measured_at',
-    'healthy', not jsonb_path_exists(v_findings, '$[*] ? (@.level == "error")') and image_sync.shows_enough(v_measured) and image_sync.shows_what_it_says(v_facts),
+    -- As far as counts tell: findings have their levels in the function.
+    'healthy', image_sync.shows_enough(v_facts),
     'bucket', jsonb_build_object('id', p_bucket) || coalesce(v_measured -> 'bucket', '{"objects": null, "images": null, "bytes": null, "by_extension": {}}'),
     'records', coalesce(v_measured -> 'records', '{"total": null, "signed": null, "unsigned": null, "expired": null, "soonest_expiry": null}'),
     'difference', coalesce(v_measured -> 'difference', '{"missing": {"count": null, "samples": []}, "orphaned": {"count": null, "samples": []}, "collided": {"count": null, "samples": []}, "moved": {"count": null, "samples": []}}'),
@@ -250,4 +244,4 @@ end;
 $$;
 
 comment on function public.image_sync_report(text) is
-  'The status report of a bucket: what the last run measured, the last run of each mode, the open run, the next one, and the findings. Problem: unknown_bucket (404). Never contains a signed URL or a key.';
+  'The status report of a bucket: what the last run measured, the last run of each mode, the open run, the next one, and the findings, by their codes: the function has their words. Problem: unknown_bucket (404). Never contains a signed URL or a key.';

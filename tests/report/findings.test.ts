@@ -15,9 +15,8 @@ import {
 } from "../sync/support/lab.ts";
 import { runJob } from "../sync/support/local_lab.ts";
 import { npmRun } from "./support/command.ts";
-import { readFindingCodes } from "./support/definitions.ts";
 import { createHealthyBucket, type FaultCase, faults, openScene, type Scene } from "./support/faults.ts";
-import { titles } from "./support/titles.ts";
+import { FINDINGS } from "../../supabase/functions/image-sync/findings.ts";
 
 let scene: Scene;
 beforeAll(async () => {
@@ -36,8 +35,21 @@ async function runScript(command: string, args: readonly string[]): Promise<Resu
 
 const report = (bucket: string) => scene.lab.database.readReport(bucket);
 
-test("every finding that the report can have has a fault here that brings it about", async () => {
-  expect(Object.keys(faults).sort()).toEqual([...await readFindingCodes()].sort());
+test("every finding that the report can have has its words, and a fault here that brings it about", () => {
+  expect(Object.keys(faults).sort()).toEqual(Object.keys(FINDINGS).sort());
+});
+
+test("what people search for is called as they search for it", () => {
+  const titles = Object.values(FINDINGS).map(({ title }) => title);
+  expect(titles).toEqual(
+    expect.arrayContaining(["No files found in bucket", "Error listing files", "Error signing URLs"]),
+  );
+  expect(new Set(titles).size).toBe(titles.length);
+});
+
+test("what explains another away, and is explained away, is a finding", () => {
+  const explained = Object.values(FINDINGS).flatMap(({ explains = [] }) => explains);
+  expect(Object.keys(FINDINGS)).toEqual(expect.arrayContaining(explained));
 });
 
 test("a bucket in order has no finding, and status says so with 0", async () => {
@@ -66,7 +78,7 @@ test.each(Object.entries(faults))("%s alone is found when that is what is wrong"
     const [finding] = found.findings;
     expect(finding).toMatchObject({ code, level: fault.level });
     expect(finding?.count).toBeGreaterThan(0);
-    expect(finding?.title).toBe(titles[code]);
+    expect(finding?.title).toBe(FINDINGS[code]?.title);
     expect(finding?.remediation.length).toBeGreaterThan(10);
     const healthy = fault.healthy ?? fault.level !== "error";
     expect(found.healthy).toBe(healthy);

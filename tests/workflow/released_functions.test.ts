@@ -7,6 +7,7 @@ import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { migrationOf, readSchema } from "../../cli/project/schema.ts";
 import { VERSION } from "../../supabase/functions/image-sync/version.ts";
+import { foundReportSchema, tell } from "../../supabase/functions/image-sync/findings.ts";
 import { denoPath, projectDirectory } from "../support/stack.ts";
 import { createBucket, jpeg, upload } from "../sync/support/lab.ts";
 import { control, type LocalLab, openLocalLab, runJob, setLatency } from "../sync/support/local_lab.ts";
@@ -74,7 +75,7 @@ describe.each(VERSIONS)("the function of %s", (version) => {
         await lab.sql`select count(*)::integer as dead from image_sync.chunks where state = 'dead'`,
       ).toEqual([{ dead: 0 }]);
       const [row] = await lab.sql`select image_sync_report(${bucket}) as report`;
-      expect(row?.["report"].report.findings).toContainEqual(
+      expect(tell(foundReportSchema.parse(row?.["report"].report)).findings).toContainEqual(
         expect.objectContaining({ code: "function_outdated", remediation: expect.stringContaining(DEPLOY) }),
       );
 

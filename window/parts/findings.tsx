@@ -1,32 +1,13 @@
 /** What is wrong, and the button that mends it: nothing is done before it has been said what that is. */
 import type { FC } from "hono/jsx";
 import type { Finding, Report } from "../../supabase/functions/image-sync/contract.ts";
+import { FINDINGS } from "../../supabase/functions/image-sync/findings.ts";
 import { safeText } from "../../supabase/functions/image-sync/text/safe_text.ts";
 import { capital } from "../../supabase/functions/image-sync/text/words.ts";
 import { commandOf } from "../../supabase/functions/image-sync/text/commands.ts";
 import { type StartRequest, startRequestSchema } from "../../supabase/functions/image-sync/contract.ts";
 import { link, type View } from "../view.ts";
 import { Badge, Card, Change, Empty, Name, number, Time } from "./basics.tsx";
-
-/** Findings whose files the gallery can show, by their code. */
-const SHOWN_AS: Readonly<Record<string, string>> = {
-  missing: "missing",
-  orphaned: "orphaned",
-  unsigned: "unsigned",
-  expired: "expired",
-  excluded_extensions: "other",
-  excluded_names: "excluded",
-  empty_files: "empty",
-  several_files: "several",
-};
-const BROKEN = [
-  "file_lost",
-  "file_gone",
-  "not_an_image",
-  "wrong_content_type",
-  "url_rejected",
-  "unreachable",
-];
 
 /** All findings, errors first as the report has them. */
 export const Findings: FC<{ view: View; report: Report }> = ({ view, report }) => (
@@ -41,7 +22,7 @@ const Item: FC<{ view: View; finding: Finding }> = ({ view, finding }) => {
   const { level, title, count, samples, remediation, since } = finding;
   const code = safeText(finding.code);
   const isFact = count === 1 && samples.length === 0;
-  const state = BROKEN.includes(code) ? "broken" : SHOWN_AS[code];
+  const state = FINDINGS[code]?.shownAs;
   return (
     <li id={`finding-${code}`} class={level}>
       <h3>

@@ -12,7 +12,6 @@ import {
   type BucketChange,
   bucketChangeAnswerSchema,
   type BucketList,
-  bucketListSchema,
   type ChangeSettings,
   endAttemptAnswerSchema,
   type Expiry,
@@ -42,7 +41,6 @@ import {
   type RegisterTag,
   registerTagAnswerSchema,
   type Report,
-  reportAnswerSchema,
   type Run,
   runAnswerSchema,
   type RunList,
@@ -55,6 +53,7 @@ import {
   type Unseen,
 } from "./contract.ts";
 import type { Database as Schema, Json } from "./database.types.ts";
+import { foundBucketsSchema, foundReportAnswerSchema, tell, tellBuckets } from "./findings.ts";
 import { messageOf } from "./log.ts";
 import { ProblemError } from "./problem.ts";
 import { explain } from "./text/unexplained.ts";
@@ -295,7 +294,9 @@ export function createDatabase(client: SupabaseClient<Schema>): Database {
       return unwrap(await call("image_sync_run", { p_run: run }, runAnswerSchema)).run;
     },
     async readReport(bucket) {
-      return unwrap(await call("image_sync_report", { p_bucket: bucket }, reportAnswerSchema)).report;
+      return tell(
+        unwrap(await call("image_sync_report", { p_bucket: bucket }, foundReportAnswerSchema)).report,
+      );
     },
     async readFile(bucket, file) {
       return unwrap(await call("image_sync_file", { p_bucket: bucket, p_file: file }, fileAnswerSchema)).file;
@@ -304,8 +305,10 @@ export function createDatabase(client: SupabaseClient<Schema>): Database {
       const args = { p_run: run, p_after: after, p_limit: limit };
       return unwrap(await call("image_sync_plan", args, planAnswerSchema)).plan;
     },
-    readBuckets({ after, limit }) {
-      return call("image_sync_buckets", { p_after: after, p_limit: limit }, bucketListSchema);
+    async readBuckets({ after, limit }) {
+      return tellBuckets(
+        await call("image_sync_buckets", { p_after: after, p_limit: limit }, foundBucketsSchema),
+      );
     },
     async addBucket(bucket) {
       return unwrap(await call("image_sync_add_bucket", { p_bucket: bucket }, bucketChangeAnswerSchema))

@@ -1,7 +1,7 @@
 /** What the database's functions answer with: a document, or a refusal. */
 import { z } from "zod";
 import { bucketChangeSchema, planSchema, runListSchema } from "./lists.ts";
-import { fileSchema, reportSchema } from "./report.ts";
+import { fileSchema } from "./report.ts";
 import { readerSchema, registerTagSchema } from "./register.ts";
 import { runSchema } from "./runs.ts";
 import { archivedSchema, expirySchema, historySchema, recordListSchema, settingsSchema } from "./window.ts";
@@ -16,13 +16,12 @@ export const problemSchema = z.looseObject({
 export type Problem = z.infer<typeof problemSchema>;
 
 /** An RPC that answers with something, or with a refusal. */
-const problemAnswerSchema = z.object({ problem: problemSchema });
+export const problemAnswerSchema = z.object({ problem: problemSchema });
 export const startAnswerSchema = z.union([
   problemAnswerSchema,
   z.object({ run: runSchema, created: z.boolean() }),
 ]);
 export const runAnswerSchema = z.union([problemAnswerSchema, z.object({ run: runSchema })]);
-export const reportAnswerSchema = z.union([problemAnswerSchema, z.object({ report: reportSchema })]);
 export const fileAnswerSchema = z.union([problemAnswerSchema, z.object({ file: fileSchema })]);
 export const planAnswerSchema = z.union([problemAnswerSchema, z.object({ plan: planSchema })]);
 export const bucketChangeAnswerSchema = z.union([
