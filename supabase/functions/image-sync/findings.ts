@@ -61,7 +61,8 @@ type Numbers = z.infer<typeof numbersSchema>;
 const foundSchema = z.union([
   findingSchema,
   findingSchema.pick({ code: true, count: true, samples: true, since: true }).extend({
-    numbers: numbersSchema,
+    // Of another shape in a newer schema: a finding without its numbers is better than no report.
+    numbers: numbersSchema.catch({}),
   }),
 ]);
 type Found = z.infer<typeof foundSchema>;
@@ -482,10 +483,10 @@ export const FINDINGS: Readonly<Record<string, FindingKind>> = {
     about: "URLs",
     level: "warning",
     title: "URLs will die before the schedule renews them",
-    remedy: ({ report, numbers }) =>
+    remedy: ({ report, numbers: { renew_before: margin = "time" } }) =>
       `The first URL dies at ${
-        renderTime(report.records.soonest_expiry ?? report.generated_at)
-      }, and no scheduled sync lies in the ${numbers.renew_before} before it. Let URLs live longer and be renewed earlier than the time between two nights, then start a sync.`,
+        renderTime(report.records.soonest_expiry ?? "an unknown time")
+      }, and no scheduled sync lies in the ${margin} before it. Let URLs live longer and be renewed earlier than the time between two nights, then start a sync.`,
     docs:
       "make `renew_before` longer than the time between two nights, and `signed_url_ttl` longer than that",
     action: sql(({ bucket }) =>
@@ -581,9 +582,10 @@ export const FINDINGS: Readonly<Record<string, FindingKind>> = {
     level: "error",
     title: "An open run stands still",
     remedy: ({ numbers: { run } }) =>
-      `The ${run?.mode} ${run?.id} has not moved since ${
-        renderTime(run?.since ?? "")
-      }. ${run?.reason} The watchdog calls the function again every minute; after 6 hours the nightly job closes the run. Starting it again wakes it at once; to end it, cancel it.`,
+      (run === undefined
+        ? ""
+        : `The ${run.mode} ${run.id} has not moved since ${renderTime(run.since)}. ${run.reason} `) +
+      "The watchdog calls the function again every minute; after 6 hours the nightly job closes the run. Starting it again wakes it at once; to end it, cancel it.",
     docs:
       "nothing moved for two minutes; the finding says why, as far as it is known. The watchdog calls again every minute; after 6 hours the nightly job closes the run",
     action: ({ bucket, numbers: { run } }) =>
@@ -652,7 +654,7 @@ export const FINDINGS: Readonly<Record<string, FindingKind>> = {
     about: "The schedule",
     level: "error",
     title: "Calls of the function are not answered",
-    remedy: ({ numbers: { moved_at: movedAt = "" } }) =>
+    remedy: ({ numbers: { moved_at: movedAt = "then" } }) =>
       `Nothing has moved since ${
         renderTime(movedAt)
       }, and the last call is queued or lost: is pg_net at work? select count(*) from net.http_request_queue; select net.worker_restart(); A sync started by hand does the work meanwhile, as long as its command waits or the window is open.`,
