@@ -1,8 +1,8 @@
 -- set
 -- What the report asks at the moment of reading, because it is cheap: the schedule and the bucket itself.
 
--- The values of one field of a cron expression: *, lists, ranges and steps.
-create or replace function image_sync.cron_field(p_field text, p_low integer, p_high integer)
+-- The values of one field of a cron expression: *, lists, ranges and steps of numbers, or of names, the first of which is p_low.
+create or replace function image_sync.cron_field(p_field text, p_low integer, p_high integer, p_names text[] default '{}')
 returns integer[]
 language plpgsql
 immutable
@@ -12,10 +12,15 @@ begin
   return (
     select array_agg(distinct v.value)
     from regexp_split_to_table(p_field, ',') as part
-    cross join lateral regexp_matches(part, '^(?:(\*)|(\d{1,2})(?:-(\d{1,2}))?)(?:/(\d{1,2}))?$') as m
+    cross join lateral regexp_matches(part, '^(?:(\*)|(\d{1,2}|[a-z]{3})(?:-(\d{1,2}|[a-z]{3}))?)(?:/(\d{1,2}))?$') as m
+    cross join lateral (
+      select
+        case when m[1] = '*' then p_low when m[2] ~ '^\d' then m[2]::integer else array_position(p_names, m[2]) + p_low - 1 end as first,
+        case when m[3] ~ '^\d' then m[3]::integer else array_position(p_names, m[3]) + p_low - 1 end as last
+    ) as ends
     cross join lateral generate_series(
-      coalesce(m[2]::integer, p_low),
-      case when m[1] = '*' or (m[3] is null and m[4] is not null) then p_high else coalesce(m[3], m[2])::integer end,
+      ends.first,
+      case when m[3] is not null then ends.last when m[1] = '*' or m[4] is not null then p_high else ends.first end,
       greatest(coalesce(m[4]::integer, 1), 1)
     ) as v (value)
     where v.value between p_low and p_high
@@ -23,25 +28,7 @@ begin
 end;
 $$;
 
-comment on function image_sync.cron_field(text, integer, integer) is 'The values that a field of a cron expression stands for; null where it is none of *, a, a-b, */n, a-b/n or a list of those.';
-
--- Names of months or days as numbers: FRI is 5.
-create or replace function image_sync.number_names(p_field text, p_names text[], p_first integer)
-returns text
-language plpgsql
-immutable
-set search_path = ''
-as $$
-begin
-  return (
-    select string_agg(coalesce((array_position(p_names, part.word) + p_first - 1)::text, part.word), '' order by part.place)
-    from regexp_matches(p_field, '[a-z]+|[^a-z]+', 'g') with ordinality as m (words, place)
-    cross join lateral (select m.words[1] as word, m.place) as part
-  );
-end;
-$$;
-
-comment on function image_sync.number_names(text, text[], integer) is 'A field of a cron expression with its names (lower case) replaced by their numbers, the first of which is p_first.';
+comment on function image_sync.cron_field(text, integer, integer, text[]) is 'The values that a field of a cron expression (lower case) stands for; null where it is none of *, a, a-b, */n, a-b/n or a list of those.';
 
 -- When a schedule of pg_cron is due next, in GMT as pg_cron has it: five fields with lists, ranges, steps, names of months and days and
 -- $ for the last day of a month; @daily and its like; or a number of seconds. Source: pg_cron's documentation.
@@ -54,17 +41,11 @@ as $$
 begin
   return (
     with spelled as (
-      select
-        case lower(btrim(p_schedule, E' \t\r\n'))
-          when '@yearly' then '0 0 1 1 *'
-          when '@annually' then '0 0 1 1 *'
-          when '@monthly' then '0 0 1 * *'
-          when '@weekly' then '0 0 * * 0'
-          when '@daily' then '0 0 * * *'
-          when '@midnight' then '0 0 * * *'
-          when '@hourly' then '0 * * * *'
-          else lower(btrim(p_schedule, E' \t\r\n'))
-        end as schedule
+      select coalesce(
+        '{"@yearly": "0 0 1 1 *", "@annually": "0 0 1 1 *", "@monthly": "0 0 1 * *", "@weekly": "0 0 * * 0", "@daily": "0 0 * * *", "@midnight": "0 0 * * *", "@hourly": "0 * * * *"}'::jsonb ->> given.schedule,
+        given.schedule
+      ) as schedule
+      from lower(btrim(p_schedule, E' \t\r\n')) as given (schedule)
     ), fields as (
       select regexp_split_to_array(spelled.schedule, '\s+') as f
       from spelled
@@ -74,9 +55,9 @@ begin
         image_sync.cron_field(f[2], 0, 23) as hours,
         image_sync.cron_field(nullif(array_to_string(array_remove(string_to_array(f[3], ','), '$'), ','), ''), 1, 31) as month_days,
         '$' = any (string_to_array(f[3], ',')) as last_day,
-        image_sync.cron_field(image_sync.number_names(f[4], '{jan,feb,mar,apr,may,jun,jul,aug,sep,oct,nov,dec}', 1), 1, 12) as months,
+        image_sync.cron_field(f[4], 1, 12, '{jan,feb,mar,apr,may,jun,jul,aug,sep,oct,nov,dec}') as months,
         -- Both 0 and 7 are Sunday.
-        image_sync.cron_field(image_sync.number_names(f[5], '{sun,mon,tue,wed,thu,fri,sat}', 0), 0, 7) as week_days,
+        image_sync.cron_field(f[5], 0, 7, '{sun,mon,tue,wed,thu,fri,sat}') as week_days,
         f[3] like '*%' or f[5] like '*%' as any_day,
         -- Every month has such a day, or every week: two months tell. Else February 29th may be eight years away.
         case when f[4] = '*' and (f[3] = '*' or f[5] = '*') then 62 else 2922 end as days_ahead

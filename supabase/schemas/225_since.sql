@@ -10,29 +10,25 @@ returns void
 language plpgsql
 set search_path = ''
 as $$
-declare
-  v_before jsonb;
-  v_now jsonb;
 begin
-  select coalesce(r.report -> 'since', 'null')
-  into v_before
-  from image_sync.runs r
-  where r.bucket_id = p_run.bucket_id
-    and r.report is not null
-    and r.id <> p_run.id
-  order by r.finished_at desc
-  limit 1;
-  -- Without what is asked of the bucket, the table and the schedule: a run that ends waits for nobody.
-  select coalesce(jsonb_object_agg(f.code, case
-    when v_before is null then to_jsonb(p_run.finished_at)
-    when v_before = 'null' then 'null'
-    when v_before ? f.code then v_before -> f.code
-    else to_jsonb(p_run.finished_at)
-  end), '{}')
-  into v_now
-  from image_sync.findings(image_sync.measured_facts(p_run.bucket_id) || '{"live": {}, "schedule": {"missing_jobs": []}}') as f;
   update image_sync.runs r
-  set report = r.report || jsonb_build_object('since', v_now)
+  set report = r.report || jsonb_build_object('since', (
+    select coalesce(jsonb_object_agg(f.code, case
+      when before.since = 'null' then before.since
+      else coalesce(before.since -> f.code, to_jsonb(p_run.finished_at))
+    end), '{}')
+    -- Without what is asked of the bucket, the table and the schedule: a run that ends waits for nobody.
+    from image_sync.findings(image_sync.measured_facts(p_run.bucket_id) || '{"live": {}, "schedule": {"missing_jobs": []}}') as f
+    left join (
+      select coalesce(o.report -> 'since', 'null') as since
+      from image_sync.runs o
+      where o.bucket_id = p_run.bucket_id
+        and o.report is not null
+        and o.id <> p_run.id
+      order by o.finished_at desc
+      limit 1
+    ) as before on true
+  ))
   where r.id = p_run.id;
 exception
   when others then
