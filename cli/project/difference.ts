@@ -133,7 +133,7 @@ function pieceOf(group: readonly Statement[], file: string): Piece {
     if (signature === undefined) {
       throw new Error(`Cannot tell the types of ${first.split("\n")[0]}: it has no comment`);
     }
-    const head = first.split(/\nlanguage /)[0] ?? "";
+    const head = first.split(/\slanguage (?:sql|plpgsql)\b/)[0] ?? "";
     return { key: signature, text, hash: `${hashOf(head)} ${hashOf(sql)}`, bound: head };
   }
   const view = kind === "view" ? MADE.exec(first)?.[2] : viewOfCall(first, file);

@@ -106,7 +106,7 @@ function dropsIn(done: string): string[] {
 }
 
 function definersOf(statements: readonly string[]): string[] {
-  const names = statements.filter((sql) => /^security definer$/m.test(sql.split("\nas ")[0] ?? ""))
+  const names = statements.filter((sql) => /\bsecurity definer\b/.test(sql.split(/\sas \$/)[0] ?? ""))
     .flatMap((sql) => namesOf(sql, /^create or replace function ([\w.]+)/g));
   return names.length === 0 ? [] : [`run with their owner's rights: ${names.join(", ")}`];
 }

@@ -1,12 +1,13 @@
 -- image-sync 2.0.0: keeps a storage bucket and the table public.part_images in step. Generated; do not edit.
 --
---   makes    schema image_sync: 7 tables, 8 types, 9 indexes, 2 views (objects, records), 206 functions
+--   makes    schema image_sync: 7 tables, 4 types (move, look, item, write), 9 indexes, 2 views (objects,
+--              records), 174 functions
 --            schema public: 1 table (part_images), 3 indexes, 1 view (part_register), 29 functions
 --            jobs of pg_cron: image-sync-nightly (0 2 * * *), image-sync-watchdog (* * * * *),
 --              image-sync-housekeeping (30 3 * * *)
 --            extensions, where they are missing: pg_cron, pg_net
---   definer  run with their owner's rights: image_sync.scheduled_jobs, image_sync.schedule_facts,
---              image_sync.referenced_names
+--   definer  run with their owner's rights: image_sync.kick, image_sync.scheduled_jobs,
+--              image_sync.schedule_facts, image_sync.referenced_names
 --   grants   usage on schema image_sync to service_role
 --            select, insert, update, delete on image_sync.settings, image_sync.project, image_sync.runs,
 --              image_sync.chunks, image_sync.archive, image_sync.readers to service_role
@@ -22,7 +23,7 @@
 --              several rows for one file one stays, the others go whole to image_sync.archive. An empty
 --              bucket_id and part_number are filled
 --   check    sed '1,/^$/d' THIS_FILE | sha256sum prints what --dry-run shows on another machine too:
---            64a4f92f502461129c594ea9c612022c6cc38a6a06b1c7648c9e9b897f4dd84e
+--            da2fe3c0f10c8308b514e57231309b2d766af8588e492d37590bddd21b097e7b
 
 -- adoption, 1.0.0
 
@@ -482,7 +483,6 @@ comment on column image_sync.runs.total_estimate is 'How many objects (restore a
 comment on column image_sync.runs.chunk_size is 'At most so many names in the next chunk, where that is less than the setting: chunks that the database could not do within its statement timeout were halved.';
 comment on column image_sync.runs.bucket_created_at is 'created_at of the bucket when the run began: a bucket deleted and made again is another bucket.';
 comment on column image_sync.runs.started_at is 'When the run was opened.';
-comment on column image_sync.runs.moved_at is 'When a chunk of the run was last made or closed. Looking at the run or handing it on is no progress.';
 comment on column image_sync.runs.kicked_at is 'When a call of the function was last queued for the run.';
 comment on column image_sync.runs.kick_id is 'That call''s id in net._http_response.';
 comment on column image_sync.runs.wake_hashes is 'SHA-256 of the tokens of the last two queued calls that were not used yet: who brings one may wake this run, and nothing else.';
@@ -507,32 +507,28 @@ grant select, insert, update, delete on image_sync.runs to service_role;
 create table image_sync.chunks (
   run_id uuid not null,
   number integer not null,
-  from_key text not null,
+  from_key text,
   to_key text,
   state text not null,
   attempts integer not null default 0,
-  interrupted integer not null default 0,
-  is_stretch boolean not null default false,
-  relist_size integer,
   lease_token uuid,
-  past_leases uuid[] not null default '{}',
   lease_expires_at timestamptz,
   not_before timestamptz,
   worker_id uuid,
-  to_insert text[] not null default '{}',
-  to_insert_ids uuid[] not null default '{}',
-  inserted_names text[] not null default '{}',
-  moved_names text[] not null default '{}',
-  departing text[] not null default '{}',
   ledger jsonb not null default '{}',
   facts jsonb not null default '{}',
   problems jsonb not null default '[]',
   error jsonb,
   closed_at timestamptz,
+  to_do text[] not null default '{}',
+  to_do_ids uuid[] not null default '{}',
+  to_link text[] not null default '{}',
+  to_move text[] not null default '{}',
+  write_size integer,
   constraint chunks_pkey primary key (run_id, number),
   constraint chunks_run_id_fkey foreign key (run_id) references image_sync.runs (id) on delete cascade,
   constraint chunks_state_check check (state in ('pending', 'leased', 'done', 'dead')),
-  constraint chunks_relist_size_check check (relist_size > 0),
+  constraint chunks_write_size_check check (write_size > 0),
   constraint chunks_lease_check check (state <> 'leased' or (lease_token is not null and lease_expires_at is not null)),
   -- No object in two chunks: every range begins where another one ended.
   constraint chunks_run_id_from_key_key unique (from_key, run_id)
@@ -546,38 +542,10 @@ create table image_sync.chunks (
 create index chunks_open_idx on image_sync.chunks (number) where state in ('pending', 'leased');
 -- The chunk of a lease.
 create index chunks_lease_token_idx on image_sync.chunks (lease_token);
--- Chunks that were leased more than once: a handful.
-create index chunks_past_leases_idx on image_sync.chunks (number) where past_leases <> '{}';
+-- Where records and their files have still to meet.
+create index chunks_to_move_idx on image_sync.chunks (number) where to_move <> '{}';
 -- The last chunks that were signed, newest first: an order that only this index gives.
 create index chunks_closed_idx on image_sync.chunks (run_id, closed_at desc nulls first) where ledger ? 'to_sign';
-
-comment on table image_sync.chunks is 'A run''s range of keys with its lease and its ledger. Balanced: listed = images + not_images, images = recorded + inserted + moved + unmoved + collided + vanished + missing and, once done, to_sign = signed + withdrawn + failed + held and to_open = shown + broken.';
-comment on column image_sync.chunks.run_id is 'The run that the chunk belongs to.';
-comment on column image_sync.chunks.number is 'The chunk''s place in its run, from 1.';
-comment on column image_sync.chunks.from_key is 'The range begins behind this key (byte order); empty: at the beginning.';
-comment on column image_sync.chunks.to_key is 'The range ends with this key, included; null: at the end of the bucket.';
-comment on column image_sync.chunks.state is 'pending, leased, done, or dead after too many attempts.';
-comment on column image_sync.chunks.attempts is 'How many attempts have failed: reported by a worker, or ended by an expired lease.';
-comment on column image_sync.chunks.interrupted is 'Those of the attempts that the database ended (a lock, the statement timeout): they do not make the chunk dead.';
-comment on column image_sync.chunks.is_stretch is 'Many chunks in one that has still to be listed: its worker goes over them without the run''s lock.';
-comment on column image_sync.chunks.relist_size is 'Still to be listed, at most so many names of it at once; what is beyond them becomes a chunk of its own. Null: it is listed.';
-comment on column image_sync.chunks.lease_token is 'The token of the present or last lease; closing with another one changes nothing.';
-comment on column image_sync.chunks.past_leases is 'Tokens of the leases that were taken over or released: none of them leases anything again.';
-comment on column image_sync.chunks.lease_expires_at is 'From then on another worker may take the chunk over.';
-comment on column image_sync.chunks.not_before is 'A pending chunk is not leased again before this time.';
-comment on column image_sync.chunks.worker_id is 'The invocation that leased or walked the chunk last.';
-comment on column image_sync.chunks.to_insert is 'Images whose record is inserted when the chunk is closed, together with its URL, or without one where an attempt fails.';
-comment on column image_sync.chunks.inserted_names is 'Images whose record was inserted when the chunk was listed, until it is closed: so that a chunk that is listed again counts them as inserted.';
-comment on column image_sync.chunks.to_insert_ids is 'The ids of the objects of to_insert, in the same order.';
-comment on column image_sync.chunks.moved_names is 'Images whose record came along when the chunk was listed, until it is closed: so that a chunk that is listed again counts them as moved.';
-comment on column image_sync.chunks.departing is 'Records of the range whose file lies elsewhere by now and that will follow it: they are counted there, not here.';
-comment on column image_sync.chunks.ledger is 'What was counted in the range, by name; what is zero is left out.
-Found: listed, bytes, images, not_images (of these excluded, empty_files), recorded, missing, moved, unmoved, moved_ahead, orphaned, several_files; records, records_signed, records_expired, images_signed, orphans_unsigned, orphans_expired.
-Done: to_sign = signed + withdrawn + failed + held, inserted, updated, linked, collided, vanished; to_open = shown + broken (of these rejected); removed, restored, skipped; storage_calls, retries, listing_ms.';
-comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, the soonest of those days, samples, and for a dry run the orphaned records'' names.';
-comment on column image_sync.chunks.problems is 'Items that failed or were skipped: name, code, detail.';
-comment on column image_sync.chunks.error is 'The last failure of the chunk as a whole.';
-comment on column image_sync.chunks.closed_at is 'When the chunk became done or dead.';
 
 alter table image_sync.chunks enable row level security;
 grant select, insert, update, delete on image_sync.chunks to service_role;
@@ -772,14 +740,7 @@ begin
 end;
 $$;
 
--- missing records, 1.0.0
-
--- A chunk after its missing records were inserted.
-create type image_sync.insertion as (chunk image_sync.chunks, inserted text[], signed integer, held text[]);
-
-comment on type image_sync.insertion is 'A chunk as it is after its missing records were inserted (not stored yet), their names, how many of them have a URL, and the names that somebody else held.';
-
--- moves, 1.0.0
+-- places, 1.0.0
 
 -- Files that were renamed or moved. Storage's own move and rename change the row of storage.objects in place: its id stays, which the
 -- record remembers as object_id. So a record follows its file: same id, same created_at, same columns of its owner's, new name.
@@ -805,23 +766,6 @@ comment on column image_sync.moves.moved_at is 'When the record followed.';
 
 alter table image_sync.moves enable row level security;
 grant select, insert on image_sync.moves to service_role;
-
--- A record that follows its file from one place to another.
-create type image_sync.move as (from_bucket text, from_name text, to_bucket text, to_name text, object_id uuid);
-
-comment on type image_sync.move is 'A record''s old and new bucket and name, and the object that it follows.';
-
--- listing, 1.0.0
-
--- A chunk with the names in it that need a URL. Null columns: there is none.
-create type image_sync.chunk_to_sign as (chunk image_sync.chunks, names text[]);
-
-comment on type image_sync.chunk_to_sign is 'A leased chunk with the names in it that need a URL; or, with no names, one that needs none.';
-
--- What comparing a range of keys gave.
-create type image_sync.comparison as (chunk image_sync.chunks, names text[], moves image_sync.move[], has_unlinked boolean);
-
-comment on type image_sync.comparison is 'A chunk as it would be stored, the names of recorded files that need a URL, the moves that bring records to files of the range, and whether records have still to learn which object they are of.';
 
 -- schedule, 1.0.0
 
@@ -872,41 +816,6 @@ drop index if exists public.part_images_object_id_idx, public.part_images_look_u
 
 -- Made anew below: it stays as it is where nothing was added to storage.objects.
 drop view if exists image_sync.objects cascade;
-
--- moves, 1.1.0
-
--- The comparison of a chunk finds them itself, with where they went.
-drop function if exists image_sync.departing_names(text, text[]);
--- It takes the part numbers of new files too.
-drop function if exists image_sync.find_followers(text, text[], uuid[]);
-
--- listing, 1.1.0
-
--- What listing a range of keys found.
-create type image_sync.listing as (
-  chunk image_sync.chunks,
-  to_sign text[],
-  orphans text[],
-  missing text[],
-  missing_ids uuid[],
-  has_unlinked boolean,
-  changed_names text[],
-  changed_ids uuid[],
-  changed_kinds text[],
-  pictures text[],
-  moves image_sync.move[]
-);
-
-comment on type image_sync.listing is 'A chunk with what was counted in its range, and by name what a run has to look into: recorded files that need a URL, records without a file, images without a record, whether records have still to learn which object they are of, files whose record is of another object, pictures that are left out by their extension; and the moves that bring records to the range.';
-
-drop function if exists image_sync.compare(image_sync.runs, image_sync.settings, text, text, integer, image_sync.chunks) cascade;
-
--- leases, 1.1.0
-
--- What became of the URLs of a chunk.
-create type image_sync.signing as (chunk image_sync.chunks, held text[], problems jsonb);
-
-comment on type image_sync.signing is 'A chunk with what was stored of its URLs, the names whose records somebody held, and what went wrong by name.';
 
 -- readers, 1.1.0
 
@@ -1052,6 +961,10 @@ $$;
 
 -- runs, 2.0.0
 
+alter table image_sync.runs add column stride integer;
+comment on column image_sync.runs.stride is 'How many names the walk looks at next at once; null: as many as a chunk may have.';
+comment on column image_sync.runs.chunk_size is 'At most so many rows in one write, where that is less than the setting: as many as the database did within its statement timeout.';
+comment on column image_sync.runs.moved_at is 'When a chunk of the run was last made or closed. Looking at the run or handing it on is no progress.';
 comment on column image_sync.runs.wake_hashes is 'SHA-256 of the tokens of the last two queued calls, newest first, null for one that was used: who brings one may wake this run, and nothing else.';
 
 -- archive, 2.0.0
@@ -1065,24 +978,36 @@ comment on column image_sync.archive.record is 'The whole row as to_jsonb() gave
 comment on column image_sync.archive.row_text is 'The whole row in its own text form, from which it is restored; null where it was archived before 2.0.0 or not by a cleanup.';
 comment on column image_sync.archive.row_columns is 'The columns that row_text has, in their order.';
 
--- writing, 2.0.0
-
--- A name with what is to stand in its record.
-create type image_sync.item as (name text, url text, expires_at timestamptz);
-
-comment on type image_sync.item is 'A record to be written: its file name and, where a kind of write has use for them, its URL and when that dies.';
-
--- What became of items.
-create type image_sync.write as (written text[], held text[], refused jsonb);
-
-comment on type image_sync.write is 'What became of records that were to be written: the names of those that really were, of those that somebody else holds, and [{"name", "sqlstate", "is_taken", "words"}] for each that the table refuses. A name that is in none of them was left out, by a trigger or by the statement itself.';
-
--- moves, 2.0.0
+-- places, 2.0.0
 
 -- Without it nobody could tell a file that was renamed from a record whose file_name its owner changed: both are elsewhere than their
 -- object. Null in a record that was linked before this was remembered.
 alter table public.part_images add column if not exists object_name text;
 comment on column public.part_images.object_name is 'The name that the object had when the record was linked to it; where file_name is another one, the record''s owner chose it.';
+
+-- A record that follows its file from one place to another.
+create type image_sync.move as (from_bucket text, from_name text, from_part text, to_bucket text, to_name text, to_part text, object_id uuid);
+
+comment on type image_sync.move is 'A record''s old and new bucket, name and part number (null: that stays), and the object that it follows.';
+
+-- compare, 2.0.0
+
+-- What a look at names gave.
+create type image_sync.look as (to_do text[], to_do_ids uuid[], to_link text[], to_move text[], found integer, ledger jsonb, facts jsonb);
+
+comment on type image_sync.look is 'What a run found among names: to_do, those that need a URL (in a verify: whose URL is to be opened), with the objects of those that have no record; to_link, whose record does not know its object; to_move, where a record and its file have to meet first; found, how many need something; and what was counted (image_sync.chunks.ledger, facts).';
+
+-- writing, 2.0.0
+
+-- A name with what is to stand in its record.
+create type image_sync.item as (name text, url text, expires_at timestamptz, object_id uuid);
+
+comment on type image_sync.item is 'A record to be written: its file name and, where a kind of write has use for them, its URL, when that dies, and the object, where no record is expected at the name.';
+
+-- What became of items.
+create type image_sync.write as (written text[], inserted text[], held text[], refused jsonb);
+
+comment on type image_sync.write is 'What became of records that were to be written: the names of those that really were, of these those that are new, of those that somebody else holds, and [{"name", "sqlstate", "is_taken", "words"}] for each that the table refuses. A name that is in none of them was left out, by a trigger or by the statement itself.';
 
 -- redaction
 
@@ -1197,6 +1122,30 @@ comment on function public.image_sync_announce(text, text) is 'The function says
 
 -- chunks
 
+comment on table image_sync.chunks is 'A run''s range of keys with its lease and its ledger. Balanced: listed = images + not_images, images = recorded + inserted + moved + unmoved + collided + vanished + missing + unsettled and, once done, to_sign = signed + withdrawn + failed + held and to_open = shown + broken.';
+comment on column image_sync.chunks.run_id is 'The run that the chunk belongs to.';
+comment on column image_sync.chunks.number is 'The chunk''s place in its run, from 1.';
+comment on column image_sync.chunks.from_key is 'The range begins behind this key (byte order); empty: at the beginning. Null: names from anywhere, to which records were moved.';
+comment on column image_sync.chunks.to_key is 'The range ends with this key, included; null: at the end of the bucket.';
+comment on column image_sync.chunks.state is 'pending, leased, done, or dead after too many attempts.';
+comment on column image_sync.chunks.attempts is 'How many attempts have failed: reported by a worker, or ended by an expired lease. What the database ended counts for nothing.';
+comment on column image_sync.chunks.lease_token is 'The token of the present or last lease; closing with another one changes nothing.';
+comment on column image_sync.chunks.lease_expires_at is 'From then on another worker may take the chunk over.';
+comment on column image_sync.chunks.not_before is 'A pending chunk is not leased again before this time.';
+comment on column image_sync.chunks.worker_id is 'The invocation that leased or walked the chunk last.';
+comment on column image_sync.chunks.to_do is 'Names that still need a URL; in a verify those whose URL is to be opened.';
+comment on column image_sync.chunks.to_do_ids is 'The objects of to_do, in the same order, where the name had no record when it was looked at; null where it had one.';
+comment on column image_sync.chunks.to_link is 'Names whose record does not know its object yet.';
+comment on column image_sync.chunks.to_move is 'Names at which a record and its file have to meet first; taken out once that was tried.';
+comment on column image_sync.chunks.write_size is 'As many rows at once as the database does in time; null: all.';
+comment on column image_sync.chunks.ledger is 'What was counted in the range, by name; what is zero is left out.
+Found: listed, bytes, images, not_images (of these excluded, empty_files), recorded, missing, moved, unmoved, unsettled, orphaned, several_files; records, records_signed, records_expired, images_signed, orphans_unsigned, orphans_expired.
+Done: to_sign = signed + withdrawn + failed + held, inserted, updated, linked, collided, vanished; to_open = shown + broken (of these rejected); removed, restored, skipped; storage_calls, retries, listing_ms.';
+comment on column image_sync.chunks.facts is 'What the report is merged from: objects by extension, URLs by the day on which they die, the soonest of those days, samples, and for a dry run the orphaned records'' names.';
+comment on column image_sync.chunks.problems is 'Items that failed or were skipped: name, code, detail.';
+comment on column image_sync.chunks.error is 'The last failure of the chunk as a whole.';
+comment on column image_sync.chunks.closed_at is 'When the chunk became done or dead.';
+
 -- A ledger is counters by name.
 
 create or replace function image_sync.count_of(p_ledger jsonb, p_name text)
@@ -1231,45 +1180,6 @@ as $$
 $$;
 
 comment on function image_sync.add_counts(jsonb, jsonb) is 'The sums of two ledgers, counter by counter; null counts for nothing.';
-
--- How many names a chunk was about, whatever its run does.
-create or replace function image_sync.names_of(p_ledger jsonb)
-returns integer
-language sql
-immutable
-set search_path = ''
-as $$
-  select greatest(
-    image_sync.count_of(p_ledger, 'listed'),
-    image_sync.count_of(p_ledger, 'records'),
-    image_sync.count_of(p_ledger, 'removed') + image_sync.count_of(p_ledger, 'restored') + image_sync.count_of(p_ledger, 'skipped')
-  )::integer
-$$;
-
-comment on function image_sync.names_of(jsonb) is 'How many objects, records or names of a plan a chunk''s ledger is about.';
-
--- The counter of what a worker does with a chunk's names.
-create or replace function image_sync.work_of(p_mode text)
-returns text
-language sql
-immutable
-set search_path = ''
-as $$
-  select case p_mode when 'verify' then 'to_open' else 'to_sign' end
-$$;
-
-comment on function image_sync.work_of(text) is 'to_open in a verify, else to_sign.';
-
-create or replace function image_sync.ms_since(p_since timestamptz)
-returns integer
-language sql
-volatile
-set search_path = ''
-as $$
-  select ceil(1000 * extract(epoch from clock_timestamp() - p_since))::integer
-$$;
-
-comment on function image_sync.ms_since(timestamptz) is 'Milliseconds since then, by the clock.';
 
 -- objects and records
 
@@ -1408,11 +1318,7 @@ comment on column image_sync.records.object_id is 'The object that the record is
 
 -- The part of a look-up key behind the bucket, of one part number: the expression of the view, where it is asked of few.
 create or replace function image_sync.look_up_part(p_part_number text)
-returns text
-language plpgsql
-immutable
-set search_path = ''
-as $$
+returns text language plpgsql immutable set search_path = '' as $$
 begin
   return lower(coalesce(nullif(regexp_replace(p_part_number, '^((copy of|kopie von|copie de|copia d[ei]) )+|( *\((\d+|([^()]+ )?(copy|kopie|copie|copia))\)|( -)? (copy|kopie|copie|copia)( \d+| \(\d+\))?|_jpe?g|_png)?\s*$', '', 'gi'), ''), p_part_number));
 end;
@@ -1422,11 +1328,7 @@ comment on function image_sync.look_up_part(text) is 'A part number as image_syn
 
 -- a.b/12.x.jpg: 12.x. Of many names at once: a call for each costs more than what it does.
 create or replace function image_sync.part_numbers_of(p_names text[])
-returns text[]
-language plpgsql
-immutable
-set search_path = ''
-as $$
+returns text[] language plpgsql immutable set search_path = '' as $$
 begin
   return array(
     select case when strpos(f.name, '.') = 0 then f.name else left(f.name, -1 - length(split_part(f.name, '.', -1))) end
@@ -1446,603 +1348,17 @@ grant select on image_sync.objects, image_sync.records to service_role;
 
 -- Above every key of the walk in byte order: longer than any key that a btree index can hold, of the highest character there is.
 create or replace function image_sync.last_key()
-returns text
-language sql
-immutable
-set search_path = ''
-as $$
+returns text language sql immutable set search_path = '' as $$
   select repeat(U&'\+10FFFF', 700)
 $$;
 
 comment on function image_sync.last_key() is 'A key above all others in byte order: the upper bound of a chunk that reaches to the end of the bucket.';
 
--- missing records
-
--- Records that the table lacks.
-
--- Whether the table may refuse a record that has a file name of its own: by a constraint, a unique index, a trigger or a column of
--- its owner's. Ours has nothing of the kind.
-create or replace function image_sync.may_refuse_records()
-returns boolean
-language plpgsql
-stable
-set search_path = ''
-as $$
-begin
-  return
-    exists (
-      select
-      from pg_catalog.pg_constraint c
-      where c.conrelid = 'public.part_images'::regclass
-        and c.contype not in ('p', 'u', 'n')
-    )
-    or exists (
-      select
-      from pg_catalog.pg_trigger t
-      where t.tgrelid = 'public.part_images'::regclass
-        and not t.tgisinternal
-        -- On insert. Source: pg_trigger.h, TRIGGER_TYPE_INSERT.
-        and t.tgtype & 4 = 4
-        and t.tgenabled <> 'D'
-    )
-    or exists (
-      select
-      from pg_catalog.pg_index i
-      where i.indrelid = 'public.part_images'::regclass
-        and i.indisunique
-        and i.indexrelid is distinct from to_regclass('public.part_images_bucket_id_file_name_key')
-        -- A key of which every row has its own.
-        and not exists (
-          select
-          from pg_catalog.pg_attribute a
-          where a.attrelid = i.indrelid
-            and a.attnum = i.indkey[0]
-            and a.attname = 'id'
-            and i.indnkeyatts = 1
-        )
-    )
-    or exists (
-      select
-      from pg_catalog.pg_attribute a
-      where a.attrelid = 'public.part_images'::regclass
-        and a.attnum > 0
-        and not a.attisdropped
-        and a.attnotnull
-        and not a.atthasdef
-        and a.attidentity = ''
-        and a.attname not in ('bucket_id', 'file_name', 'part_number')
-    );
-end;
-$$;
-
-comment on function image_sync.may_refuse_records() is
-  'True where a constraint, unique index, trigger or column of the table''s owner may refuse a record. Then records are inserted when they are listed, so that what is refused is not signed every night.';
-
--- Whether an error is the row's: a constraint, a trigger or a type of the table's owner says no to it. What the server lacks (disk,
--- memory, time), a connection that ends, a right that is missing for all rows alike, is none: it must not be counted against a file.
--- Classes of SQLSTATE: Postgres' manual, appendix A.
-create or replace function image_sync.is_refusal(p_sqlstate text)
-returns boolean
-language sql
-immutable
-set search_path = ''
-as $$
-  select left(p_sqlstate, 2) not in ('08', '25', '40', '53', '57', '58', 'XX') and p_sqlstate <> '42501'
-$$;
-
-comment on function image_sync.is_refusal(text) is 'Whether an error of this SQLSTATE is a refusal of the row that was written, rather than trouble of the server or a missing right.';
-
--- Whether an error says that somebody else holds what a statement needs.
-create or replace function image_sync.is_held(p_sqlstate text)
-returns boolean
-language sql
-immutable
-set search_path = ''
-as $$
-  select p_sqlstate in ('55P03', '40P01')
-$$;
-
-comment on function image_sync.is_held(text) is 'Whether an error of this SQLSTATE is a lock that was not to be had: lock_not_available or deadlock_detected.';
-
--- What a table may say at the end of a transaction (a deferred constraint, a constraint trigger) would end a whole call with all of
--- its rows, and nobody could tell which row it was about. So it is asked after each statement that writes, where what it refuses
--- costs itself alone; and it is deferred until then, as its owner may count on.
-create or replace function image_sync.check_deferred()
-returns void
-language plpgsql
-set search_path = ''
-as $$
-begin
-  set constraints all immediate;
-  set constraints all deferred;
-end;
-$$;
-
-comment on function image_sync.check_deferred() is 'Lets constraints and triggers that are deferred to the end of the transaction say now what they would say then.';
-
--- Where somebody holds the whole table (create index, lock table), none of its rows is held by itself: nothing is left out, named or
--- given up for it. Called after a lock was not to be had.
-create or replace function image_sync.need_table()
-returns void
-language plpgsql
-set search_path = ''
-as $$
-begin
-  lock table public.part_images in row exclusive mode;
-end;
-$$;
-
-comment on function image_sync.need_table() is 'Raises lock_not_available where somebody else holds public.part_images as a whole, so that the attempt is made again later.';
-
--- Whether an error says that the key of a record is taken: by a constraint of part_images itself, not by one of a table that a trigger
--- of its owner writes.
-create or replace function image_sync.is_taken(p_sqlstate text, p_schema text, p_table text)
-returns boolean
-language sql
-immutable
-set search_path = ''
-as $$
-  select p_sqlstate in ('23505', '23P01') and p_schema = 'public' and p_table = 'part_images'
-$$;
-
-comment on function image_sync.is_taken(text, text, text) is 'Whether an error of this SQLSTATE and table is a unique or exclusion constraint of public.part_images.';
-
--- A record without a URL has null there, or the empty text where its owner forbids null: both are none.
-create or replace function image_sync.no_url()
-returns text
-language sql
-stable
-set search_path = ''
-as $$
-  select case when a.attnotnull then '' end
-  from pg_catalog.pg_attribute a
-  where a.attrelid = 'public.part_images'::regclass
-    and a.attname = 'signed_url'
-$$;
-
-comment on function image_sync.no_url() is 'What signed_url holds where there is no URL: null, or the empty text where null is forbidden.';
-
--- A row that is tried by itself waits 20 ms for a lock, and hardly at all once a second has gone into waiting: a thousand rows that
--- somebody holds must not add up to the statement timeout.
-create or replace function image_sync.row_patience(p_since timestamptz)
-returns text
-language sql
-volatile
-set search_path = ''
-as $$
-  select case when clock_timestamp() < p_since + interval '1 second' then '20ms' else '1ms' end
-$$;
-
-comment on function image_sync.row_patience(timestamptz) is 'lock_timeout for a single row of many, tried one by one since p_since.';
-
--- A problem of one item, as runs show it.
-create or replace function image_sync.item_problem(p_name text, p_code text, p_words text default null)
-returns jsonb
-language sql
-immutable
-set search_path = ''
-as $$
-  select jsonb_build_object(
-    'name', p_name,
-    'code', p_code,
-    'detail', coalesce(image_sync.redact(p_words), case p_code
-      when 'row_locked' then 'Somebody else holds it locked: the next run settles it'
-    end)
-  )
-$$;
-
-comment on function image_sync.item_problem(text, text, text) is 'A named item that failed: name, code, and what was said of it, redacted.';
-
--- A chunk names 20 of its items at most: the counts say how many there are.
-create or replace function image_sync.first_items(p_items jsonb)
-returns jsonb
-language sql
-immutable
-set search_path = ''
-as $$
-  select jsonb_path_query_array(p_items, '$[0 to 19]')
-$$;
-
-comment on function image_sync.first_items(jsonb) is 'The first 20 elements of an array.';
-
--- What went wrong for a chunk or a run, as it is stored: whoever says so, and whatever they quote.
-create or replace function image_sync.clean_fault(p_error jsonb)
-returns jsonb
-language sql
-immutable
-set search_path = ''
-as $$
-  select case
-    when p_error is not null then jsonb_build_object(
-      'code', coalesce(left(p_error ->> 'code', 100), 'unknown'),
-      'title', coalesce(image_sync.redact(p_error ->> 'title'), 'Something went wrong'),
-      'detail', coalesce(image_sync.redact(p_error ->> 'detail'), '')
-    )
-  end
-$$;
-
-comment on function image_sync.clean_fault(jsonb) is 'An error with code, title and detail alone, its words redacted; null for null.';
-
--- Inserts missing records one by one, without URLs: what is refused or held costs itself alone.
-create or replace function image_sync.insert_one_by_one(
-  p_bucket_id text,
-  p_names text[],
-  p_ids uuid[],
-  out inserted text[],
-  out held text[],
-  out problems jsonb
-)
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_since constant timestamptz := clock_timestamp();
-  v_missing record;
-  v_schema text;
-  v_table text;
-begin
-  inserted := '{}';
-  held := '{}';
-  problems := '[]';
-  for v_missing in
-    select m.name, m.id, m.part_number
-    from unnest(p_names, p_ids, image_sync.part_numbers_of(p_names)) as m (name, id, part_number)
-    order by m.name collate "C"
-  loop
-    perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
-    begin
-      insert into public.part_images (bucket_id, file_name, part_number, object_id, object_name)
-      values (p_bucket_id, v_missing.name, v_missing.part_number, v_missing.id, v_missing.name);
-      perform image_sync.check_deferred();
-      inserted := inserted || v_missing.name;
-    exception
-      -- Not "on conflict do nothing": that refuses every row of a table with a deferrable key.
-      when others then
-        get stacked diagnostics v_schema = schema_name, v_table = table_name;
-        if image_sync.is_held(sqlstate) then
-          held := held || v_missing.name;
-        elsif image_sync.is_taken(sqlstate, v_schema, v_table) then
-          continue;
-        elsif image_sync.is_refusal(sqlstate) then
-          problems := problems || image_sync.item_problem(v_missing.name, 'record_refused', sqlerrm);
-        else
-          raise;
-        end if;
-    end;
-  end loop;
-end;
-$$;
-
-comment on function image_sync.insert_one_by_one(text, text[], uuid[]) is
-  'Inserts a record for each name and object, in parallel, by itself. Returns the names inserted, those that somebody else holds, and the problems of those that the table refuses.';
-
--- Inserts the records that a chunk lacks (its to_insert), with their URLs where there are any, and accounts for every one of them.
--- p_names, p_urls and p_expires (seconds since 1970) are parallel; a file that is not among them gets a record without a URL.
-create or replace function image_sync.insert_missing(
-  p_bucket_id text,
-  p_chunk image_sync.chunks,
-  p_names text[] default '{}',
-  p_urls text[] default '{}',
-  p_expires bigint[] default '{}'
-)
-returns image_sync.insertion
-language plpgsql
-set search_path = ''
--- Given back when the function ends: trying one by one sets it for itself.
-set lock_timeout = '400ms'
-as $$
-declare
-  v_chunk image_sync.chunks := p_chunk;
-  v_inserted text[] := '{}'::text[];
-  v_signed integer := 0;
-  v_held text[] := '{}'::text[];
-  v_rest record;
-  v_problems jsonb := '[]'::jsonb;
-  -- Said of both sides wherever they are looked up by name, so that a plan that reads more than one name reads this chunk at most.
-  v_last_key constant text := coalesce(p_chunk.to_key, image_sync.last_key());
-  v_present record;
-begin
-  if v_chunk.to_insert = '{}' then
-    return (v_chunk, v_inserted, v_signed, v_held)::image_sync.insertion;
-  end if;
-
-  begin
-    with added as (
-      insert into public.part_images (bucket_id, file_name, part_number, object_id, object_name, signed_url, signed_url_expires_at)
-      select p_bucket_id, m.name, m.part_number, m.id, m.name, coalesce(s.url, (select image_sync.no_url())), to_timestamp(s.expires)
-      from unnest(v_chunk.to_insert, v_chunk.to_insert_ids, image_sync.part_numbers_of(v_chunk.to_insert)) as m (name, id, part_number)
-      left join unnest(p_names, p_urls, p_expires) as s (name, url, expires) on s.name = m.name
-      -- What was signed a moment ago was there; anything else may be gone since it was listed.
-      where s.name is not null or exists (
-        select
-        from image_sync.objects o
-        where o.bucket_id = p_bucket_id
-          and o.name collate "C" = m.name
-          and o.name collate "C" > v_chunk.from_key
-          and o.name collate "C" <= v_last_key
-      )
-      order by m.name collate "C"
-      returning file_name, signed_url
-    )
-    select coalesce(array_agg(added.file_name), '{}'), count(nullif(added.signed_url, ''))
-    into v_inserted, v_signed
-    from added;
-    perform image_sync.check_deferred();
-  exception
-    -- A constraint or a trigger of the table's owner refuses a row, somebody else inserted one meanwhile, or is about to: find out
-    -- which, so that the others get in. Their URLs are stored like those of any record. Saying on conflict above would make every
-    -- row cost a quarter more: its indexes are read before they are written, and it is confirmed in the log.
-    when others then
-      if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
-        raise;
-      elsif image_sync.is_held(sqlstate) then
-        perform image_sync.need_table();
-      end if;
-      select coalesce(array_agg(m.name), '{}') as names, coalesce(array_agg(m.id), '{}') as ids
-      into v_present
-      from unnest(v_chunk.to_insert, v_chunk.to_insert_ids) as m (name, id)
-      where exists (
-        select
-        from image_sync.objects o
-        where o.bucket_id = p_bucket_id
-          and o.name collate "C" = m.name
-          and o.name collate "C" > v_chunk.from_key
-          and o.name collate "C" <= v_last_key
-      );
-      select i.inserted, i.held, i.problems
-      into v_inserted, v_held, v_problems
-      from image_sync.insert_one_by_one(p_bucket_id, v_present.names, v_present.ids) as i;
-  end;
-
-  select
-    count(*) filter (where rest.is_recorded) as recorded,
-    count(*) filter (where not rest.is_recorded and not rest.is_object) as vanished,
-    count(*) filter (where not rest.is_recorded and rest.is_object) as collided,
-    (array_agg(rest.name order by rest.name collate "C") filter (where not rest.is_recorded and rest.is_object))[1:20] as samples
-  into v_rest
-  from (
-    select
-      m.name,
-      exists (
-        select
-        from public.part_images p
-        where p.bucket_id = p_bucket_id
-          and p.file_name collate "C" = m.name
-          and p.file_name collate "C" > v_chunk.from_key
-          and p.file_name collate "C" <= v_last_key
-      ) as is_recorded,
-      exists (
-        select
-        from image_sync.objects o
-        where o.bucket_id = p_bucket_id
-          and o.name collate "C" = m.name
-          and o.name collate "C" > v_chunk.from_key
-          and o.name collate "C" <= v_last_key
-      ) as is_object
-    from unnest(v_chunk.to_insert) as m (name)
-    where cardinality(v_inserted) < cardinality(v_chunk.to_insert)
-      and m.name <> all (v_inserted)
-      and m.name <> all (v_held)
-  ) as rest;
-
-  -- What somebody holds may be free when the chunk is closed or tried again.
-  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
-    'inserted', cardinality(v_inserted),
-    'recorded', v_rest.recorded,
-    'vanished', v_rest.vanished,
-    'collided', v_rest.collided,
-    'records', cardinality(v_inserted) + v_rest.recorded,
-    'missing', cardinality(v_held) - image_sync.count_of(v_chunk.ledger, 'missing')
-  ));
-  v_chunk.to_insert_ids := array(
-    select m.id
-    from unnest(v_held) with ordinality as h (name, place)
-    join unnest(v_chunk.to_insert, v_chunk.to_insert_ids) as m (name, id)
-      on m.name = h.name
-    order by h.place
-  );
-  v_chunk.to_insert := v_held;
-  if v_problems <> '[]' then
-    v_chunk.problems := v_chunk.problems || image_sync.first_items(v_problems);
-  end if;
-  if v_rest.samples is not null then
-    v_chunk.facts := v_chunk.facts || jsonb_build_object('collided', v_rest.samples);
-  end if;
-  return (v_chunk, v_inserted, v_signed, v_held)::image_sync.insertion;
-end;
-$$;
-
-comment on function image_sync.insert_missing(text, image_sync.chunks, text[], text[], bigint[]) is
-  'Inserts a record for each image of the chunk''s to_insert and accounts for the rest: recorded by somebody else meanwhile, vanished from the bucket, collided with what the table demands, or held by somebody else, which stays in to_insert. Returns the chunk as it is afterwards (the caller stores it), the names inserted, how many of them with a URL, and the names held.';
-
--- Stores URLs in records that are there, one by one: what is refused or held costs itself alone.
-create or replace function image_sync.store_one_by_one(
-  p_bucket_id text,
-  p_from_key text,
-  p_last_key text,
-  p_names text[],
-  p_urls text[],
-  p_expires bigint[],
-  out stored integer,
-  out held text[],
-  out problems jsonb
-)
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_since constant timestamptz := clock_timestamp();
-  v_free text[];
-  v_signed record;
-  v_stored text;
-begin
-  stored := 0;
-  problems := '[]';
-  v_free := array(
-    select p.file_name
-    from public.part_images p
-    where p.bucket_id = p_bucket_id
-      and p.file_name collate "C" = any (p_names)
-      and p.file_name collate "C" > p_from_key
-      and p.file_name collate "C" <= p_last_key
-    order by p.file_name collate "C"
-    for no key update skip locked
-  );
-  held := array(
-    select p.file_name
-    from public.part_images p
-    where p.bucket_id = p_bucket_id
-      and p.file_name collate "C" = any (p_names)
-      and p.file_name collate "C" > p_from_key
-      and p.file_name collate "C" <= p_last_key
-      and p.file_name <> all (v_free)
-  );
-  for v_signed in
-    select s.name, s.url, s.expires
-    from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
-    join unnest(v_free) as f (name) on f.name = s.name
-  loop
-    -- The row is ours; a trigger of the table's owner may want others.
-    perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
-    begin
-      update public.part_images p
-      set signed_url = v_signed.url, signed_url_expires_at = to_timestamp(v_signed.expires), object_name = p.file_name
-      where p.bucket_id = p_bucket_id
-        and p.file_name collate "C" = v_signed.name
-      returning p.signed_url
-      into v_stored;
-      if v_stored = v_signed.url then
-        perform image_sync.check_deferred();
-        stored := stored + 1;
-      else
-        problems := problems || image_sync.item_problem(v_signed.name, 'url_refused', 'a trigger of the table keeps what it had');
-      end if;
-    exception
-      when others then
-        if image_sync.is_held(sqlstate) then
-          held := held || v_signed.name;
-        elsif image_sync.is_refusal(sqlstate) then
-          problems := problems || image_sync.item_problem(v_signed.name, 'url_refused', sqlerrm);
-        else
-          raise;
-        end if;
-    end;
-  end loop;
-end;
-$$;
-
-comment on function image_sync.store_one_by_one(text, text, text, text[], text[], bigint[]) is
-  'Stores the URL of each record by itself. Returns how many were stored, the names that somebody else holds, and the problems of those that the table refuses.';
-
--- Stores URLs in records that are there. p_names, p_urls and p_expires (seconds since 1970) are parallel; only names in the range
--- (p_from_key, p_last_key] count, whatever the caller sends.
-create or replace function image_sync.store_urls(
-  p_bucket_id text,
-  p_from_key text,
-  p_last_key text,
-  p_names text[],
-  p_urls text[],
-  p_expires bigint[],
-  out stored integer,
-  out held text[],
-  out problems jsonb
-)
-language plpgsql
-set search_path = ''
-set lock_timeout = '400ms'
-as $$
-declare
-  v_stored text[];
-begin
-  held := '{}';
-  problems := '[]';
-  with written as (
-    update public.part_images p
-    set signed_url = s.url, signed_url_expires_at = to_timestamp(s.expires), object_name = p.file_name
-    from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
-    where p.bucket_id = p_bucket_id
-      and p.file_name collate "C" = s.name
-      -- Said of the record: so the index bounds what is read, also where the planner knows nothing yet of a table that is only being
-      -- filled.
-      and p.file_name collate "C" > p_from_key
-      and p.file_name collate "C" <= p_last_key
-    returning p.file_name, p.signed_url = s.url as is_stored
-  )
-  select array_agg(w.file_name) filter (where w.is_stored)
-  into v_stored
-  from written w;
-  stored := coalesce(cardinality(v_stored), 0);
-  -- A record that is there and was not written is kept by a trigger of its owner's, which returns the old row or none.
-  if stored < cardinality(p_names) then
-    select coalesce(jsonb_agg(image_sync.item_problem(p.file_name, 'url_refused', 'a trigger of the table keeps what it had')), '[]')
-    into problems
-    from public.part_images p
-    where p.bucket_id = p_bucket_id
-      and p.file_name collate "C" = any (p_names)
-      and p.file_name collate "C" > p_from_key
-      and p.file_name collate "C" <= p_last_key
-      and p.file_name <> all (coalesce(v_stored, '{}'));
-  end if;
-  perform image_sync.check_deferred();
-exception
-  when others then
-    if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
-      raise;
-    elsif image_sync.is_held(sqlstate) then
-      perform image_sync.need_table();
-    end if;
-    select o.stored, o.held, o.problems
-    into stored, held, problems
-    from image_sync.store_one_by_one(p_bucket_id, p_from_key, p_last_key, p_names, p_urls, p_expires) as o;
-end;
-$$;
-
-comment on function image_sync.store_urls(text, text, text, text[], text[], bigint[]) is
-  'Stores URLs in the records of a range. Returns how many were stored, the names that somebody else holds (a lock of more than 400 ms), and the problems of those that the table refuses: neither costs the others anything.';
-
--- Takes the URLs of records away. It can wait: a row that somebody holds, or that the table does not let go without, keeps its own.
-create or replace function image_sync.withdraw_urls(p_bucket_id text, p_from_key text, p_last_key text, p_names text[])
-returns void
-language plpgsql
-set search_path = ''
-set lock_timeout = '400ms'
-as $$
-begin
-  with free as materialized (
-    select p.file_name
-    from public.part_images p
-    where p.bucket_id = p_bucket_id
-      and p.file_name collate "C" = any (p_names)
-      and p.file_name collate "C" > p_from_key
-      and p.file_name collate "C" <= p_last_key
-      and nullif(p.signed_url, '') is not null
-    for no key update skip locked
-  )
-  update public.part_images p
-  set signed_url = image_sync.no_url(), signed_url_expires_at = null
-  from free f
-  where p.bucket_id = p_bucket_id
-    and p.file_name collate "C" = f.file_name
-    and p.file_name collate "C" > p_from_key
-    and p.file_name collate "C" <= p_last_key;
-  perform image_sync.check_deferred();
-exception
-  when others then
-    if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
-      raise;
-    end if;
-end;
-$$;
-
-comment on function image_sync.withdraw_urls(text, text, text, text[]) is 'Leaves the named records of a range without a URL, but for those that somebody holds, and none where the table refuses one.';
+-- places
 
 -- Whether two records of one part number are impossible, by a unique index of the table's owner.
 create or replace function image_sync.part_number_is_unique()
-returns boolean
-language sql
-stable
-set search_path = ''
-as $$
+returns boolean language sql stable set search_path = '' as $$
   select exists (
     select
     from pg_catalog.pg_index i
@@ -2059,27 +1375,613 @@ $$;
 
 comment on function image_sync.part_number_is_unique() is 'True where the table''s owner made part_number unique.';
 
+-- A file that a record may follow: an image of a bucket that is kept in step, at whose name there is not its own record already.
+create or replace function image_sync.followed_file(p_object_id uuid)
+returns table (bucket_id text, name text) language sql stable as $$
+  select o.bucket_id, o.name
+  from image_sync.objects o
+  join image_sync.settings s
+    on s.bucket_id = o.bucket_id
+  where o.id = p_object_id
+    and o.extension = any (s.extensions)
+    and o.bytes is distinct from 0
+    and not (o.name like any (s.exclude))
+    and not exists (
+      select
+      from public.part_images p
+      where p.object_id = p_object_id and p.bucket_id = o.bucket_id and p.file_name collate "C" = o.name
+    )
+$$;
+
+comment on function image_sync.followed_file(uuid) is 'Where this object is, if it is an image of a bucket that is kept in step and no record there is of it; else no row. Inlined.';
+
+-- Where the file of a record lies, if a sync takes the record along. Not one that its owner put where it is; of several records of one
+-- object the first; and not where another one stays: one that its owner put there, or whose own file is nowhere to follow.
+create or replace function image_sync.destination_of(p_bucket_id text, p_file_name text, p_object_id uuid)
+returns table (bucket_id text, name text) language plpgsql stable set search_path = '' as $$
+begin
+  -- Few ask: inlined, each statement that may have to would carry the plan of it.
+  return query
+  select f.bucket_id, f.name
+  from image_sync.followed_file(p_object_id) as f
+  where (f.bucket_id <> p_bucket_id or f.name collate "C" <> p_file_name)
+    and not exists (
+      select
+      from public.part_images p
+      where p.object_id = p_object_id
+        and (
+          (p.bucket_id, p.file_name collate "C") < (p_bucket_id, p_file_name)
+          or p.bucket_id = p_bucket_id and p.file_name collate "C" = p_file_name and p.object_name <> p.file_name
+        )
+    )
+    and not exists (
+      select
+      from public.part_images p
+      where p.bucket_id = f.bucket_id
+        and p.file_name collate "C" = f.name
+        and (p.object_name <> p.file_name or not exists (select from image_sync.followed_file(p.object_id)))
+    );
+end;
+$$;
+
+comment on function image_sync.destination_of(text, text, uuid) is 'The bucket and name to which a sync takes the record of this place along; no row where its file is at its place, gone, or left out.';
+
+-- A filter of the few that it is asked of: as a join, a planner that knows nothing of the table asks it of all.
+create or replace function image_sync.is_leaving(p_bucket_id text, p_file_name text, p_object_id uuid)
+returns boolean language plpgsql stable set search_path = '' as $$
+begin
+  return exists (select from image_sync.destination_of(p_bucket_id, p_file_name, p_object_id));
+end;
+$$;
+
+comment on function image_sync.is_leaving(text, text, uuid) is 'Whether a sync takes the record of this place along to where its file is.';
+
+-- Where the file of a record is now, if that is elsewhere: storage.objects has it by its id, under whatever name, in whatever bucket. So
+-- the record is no orphan, whether a sync takes it along or not. Where another record stands at that place, and stays, that one has the file.
+create or replace function image_sync.place_of(p_bucket_id text, p_file_name text, p_object_id uuid)
+returns table (bucket_id text, name text, is_followed boolean) language sql stable set search_path = '' as $$
+  select o.bucket_id, o.name, d.name is not null
+  from image_sync.objects o
+  left join lateral image_sync.destination_of(p_bucket_id, p_file_name, p_object_id) as d
+    on true
+  where o.id = p_object_id
+    and (o.bucket_id <> p_bucket_id or o.name collate "C" <> p_file_name)
+    and (d.name is not null or not exists (
+      select
+      from public.part_images p
+      where p.bucket_id = o.bucket_id and p.file_name collate "C" = o.name
+    ));
+$$;
+
+comment on function image_sync.place_of(text, text, uuid) is 'The bucket and name at which the file of this record is now, and whether a sync takes the record along (is_followed); no row where it is at its place, gone, or another record''s.';
+
+-- Where the files of these records are, as far as that is elsewhere.
+create or replace function image_sync.places_of(p_bucket_id text, p_names text[])
+returns table (file_name text, bucket_id text, name text, is_followed boolean) language plpgsql stable set search_path = '' as $$
+begin
+  return query
+  select p.file_name, w.bucket_id, w.name, w.is_followed
+  from unnest(p_names) as n (name)
+  cross join lateral (
+    -- A range and an order that only the index of the key gives: no other one reads the bucket for it.
+    select r.bucket_id, r.file_name, r.object_id
+    from public.part_images r
+    where r.bucket_id = p_bucket_id and r.file_name collate "C" >= n.name and r.file_name collate "C" <= n.name
+    order by r.file_name collate "C" limit 1
+  ) as p
+  cross join lateral image_sync.place_of(p.bucket_id, p.file_name, p.object_id) as w;
+end;
+$$;
+
+comment on function image_sync.places_of(text, text[]) is 'Of these records of the bucket those whose files are elsewhere, as image_sync.place_of says.';
+
+-- Of files that were moved away: those whose records are where they were, because no sync has taken them along.
+create or replace function image_sync.still_away(p_bucket_id text, p_away jsonb)
+returns jsonb language plpgsql stable set search_path = '' as $$
+begin
+  return (
+    select jsonb_build_object(
+      'count', case when count(*) > 0 then (p_away -> 'count')::bigint else 0 end,
+      'files', coalesce(jsonb_agg(f.file || jsonb_build_object('is_followed', w.is_followed) order by f.place), '[]')
+    )
+    from jsonb_array_elements(p_away -> 'files') with ordinality as f (file, place)
+    join public.part_images p
+      on p.bucket_id = p_bucket_id
+      and p.file_name collate "C" = f.file ->> 'name'
+    cross join lateral image_sync.place_of(p.bucket_id, p.file_name, p.object_id) as w
+    where w.bucket_id <> p_bucket_id or not w.is_followed
+  );
+exception
+  when insufficient_privilege then
+    return p_away;
+  when lock_not_available then
+    perform image_sync.wait_no_more();
+    return p_away;
+end;
+$$;
+
+comment on function image_sync.still_away(text, jsonb) is 'What a run measured of files that were moved away ({"count", "files": [{"name", "bucket", "to"}]}), as far as it is still so, with is_followed, whether a sync of that bucket takes the record along: count 0 where none of those named is.';
+
+-- Whether a record has this part number, and keeps it: one that follows its file to another one gives it up.
+create or replace function image_sync.is_part_taken(p_part_number text)
+returns boolean language sql stable set search_path = '' as $$
+  select exists (
+    select
+    from public.part_images p
+    where p.part_number = p_part_number
+      and not exists (
+        select
+        from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
+        where image_sync.part_numbers_of(array[p.file_name]) = array[p_part_number]
+          and image_sync.part_numbers_of(array[d.name]) <> array[p_part_number]
+      )
+  )
+$$;
+
+comment on function image_sync.is_part_taken(text) is 'Whether a record has this part number and does not give it up by following its file.';
+
+-- compare
+
+-- The one classification. What state is this name in? Every run, list and report asks here.
+
+create or replace function image_sync.behind(p_key text)
+returns text language sql immutable set search_path = '' as $$
+  select p_key || chr(1)
+$$;
+
+comment on function image_sync.behind(text) is 'The first key behind this one in byte order: no text holds a character below chr(1).';
+
+-- Each name of a bucket from p_from to p_to, both included, in one state. Inlined where it is called: the caller says by its settings
+-- that both sides are merged in the order of their indexes (idx_objects_bucket_id_name, part_images_bucket_id_file_name_key). What
+-- costs, patterns and looks by id, is asked of few.
+--   kind    what the object is to this bucket: image, other (by its extension), empty, excluded; null: there is none
+--   state   working, expiring, expired, unsigned, missing, empty, other, excluded; without an object orphaned, moved (its file has
+--           another name in this bucket, and the next sync takes the record along) or moved_away (its file is elsewhere)
+--   arrives, leaves  a record follows its file to this name, or the one at this name follows its own elsewhere
+create or replace function image_sync.compare_range(
+  p_bucket_id text, p_from text, p_to text, p_renew_at timestamptz, p_url_base text, p_extensions text[], p_exclude text[]
+)
+returns table (
+  name text, state text, kind text, object_id uuid, extension text, bytes bigint, file_name text, record_of uuid, part_number text,
+  signed_url text, is_signed boolean, usable_until timestamptz, arrives boolean, leaves boolean
+)
+language sql
+stable
+as $$
+  select
+    c.name,
+    case
+      when c.kind = 'image' and c.usable_until >= p_renew_at then 'working'
+      when c.kind is null then coalesce((
+        select case when w.is_followed and w.bucket_id = p_bucket_id then 'moved' else 'moved_away' end
+        from image_sync.place_of(p_bucket_id, c.file_name, c.record_of) as w
+      ), 'orphaned')
+      when c.kind in ('excluded', 'empty') or c.kind = 'other' and c.file_name is null then c.kind
+      when c.file_name is null then 'missing'
+      when not c.is_signed then 'unsigned'
+      when c.usable_until is null then 'expired'
+      when c.usable_until < p_renew_at then 'expiring'
+      else 'working'
+    end,
+    c.kind, c.object_id, c.extension, c.bytes, c.file_name, c.record_of, c.part_number, c.signed_url, c.is_signed, c.usable_until,
+    case
+      when c.record_of = c.object_id or c.kind is distinct from 'image' then false
+      -- Not exists: that may be asked of the whole table at once.
+      else coalesce((
+        select true
+        from public.part_images m
+        where m.object_id = c.object_id and image_sync.is_leaving(m.bucket_id, m.file_name, m.object_id)
+        limit 1
+      ), false)
+    end,
+    case when c.record_of <> c.object_id then image_sync.is_leaving(p_bucket_id, c.file_name, c.record_of) else false end
+  from (
+    select
+      coalesce(o.name, r.file_name) as name,
+      -- A record that exists is kept whatever its file is called.
+      case
+        when o.name is null then null
+        when r.file_name is null and o.name like any (p_exclude) then 'excluded'
+        when o.extension <> all (p_extensions) then 'other'
+        when o.bytes = 0 then 'empty'
+        else 'image'
+      end as kind,
+      o.id as object_id, o.extension, o.bytes, r.file_name, r.object_id as record_of, r.part_number, r.signed_url,
+      r.is_own as is_signed,
+      case when r.is_own then r.usable_until end as usable_until
+    from (
+      select x.id, x.name, x.extension, x.bytes
+      from image_sync.objects x
+      where x.bucket_id = p_bucket_id and x.name collate "C" >= p_from and x.name collate "C" <= p_to
+    ) as o
+    full join (
+      -- A URL of another address, or of another file, is none.
+      select x.file_name, x.object_id, x.part_number, x.signed_url, x.usable_until, x.signed and image_sync.is_url_of(x.signed_url, p_url_base, x.file_name) as is_own
+      from image_sync.records x
+      where x.bucket_id = p_bucket_id and x.file_name collate "C" >= p_from and x.file_name collate "C" <= p_to
+    ) as r
+      on r.file_name collate "C" = o.name collate "C"
+    -- Pulled up, a kind would be computed again wherever it is read.
+    offset 0
+  ) as c
+$$;
+
+comment on function image_sync.compare_range(text, text, text, timestamptz, text, text[], text[]) is
+  'The names of a bucket from one key to another, both included, each in one state. p_renew_at: URLs that die before are expiring. Inlined.';
+
+-- The same of single names, each by itself.
+create or replace function image_sync.compare_names(
+  p_bucket_id text, p_names text[], p_renew_at timestamptz, p_url_base text, p_extensions text[], p_exclude text[]
+)
+returns table (
+  name text, state text, kind text, object_id uuid, extension text, bytes bigint, file_name text, record_of uuid, part_number text,
+  signed_url text, is_signed boolean, usable_until timestamptz, arrives boolean, leaves boolean
+)
+language sql
+stable
+as $$
+  select c.*
+  from unnest(p_names) as n (name)
+  cross join lateral image_sync.compare_range(p_bucket_id, n.name, n.name, p_renew_at, p_url_base, p_extensions, p_exclude) as c
+$$;
+
+comment on function image_sync.compare_names(text, text[], timestamptz, text, text[], text[]) is 'What image_sync.compare_range says of each of these names. Inlined.';
+
+-- What names are once more, after they were tried.
+create or replace function image_sync.see_names(p_run image_sync.runs, p_settings image_sync.settings, p_names text[])
+returns table (name text, kind text, is_record boolean, arrives boolean) language plpgsql
+stable set search_path = '' set enable_hashjoin = 'off' set enable_seqscan = 'off' set enable_bitmapscan = 'off' set enable_sort = 'off' as $$
+begin
+  return query
+  select c.name, c.kind, c.file_name is not null, c.arrives
+  from image_sync.compare_names(p_run.bucket_id, p_names, now(), '', p_settings.extensions, p_settings.exclude) as c;
+end;
+$$;
+
+comment on function image_sync.see_names(image_sync.runs, image_sync.settings, text[]) is 'Kind of object, and whether there is a record, of each of these names that has either.';
+
+create or replace function image_sync.first_names(p_names text[])
+returns text[] language plpgsql immutable set search_path = '' as $$
+begin
+  return case when p_names is not null then array(
+    select n.name
+    from unnest(p_names) as n (name)
+    order by n.name collate "C" limit 20
+  ) end;
+end;
+$$;
+
+comment on function image_sync.first_names(text[]) is 'The first 20 names in byte order; null for null.';
+
+-- Counts the names of a range, or those given, and says which need something, in one pass: names are counted by what they have in
+-- common, and kept of few. A name that needs a URL is counted as a record once it was tried; one that moves is not counted before.
+--   p_mode  that of the run; again: names of a sync that should have moved, as they are; measure: nothing is needed
+create or replace function image_sync.look(
+  p_run image_sync.runs, p_settings image_sync.settings, p_mode text, p_from text, p_to text, p_names text[] default null
+)
+returns image_sync.look
+language plpgsql
+stable
+set search_path = ''
+set enable_hashjoin = 'off'
+set enable_seqscan = 'off'
+set enable_bitmapscan = 'off'
+-- Grouped by a hash: a sort would compare states by the rules of a language.
+set enable_sort = 'off'
+-- A day is UTC's, without looking a zone up for each URL.
+set timezone = 'UTC'
+as $$
+declare
+  v_syncs constant boolean := p_mode in ('sync', 'again');
+  v_is_unique constant boolean := image_sync.part_number_is_unique();
+  v_renews_all constant boolean := v_syncs and coalesce(p_run.options ->> 'renew' = 'all', false);
+  v_renew_at constant timestamptz := case when p_run.options ->> 'renew' = 'all' then 'infinity' else now() + p_settings.renew_before end;
+  v_url_base constant text := image_sync.url_base(p_settings);
+  v_names jsonb;
+  v_look image_sync.look;
+begin
+  with counted as materialized (
+    select
+      c.kind, c.state, left(c.extension, 16) as extension, c.file_name is not null as is_record, c.is_signed, c.usable_until::date as dies_on,
+      case
+        -- A record that has to wait for its file keeps a URL that works meanwhile.
+        when c.arrives or c.leaves or c.state = 'moved' and p_mode = 'sync' then case p_mode when 'again' then case when c.kind = 'image' and c.leaves and coalesce(c.usable_until < v_renew_at, true) then 'sign' when c.arrives then 'stay' else 'wait' end when 'sync' then 'move' else case when c.arrives then 'come' else 'go' end end
+        when c.kind is null or c.file_name is null and c.kind <> 'image' then null
+        -- Whoever has its part number moves on first, or keeps it: then nobody signs what the table will not take.
+        when v_syncs and v_is_unique and c.file_name is null and exists (select from public.part_images p where p.part_number = (image_sync.part_numbers_of(array[c.name]))[1]) then
+          case when p_mode = 'sync' and not image_sync.is_part_taken((image_sync.part_numbers_of(array[c.name]))[1]) then 'move' end
+        when v_syncs and (v_renews_all or coalesce(c.usable_until < v_renew_at, true)) then 'sign'
+        when v_syncs and c.record_of is distinct from c.object_id then 'link'
+        when p_mode = 'verify' and c.usable_until is not null then 'open'
+      end as need,
+      count(*) as files, sum(c.bytes) as bytes, min(c.usable_until) as soonest_expiry,
+      array_agg(c.name) filter (where c.state <> 'working' or c.record_of is distinct from c.object_id or v_renews_all or p_mode = 'verify') as names,
+      array_agg(case when c.file_name is null then c.object_id end) filter (where c.state <> 'working' or c.record_of is distinct from c.object_id or v_renews_all or p_mode = 'verify') as ids
+    from (
+      select *
+      from image_sync.compare_range(p_run.bucket_id, p_from, p_to, v_renew_at, v_url_base, p_settings.extensions, p_settings.exclude)
+      where p_names is null
+      union all
+      select *
+      from image_sync.compare_names(p_run.bucket_id, p_names, v_renew_at, v_url_base, p_settings.extensions, p_settings.exclude)
+      where p_names is not null
+    ) as c
+    group by 1, 2, 3, 4, 5, 6, 7
+  ), grouped as (
+    -- A record that follows its file is counted where that is.
+    select g.*, coalesce(g.need not in ('sign', 'move'), true) and g.state not in ('moved', 'moved_away') as is_settled
+    from counted g
+  ), named as (
+    select coalesce(g.need, '') as need, g.kind, g.state, g.extension, g.is_record, n.name, n.id
+    from counted g
+    cross join lateral unnest(g.names, g.ids) as n (name, id)
+  )
+  select
+    (select coalesce(array_agg(n.name order by n.name collate "C") filter (where n.need in ('sign', 'open')), '{}') from named n),
+    (select coalesce(array_agg(n.id order by n.name collate "C") filter (where n.need in ('sign', 'open')), '{}') from named n),
+    (select coalesce(array_agg(n.name order by n.name collate "C") filter (where n.need = 'link'), '{}') from named n),
+    (select coalesce(array_agg(n.name order by n.name collate "C") filter (where n.need = 'move'), '{}') from named n),
+    coalesce(sum(g.files) filter (where g.need in ('sign', 'open', 'link', 'move')), 0),
+    -- What nothing was found of is left out.
+    jsonb_strip_nulls(jsonb_build_object(
+      'listed', sum(g.files) filter (where g.kind is not null and g.need is distinct from 'move'),
+      'bytes', nullif(sum(g.bytes) filter (where g.need is distinct from 'move'), 0),
+      'images', sum(g.files) filter (where g.kind = 'image' and g.need is distinct from 'move'),
+      'not_images', sum(g.files) filter (where g.kind <> 'image' and g.need is distinct from 'move'),
+      'excluded', sum(g.files) filter (where g.kind = 'excluded'),
+      'empty_files', sum(g.files) filter (where g.kind = 'empty' and g.need is distinct from 'move'),
+      'recorded', sum(g.files) filter (where g.kind = 'image' and g.is_record and coalesce(g.need not in ('sign', 'move', 'stay', 'come', 'go'), true)),
+      'missing', sum(g.files) filter (where g.kind = 'image' and (g.need = 'go' or not g.is_record and g.need is null)),
+      'moved', sum(g.files) filter (where g.kind = 'image' and g.need = 'come'),
+      'unmoved', sum(g.files) filter (where g.kind = 'image' and g.need = 'stay'),
+      'unsettled', sum(g.files) filter (where g.kind = 'image' and g.need = 'sign'),
+      'to_sign', sum(g.files) filter (where g.need = 'sign'),
+      'to_open', sum(g.files) filter (where g.need = 'open'),
+      'records', sum(g.files) filter (where g.is_record and g.is_settled),
+      'records_signed', sum(g.files) filter (where g.is_signed and g.is_settled),
+      'records_expired', sum(g.files) filter (where g.is_signed and g.dies_on is null and g.is_settled),
+      'images_signed', sum(g.files) filter (where g.kind = 'image' and g.dies_on is not null and g.is_settled),
+      'orphaned', sum(g.files) filter (where g.state = 'orphaned'),
+      'orphans_unsigned', sum(g.files) filter (where g.state = 'orphaned' and not g.is_signed),
+      'orphans_expired', sum(g.files) filter (where g.state = 'orphaned' and g.is_signed and g.dies_on is null)
+    )),
+    jsonb_strip_nulls(jsonb_build_object(
+      'soonest_expiry', min(g.soonest_expiry) filter (where g.is_settled),
+      'by_extension', (
+        select jsonb_object_agg(e.extension, e.files)
+        from (select c.extension, sum(c.files) as files from counted c where c.kind is not null and c.need is distinct from 'move' group by 1) as e
+      ),
+      'expiry', (
+        select jsonb_object_agg(d.dies_on, d.urls)
+        from (select c.dies_on, sum(c.files) as urls from grouped c where c.dies_on is not null and c.is_settled group by 1) as d
+      )
+    )),
+    (
+      select jsonb_object_agg(k.state, k.names)
+      from (
+        select case when n.need in ('come', 'go') then n.need when n.state = 'other' and n.extension = any ('{jpg,jpeg,png,gif,webp,avif,bmp,tif,tiff,heic}'::text[]) then 'picture' else n.state end as state, to_jsonb(array_agg(n.name order by n.name collate "C")) as names
+        from named n
+        where n.need in ('', 'come', 'go')
+        group by 1
+      ) as k
+    )
+  into v_look.to_do, v_look.to_do_ids, v_look.to_link, v_look.to_move, v_look.found, v_look.ledger, v_look.facts, v_names
+  from grouped g;
+  return image_sync.add_samples(p_run, p_settings, p_mode, v_look, coalesce(v_names, '{}'));
+end;
+$$;
+
+comment on function image_sync.look(image_sync.runs, image_sync.settings, text, text, text, text[]) is
+  'Counts the names from p_from to p_to, both included, or p_names, and says what they need. Writes nothing.';
+
+-- What a report shows of the names that a look found, 20 of each kind; of a cleanup all that are orphaned.
+--   p_names  {state: [names in order]}; come and go: names that a record comes to, or leaves
+create or replace function image_sync.add_samples(
+  p_run image_sync.runs, p_settings image_sync.settings, p_mode text, p_look image_sync.look, p_names jsonb
+)
+returns image_sync.look language plpgsql stable set search_path = '' as $$
+declare
+  v_look image_sync.look := p_look;
+  v_missing text[] := image_sync.texts(p_names -> 'missing') || image_sync.texts(p_names -> 'go');
+  v_pictures constant text[] := image_sync.texts(p_names -> 'picture');
+  v_found record;
+begin
+  if p_names = '{}' or p_mode = 'measure' and not p_names ? 'orphaned' then
+    return v_look;
+  end if;
+  if v_missing <> '{}' and image_sync.part_number_is_unique() then
+    select count(*) as files, array_agg(m.name order by m.name collate "C") as names
+    into v_found
+    from unnest(v_missing, image_sync.part_numbers_of(v_missing)) as m (name, part_number)
+    where image_sync.is_part_taken(m.part_number);
+    v_look.ledger := image_sync.add_counts(v_look.ledger, jsonb_build_object('collided', v_found.files, 'missing', -v_found.files));
+    v_look.facts := v_look.facts || jsonb_strip_nulls(jsonb_build_object('collided', to_jsonb(v_found.names[1:20])));
+    v_missing := array(select m.name from unnest(v_missing) as m (name) where m.name <> all (coalesce(v_found.names, '{}')));
+  end if;
+  if v_pictures <> '{}' or v_missing <> '{}' then
+    select f.part_numbers, f.samples
+    into v_found
+    from image_sync.find_several_files(p_run.bucket_id, p_settings.extensions, v_pictures, v_missing) as f;
+    v_look.ledger := image_sync.add_counts(v_look.ledger, jsonb_build_object('several_files', v_found.part_numbers));
+    v_look.facts := v_look.facts || jsonb_strip_nulls(jsonb_build_object('several_files', v_found.samples));
+  end if;
+  v_look.facts := v_look.facts || jsonb_strip_nulls(jsonb_build_object(
+    'missing', case when v_missing <> '{}' then to_jsonb(image_sync.first_names(v_missing)) end,
+    'orphaned', case when p_mode = 'cleanup' then p_names -> 'orphaned' else image_sync.first_items(p_names -> 'orphaned') end,
+    'unsigned', image_sync.first_items(p_names -> 'unsigned'),
+    'expired', image_sync.first_items(p_names -> 'expired'),
+    'excluded', image_sync.first_items(p_names -> 'excluded'),
+    'empty_files', image_sync.first_items(p_names -> 'empty'),
+    'other_extensions', to_jsonb(image_sync.first_names(nullif(v_pictures || image_sync.texts(p_names -> 'other'), '{}'))),
+    'moved', (
+      select jsonb_agg(p.file_name || ' → ' || n.name order by n.place)
+      from jsonb_array_elements_text(image_sync.first_items(p_names -> 'come')) with ordinality as n (name, place)
+      cross join lateral image_sync.compare_names(p_run.bucket_id, array[n.name], now(), '', p_settings.extensions, p_settings.exclude) as c
+      join public.part_images p on p.object_id = c.object_id
+      cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id)
+    ),
+    'away', (
+      select jsonb_build_object('count', jsonb_array_length(p_names -> 'moved_away'), 'files', jsonb_agg(jsonb_build_object('name', w.file_name, 'bucket', w.bucket_id, 'to', w.name) order by w.file_name collate "C"))
+      from image_sync.places_of(p_run.bucket_id, image_sync.texts(image_sync.first_items(p_names -> 'moved_away'))) as w
+      having count(*) > 0
+    )
+  ));
+  return v_look;
+end;
+$$;
+
+comment on function image_sync.add_samples(image_sync.runs, image_sync.settings, text, image_sync.look, jsonb) is
+  'A look with samples of the names in each state, and with what other names decide: part numbers that have to be unique and are taken, and those that several files have.';
+
+create or replace function image_sync.texts(p_names jsonb)
+returns text[] language sql immutable set search_path = '' as $$
+  select coalesce(array_agg(n.name order by n.place), '{}')
+  from jsonb_array_elements_text(p_names) with ordinality as n (name, place)
+$$;
+
+comment on function image_sync.texts(jsonb) is 'A JSON array of texts; empty for null.';
+
+-- Whichever side has more names ends a range, so that one of records without objects is bounded too.
+create or replace function image_sync.range_end(p_bucket_id text, p_from text, p_size integer)
+returns text language plpgsql
+stable set search_path = '' set enable_seqscan = 'off' set enable_bitmapscan = 'off' set enable_sort = 'off' as $$
+begin
+  return least(
+    (
+      -- Of the table itself: its index alone is read.
+      select o.name collate "C"
+      from storage.objects o
+      where o.bucket_id = p_bucket_id and o.name collate "C" >= p_from
+      order by o.name collate "C"
+      offset p_size - 1
+      limit 1
+    ),
+    (
+      select r.file_name collate "C"
+      from public.part_images r
+      where r.bucket_id = p_bucket_id and r.file_name collate "C" >= p_from
+      order by r.file_name collate "C"
+      offset p_size - 1
+      limit 1
+    )
+  );
+end;
+$$;
+
+comment on function image_sync.range_end(text, text, integer) is 'The last key of a range of at most so many objects and so many records that begins with p_from; null where the bucket ends before.';
+
 -- writing
 
 -- The one way in which rows of public.part_images are written, whatever the kind.
 
+-- Whether an error is the row's: a constraint, a trigger or a type of the table's owner says no to it. What the server lacks (disk,
+-- memory, time), a connection that ends, a right that is missing for all rows alike, is none: it must not be counted against a file.
+-- Classes of SQLSTATE: Postgres' manual, appendix A.
+create or replace function image_sync.is_refusal(p_sqlstate text)
+returns boolean language sql immutable set search_path = '' as $$
+  select left(p_sqlstate, 2) not in ('08', '25', '40', '53', '57', '58', 'XX') and p_sqlstate <> '42501'
+$$;
+
+comment on function image_sync.is_refusal(text) is 'Whether an error of this SQLSTATE is a refusal of the row that was written, rather than trouble of the server or a missing right.';
+
+-- Whether an error says that somebody else holds what a statement needs.
+create or replace function image_sync.is_held(p_sqlstate text)
+returns boolean language sql immutable set search_path = '' as $$
+  select p_sqlstate in ('55P03', '40P01')
+$$;
+
+comment on function image_sync.is_held(text) is 'Whether an error of this SQLSTATE is a lock that was not to be had: lock_not_available or deadlock_detected.';
+
+-- What a table may say at the end of a transaction (a deferred constraint, a constraint trigger) would end a whole call with all of
+-- its rows, and nobody could tell which row it was about. So it is asked after each statement that writes, where what it refuses
+-- costs itself alone; and it is deferred until then, as its owner may count on.
+create or replace function image_sync.check_deferred()
+returns void language plpgsql set search_path = '' as $$
+begin
+  set constraints all immediate;
+  set constraints all deferred;
+end;
+$$;
+
+comment on function image_sync.check_deferred() is 'Lets constraints and triggers that are deferred to the end of the transaction say now what they would say then.';
+
+-- Where somebody holds the whole table (create index, lock table), none of its rows is held by itself: nothing is left out, named or
+-- given up for it. Called after a lock was not to be had.
+create or replace function image_sync.need_table()
+returns void language plpgsql set search_path = '' as $$
+begin
+  lock table public.part_images in row exclusive mode;
+end;
+$$;
+
+comment on function image_sync.need_table() is 'Raises lock_not_available where somebody else holds public.part_images as a whole, so that the attempt is made again later.';
+
+-- A record without a URL has null there, or the empty text where its owner forbids null: both are none.
+create or replace function image_sync.no_url()
+returns text language sql stable set search_path = '' as $$
+  select case when a.attnotnull then '' end
+  from pg_catalog.pg_attribute a
+  where a.attrelid = 'public.part_images'::regclass and a.attname = 'signed_url'
+$$;
+
+comment on function image_sync.no_url() is 'What signed_url holds where there is no URL: null, or the empty text where null is forbidden.';
+
+-- A row that is tried by itself waits 20 ms for a lock, and hardly at all once a second has gone into waiting: a thousand rows that
+-- somebody holds must not add up to the statement timeout.
+create or replace function image_sync.row_patience(p_since timestamptz)
+returns text language sql volatile set search_path = '' as $$
+  select case when clock_timestamp() < p_since + interval '1 second' then '20ms' else '1ms' end
+$$;
+
+comment on function image_sync.row_patience(timestamptz) is 'lock_timeout for a single row of many, tried one by one since p_since.';
+
+-- A problem of one item, as runs show it.
+create or replace function image_sync.item_problem(p_name text, p_code text, p_words text default null)
+returns jsonb language sql immutable set search_path = '' as $$
+  select jsonb_build_object(
+    'name', p_name,
+    'code', p_code,
+    'detail', coalesce(image_sync.redact(p_words), case p_code
+      when 'row_locked' then 'Somebody else holds it locked: the next run settles it'
+    end)
+  )
+$$;
+
+comment on function image_sync.item_problem(text, text, text) is 'A named item that failed: name, code, and what was said of it, redacted.';
+
+-- A chunk names 20 of its items at most: the counts say how many there are.
+create or replace function image_sync.first_items(p_items jsonb)
+returns jsonb language sql immutable set search_path = '' as $$
+  select jsonb_path_query_array(p_items, '$[0 to 19]')
+$$;
+
+comment on function image_sync.first_items(jsonb) is 'The first 20 elements of an array.';
+
+-- What went wrong for a chunk or a run, as it is stored: whoever says so, and whatever they quote.
+create or replace function image_sync.clean_fault(p_error jsonb)
+returns jsonb language sql immutable set search_path = '' as $$
+  select case
+    when p_error is not null then jsonb_build_object(
+      'code', coalesce(left(p_error ->> 'code', 100), 'unknown'),
+      'title', coalesce(image_sync.redact(p_error ->> 'title'), 'Something went wrong'),
+      'detail', coalesce(image_sync.redact(p_error ->> 'detail'), '')
+    )
+  end
+$$;
+
+comment on function image_sync.clean_fault(jsonb) is 'An error with code, title and detail alone, its words redacted; null for null.';
+
 -- Whose records somebody else holds: asked without waiting. The others are locked from then on.
 create or replace function image_sync.held_names(p_bucket_id text, p_names text[])
-returns text[]
-language sql
-set search_path = ''
-as $$
+returns text[] language sql set search_path = '' as $$
   with free as materialized (
     select p.file_name
     from unnest(p_names) as n (name)
     cross join lateral (
       select q.file_name
       from public.part_images q
-      where q.bucket_id = p_bucket_id
-        and q.file_name collate "C" >= n.name
-        and q.file_name collate "C" <= n.name
-      order by q.file_name collate "C"
-      limit 1
+      where q.bucket_id = p_bucket_id and q.file_name collate "C" >= n.name and q.file_name collate "C" <= n.name
+      order by q.file_name collate "C" limit 1
       for update skip locked
     ) as p
   )
@@ -2088,11 +1990,8 @@ as $$
   cross join lateral (
     select q.file_name
     from public.part_images q
-    where q.bucket_id = p_bucket_id
-      and q.file_name collate "C" >= n.name
-      and q.file_name collate "C" <= n.name
-    order by q.file_name collate "C"
-    limit 1
+    where q.bucket_id = p_bucket_id and q.file_name collate "C" >= n.name and q.file_name collate "C" <= n.name
+    order by q.file_name collate "C" limit 1
   ) as p
   where p.file_name not in (
     select f.file_name
@@ -2109,13 +2008,18 @@ create or replace function image_sync.write_rows(p_kind text, p_run image_sync.r
 returns image_sync.write
 language plpgsql
 set search_path = ''
+-- A row is looked up by its key, whatever the statistics say of a table that is only being filled.
+set enable_seqscan = 'off'
+set enable_bitmapscan = 'off'
+set enable_hashjoin = 'off'
+set enable_mergejoin = 'off'
 -- Given back when the function ends: halves set it for themselves.
 set lock_timeout = '400ms'
 as $$
 declare
   v_size constant integer := cardinality(p_items);
   v_middle constant integer := v_size / 2;
-  v_write image_sync.write := ('{}', '{}', '[]')::image_sync.write;
+  v_write image_sync.write := ('{}', '{}', '{}', '[]')::image_sync.write;
   v_half image_sync.write;
   v_held text[] := '{}'::text[];
   v_schema text;
@@ -2127,10 +2031,14 @@ begin
   perform set_config('lock_timeout', image_sync.row_patience(p_since), true)
   where p_since is not null;
   begin
-    v_write.written := case p_kind
-      when 'archive' then image_sync.write_archive(p_run, p_items)
-      when 'restore' then image_sync.write_restore(p_run, p_items)
-    end;
+    if p_kind = 'store' then
+      v_write := image_sync.write_store(p_run, p_items);
+    else
+      v_write.written := case p_kind
+        when 'archive' then image_sync.write_archive(p_run, p_items)
+        when 'restore' then image_sync.write_restore(p_run, p_items)
+      end;
+    end if;
     perform image_sync.check_deferred();
     return v_write;
   exception
@@ -2139,6 +2047,9 @@ begin
       -- A right that is missing may be one that a trigger of the table's owner lacks for this row.
       if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) and sqlstate <> '42501' then
         raise;
+      elsif p_kind = 'store' and exists (select from unnest(p_items) as i where i.object_id is not null) then
+        -- Somebody else inserted one meanwhile, or one is refused: now each is looked up.
+        return image_sync.write_rows(p_kind, p_run, array(select (i.name, i.url, i.expires_at, null)::image_sync.item from unnest(p_items) as i), p_since);
       elsif image_sync.is_held(sqlstate) and p_since is null then
         perform image_sync.need_table();
         v_held := image_sync.held_names(p_run.bucket_id, array(
@@ -2146,15 +2057,15 @@ begin
           from unnest(p_items) as i
         ));
       elsif image_sync.is_held(sqlstate) and v_size = 1 then
-        return ('{}', array[p_items[1].name], '[]')::image_sync.write;
+        return ('{}', '{}', array[p_items[1].name], '[]')::image_sync.write;
       elsif v_size = 1 then
-        return ('{}', '{}', jsonb_build_array(jsonb_build_object(
-          'name', p_items[1].name, 'sqlstate', sqlstate, 'is_taken', image_sync.is_taken(sqlstate, v_schema, v_table), 'words', sqlerrm
+        return ('{}', '{}', '{}', jsonb_build_array(jsonb_build_object(
+          'name', p_items[1].name, 'sqlstate', sqlstate, 'is_taken', sqlstate in ('23505', '23P01') and v_schema = 'public' and v_table = 'part_images', 'words', sqlerrm
         )))::image_sync.write;
       end if;
   end;
 
-  v_write := ('{}', v_held, '[]')::image_sync.write;
+  v_write := ('{}', '{}', v_held, '[]')::image_sync.write;
   for v_half in
     select w.*
     from (values
@@ -2163,57 +2074,138 @@ begin
     ) as part (items)
     cross join lateral image_sync.write_rows(p_kind, p_run, part.items, coalesce(p_since, clock_timestamp())) as w
   loop
-    v_write := (v_write.written || v_half.written, v_write.held || v_half.held, v_write.refused || v_half.refused)::image_sync.write;
+    v_write := (v_write.written || v_half.written, v_write.inserted || v_half.inserted, v_write.held || v_half.held, v_write.refused || v_half.refused)::image_sync.write;
   end loop;
   return v_write;
 end;
 $$;
 
 comment on function image_sync.write_rows(text, image_sync.runs, image_sync.item[], timestamptz) is
-  'Writes records of a kind (archive, restore) for a run: all of them, or as many as nobody holds and the table takes. p_since: when the first attempt failed. Raises what is no matter of a row.';
+  'Writes records of a kind (store, archive, restore) for a run: all of them, or as many as nobody holds and the table takes. p_since: when the first attempt failed. Raises what is no matter of a row.';
+
+-- Inserts the records that are missing, with or without a URL, and stores the URLs of those that are there. Whatever it writes knows its
+-- object from then on. A file that went away is left out, and one whose record follows it from elsewhere.
+--   url  null: what stands there stays; empty: none
+create or replace function image_sync.write_store(p_run image_sync.runs, p_items image_sync.item[])
+returns image_sync.write language plpgsql set search_path = '' as $$
+declare
+  v_names constant text[] := array(select i.name from unnest(p_items) as i);
+  v_urls constant text[] := array(select i.url from unnest(p_items) as i);
+  v_expires constant timestamptz[] := array(select i.expires_at from unnest(p_items) as i);
+  v_no_url constant text := image_sync.no_url();
+  v_write image_sync.write := ('{}', '{}', '{}', '[]')::image_sync.write;
+begin
+  -- New files: what was signed a moment ago is there, and nobody had a record of it.
+  if not exists (select from unnest(p_items) as i where i.object_id is null or coalesce(i.url, '') = '') then
+    with added as (
+      insert into public.part_images (bucket_id, file_name, part_number, object_id, object_name, signed_url, signed_url_expires_at)
+      select p_run.bucket_id, i.name, i.part_number, i.object_id, i.name, i.url, i.expires_at
+      from unnest(v_names, v_urls, v_expires, array(select i.object_id from unnest(p_items) as i), image_sync.part_numbers_of(v_names)) as i (name, url, expires_at, object_id, part_number)
+      returning file_name
+    )
+    select array_agg(a.file_name), array_agg(a.file_name)
+    into v_write.written, v_write.inserted
+    from added a;
+    v_write.written := coalesce(v_write.written, '{}');
+    v_write.inserted := coalesce(v_write.inserted, '{}');
+    return v_write;
+  end if;
+  -- Locked before they are looked at: so their places stay, by which they are updated. A comparison by name reads the whole bucket for
+  -- each of them where the statistics do not know it yet.
+  perform
+  from unnest(v_names) as n (name)
+  cross join lateral (
+    select
+    from public.part_images q
+    where q.bucket_id = p_run.bucket_id and q.file_name collate "C" >= n.name and q.file_name collate "C" <= n.name
+    order by q.file_name collate "C" limit 1
+    for no key update
+  ) as r;
+  with wanted as materialized (
+    select i.name, i.url, i.expires_at, i.part_number, o.id as object_id, r.file_name is not null as is_record, r.ctid as record, r.object_id as record_of, r.signed_url,
+      -- It was to follow its own file, and could not yet.
+      case when r.object_id <> o.id then image_sync.is_leaving(p_run.bucket_id, r.file_name, r.object_id) else false end as is_leaving
+    from unnest(v_names, v_urls, v_expires, image_sync.part_numbers_of(v_names)) as i (name, url, expires_at, part_number)
+    -- A range and an order that only the index of names gives: one look for each.
+    cross join lateral (
+      select x.id
+      from image_sync.objects x
+      where x.bucket_id = p_run.bucket_id and x.name collate "C" >= i.name and x.name collate "C" <= i.name
+      order by x.name collate "C" limit 1
+    ) as o
+    left join lateral (
+      select x.ctid, x.file_name, x.object_id, x.signed_url
+      from public.part_images x
+      where x.bucket_id = p_run.bucket_id and x.file_name collate "C" >= i.name and x.file_name collate "C" <= i.name
+      order by x.file_name collate "C" limit 1
+    ) as r
+      on true
+  ), added as (
+    insert into public.part_images (bucket_id, file_name, part_number, object_id, object_name, signed_url, signed_url_expires_at)
+    select p_run.bucket_id, w.name, w.part_number, w.object_id, w.name, coalesce(nullif(w.url, ''), v_no_url), w.expires_at
+    from wanted w
+    where not w.is_record
+      and (
+        select true
+        from public.part_images m
+        where m.object_id = w.object_id and image_sync.is_leaving(m.bucket_id, m.file_name, m.object_id)
+        limit 1
+      ) is null
+    order by w.name collate "C"
+    returning file_name
+  ), updated as (
+    update public.part_images p
+    set
+      signed_url = case when w.url is null then p.signed_url else coalesce(nullif(w.url, ''), v_no_url) end,
+      signed_url_expires_at = case when w.url is null then p.signed_url_expires_at else w.expires_at end,
+      object_id = case when w.is_leaving then p.object_id else w.object_id end,
+      object_name = case when w.is_leaving then p.object_name else p.file_name end
+    from wanted w
+    where p.ctid = w.record
+      and (w.url <> '' or w.url = '' and nullif(w.signed_url, '') is not null or w.record_of is distinct from w.object_id and w.is_leaving is not true)
+    returning p.file_name, w.url is null or nullif(p.signed_url, '') is not distinct from nullif(w.url, '') as is_stored
+  )
+  select
+    coalesce(array_agg(k.file_name) filter (where k.is_stored), '{}'),
+    coalesce(array_agg(k.file_name) filter (where k.is_new), '{}')
+  into v_write.written, v_write.inserted
+  from (
+    select a.file_name, true as is_stored, true as is_new
+    from added a
+    union all
+    select u.file_name, u.is_stored, false
+    from updated u
+  ) as k;
+  return v_write;
+end;
+$$;
+
+comment on function image_sync.write_store(image_sync.runs, image_sync.item[]) is
+  'Inserts or updates the records of files that are in the bucket now. Returns the names whose record is as it should be, and of these those that are new.';
 
 -- Rows that a restore gives back as they were: a row's own text form, which keeps what JSON has no word for (hstore, the lower bound of an
 -- array, a key that a json has twice), in a form that reads the same under any setting of the session.
 create or replace function image_sync.row_text(p_row anyelement)
-returns text
-language sql
-stable
-set search_path = ''
-set datestyle = 'ISO, YMD'
-set intervalstyle = 'postgres'
-set extra_float_digits = 1
-set lc_monetary = 'C'
-as $$
+returns text language sql
+stable set search_path = '' set datestyle = 'ISO, YMD' set intervalstyle = 'postgres' set extra_float_digits = 1 set lc_monetary = 'C' as $$
   select p_row::text
 $$;
 
 comment on function image_sync.row_text(anyelement) is 'The text form of a row, as image_sync.row_of reads it.';
 
 create or replace function image_sync.column_names(p_table regclass)
-returns text[]
-language sql
-stable
-set search_path = ''
-as $$
+returns text[] language sql stable set search_path = '' as $$
   select array_agg(a.attname::text order by a.attnum)
   from pg_catalog.pg_attribute a
-  where a.attrelid = p_table
-    and a.attnum > 0
-    and not a.attisdropped
+  where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped
 $$;
 
 comment on function image_sync.column_names(regclass) is 'The columns of a table, in the order of its text form.';
 
 -- Columns may have come, gone or changed places since the text was made: it is read by their names.
 create or replace function image_sync.row_of(p_text text, p_columns text[], p_like anyelement)
-returns anyelement
-language plpgsql
-stable
-set search_path = ''
-set datestyle = 'ISO, YMD'
-set intervalstyle = 'postgres'
-set lc_monetary = 'C'
-as $$
+returns anyelement language plpgsql
+stable set search_path = '' set datestyle = 'ISO, YMD' set intervalstyle = 'postgres' set lc_monetary = 'C' as $$
 declare
   v_row p_like%type;
 begin
@@ -2242,895 +2234,410 @@ comment on function image_sync.row_of(text, text[], anyelement) is 'The row of p
 
 -- moves
 
--- Where the file of a record lies, if a sync takes the record along: under another name or in another bucket that is kept in step, as an
--- image, where no record is known to be of it. No row where it does not.
-create or replace function image_sync.destination_of(p_bucket_id text, p_file_name text, p_object_id uuid)
-returns table (bucket_id text, name text)
+-- Moves: a phase of its own behind the walk, which has met every record that is elsewhere than its file.
+
+-- The records that follow their files to these names of a bucket, or from them. A part number that its owner changed stays.
+create or replace function image_sync.find_moves(p_bucket_id text, p_names text[])
+returns image_sync.move[] language sql
+stable set search_path = '' set enable_hashjoin = 'off' set enable_mergejoin = 'off' set enable_seqscan = 'off' as $$
+  with moved as materialized (
+    select o.id
+    from unnest(p_names) as n (name)
+    cross join lateral (
+      select x.id
+      from image_sync.objects x
+      where x.bucket_id = p_bucket_id and x.name collate "C" >= n.name and x.name collate "C" <= n.name
+      order by x.name collate "C" limit 1
+    ) as o
+    union
+    select r.object_id
+    from unnest(p_names) as n (name)
+    cross join lateral (
+      select x.object_id
+      from public.part_images x
+      where x.bucket_id = p_bucket_id and x.file_name collate "C" >= n.name and x.file_name collate "C" <= n.name
+      order by x.file_name collate "C" limit 1
+    ) as r
+  )
+  select coalesce(array_agg((
+    r.bucket_id, r.file_name, case when p.is_derived then r.part_number end, d.bucket_id, d.name, case when p.is_derived then p.new end, r.object_id
+  )::image_sync.move order by r.bucket_id, r.file_name collate "C"), '{}')
+  from moved
+  cross join lateral (
+    select x.bucket_id, x.file_name, x.part_number, x.object_id
+    from public.part_images x
+    where x.object_id = moved.id
+    -- One look-up by index for each, whatever the planner believes of the table.
+    offset 0
+  ) as r
+  cross join lateral image_sync.destination_of(r.bucket_id, r.file_name, r.object_id) as d
+  cross join lateral (
+    select n.numbers[2] as new, r.part_number = n.numbers[1] and n.numbers[1] <> n.numbers[2] as is_derived
+    from (select image_sync.part_numbers_of(array[r.file_name, d.name]) as numbers offset 0) as n
+  ) as p
+$$;
+
+comment on function image_sync.find_moves(text, text[]) is 'The moves that bring records to these names of a bucket or take them away from there.';
+
+-- Who waits: whoever goes to a place where a record stays, or gets a part number that one keeps; and who waits for those.
+--   p_goes  by position, which of the moves may be done
+create or replace function image_sync.waiting_moves(p_moves image_sync.move[], p_goes boolean[])
+returns integer[]
 language sql
 stable
 set search_path = ''
+-- A chain of n is n rounds: each has to be a look into a hash.
+set enable_hashjoin = 'on'
+set enable_nestloop = 'off'
+set enable_mergejoin = 'off'
 as $$
-  select o.bucket_id, o.name
-  from image_sync.objects o
-  join image_sync.settings s
-    on s.bucket_id = o.bucket_id
-  where o.id = p_object_id
-    and (o.bucket_id <> p_bucket_id or o.name collate "C" <> p_file_name)
-    and o.extension = any (s.extensions)
-    and o.bytes is distinct from 0
-    and not (o.name like any (s.exclude))
-    -- A record that its owner put where it is stays there.
-    and not exists (
-      select
-      from public.part_images edited
-      where edited.bucket_id = p_bucket_id
-        and edited.file_name collate "C" = p_file_name
-        and edited.object_name <> edited.file_name
-    )
-    -- The record of an object is the one at its name; of others that say they are, the first follows it.
-    and not exists (
-      select
+  with recursive move as materialized (
+    select m.*, g.goes
+    from unnest(p_moves) with ordinality as m (from_bucket, from_name, from_part, to_bucket, to_name, to_part, object_id, place)
+    join unnest(p_goes) with ordinality as g (goes, place)
+      on g.place = m.place
+  ), edge as materialized (
+    select m.place, h.place as ahead
+    from move m
+    join lateral (
+      select p.bucket_id, p.file_name
       from public.part_images p
-      where p.object_id = p_object_id
-        and (
-          p.bucket_id = o.bucket_id and p.file_name collate "C" = o.name
-          or (p.bucket_id, p.file_name collate "C") < (p_bucket_id, p_file_name)
-        )
+      where p.bucket_id = m.to_bucket and p.file_name collate "C" >= m.to_name and p.file_name collate "C" <= m.to_name
+      order by p.file_name collate "C" limit 1
+    ) as p
+      on true
+    left join move h
+      on h.from_bucket = p.bucket_id
+      and h.from_name = p.file_name
+    where m.goes
+    union all
+    select m.place, h.place
+    from move m
+    join lateral (
+      select p.bucket_id, p.file_name
+      from public.part_images p
+      where p.part_number = m.to_part and p.object_id is distinct from m.object_id
+      limit 1
+    ) as p
+      on image_sync.part_number_is_unique()
+    left join move h
+      on h.from_bucket = p.bucket_id
+      and h.from_name = p.file_name
+      and h.to_part is not null
+    where m.goes
+    union all
+    -- Of two that want the same part number one stays: rather one whose own nobody waits for.
+    select r.place, -1
+    from (
+      select m.place, row_number() over (partition by m.to_part order by m.from_part in (select n.to_part from move n where n.goes and n.to_part <> '') desc nulls last, m.place) as rank
+      from move m
+      where m.goes and m.to_part is not null and image_sync.part_number_is_unique()
+    ) as r
+    where r.rank > 1
+  ), waiting as (
+    select e.place
+    from edge e
+    left join move h
+      on h.place = e.ahead
+    where h.goes is not true
+    union
+    select e.place
+    from waiting w
+    join edge e
+      on e.ahead = w.place
+  )
+  select coalesce(array_agg(w.place::integer), '{}')
+  from waiting w
+$$;
+
+comment on function image_sync.waiting_moves(image_sync.move[], boolean[]) is
+  'The positions of those moves that cannot be done because a record stays at their place, keeps their part number, or waits itself.';
+
+-- Steps aside, under a name and a part number that nobody has. By their places, here and below: the caller holds the rows.
+create or replace function image_sync.park(p_moves image_sync.move[])
+returns integer language sql set search_path = '' as $$
+  with parked as (
+    update public.part_images p
+    set file_name = '.moving/' || m.object_id, part_number = case when m.to_part is null then p.part_number else '.moving/' || m.object_id end
+    from unnest(p_moves) as m
+    cross join lateral (
+      select q.ctid
+      from public.part_images q
+      where q.bucket_id = m.from_bucket
+        and q.file_name collate "C" >= m.from_name
+        and q.file_name collate "C" <= m.from_name
+      order by q.file_name collate "C" limit 1
+    ) as r
+    where p.ctid = r.ctid and p.object_id = m.object_id
+    returning 1
+  )
+  select count(*)::integer
+  from parked
+$$;
+
+comment on function image_sync.park(image_sync.move[]) is 'Gives records names of their own until they are placed. Returns how many.';
+
+-- The old URL is of the old name and opens nothing any more: it is taken away here and made anew where the new name lies.
+create or replace function image_sync.place(p_moves image_sync.move[], p_is_parked boolean)
+returns integer language sql set search_path = '' as $$
+  with placed as (
+    update public.part_images p
+    set bucket_id = m.to_bucket, file_name = m.to_name, object_name = m.to_name, part_number = coalesce(m.to_part, p.part_number), signed_url = image_sync.no_url(), signed_url_expires_at = null
+    from (
+      select n.*, case when p_is_parked then '.moving/' || n.object_id else n.from_name end as name
+      from unnest(p_moves) as n
+    ) as m
+    cross join lateral (
+      select q.ctid
+      from public.part_images q
+      where q.bucket_id = m.from_bucket and q.file_name collate "C" >= m.name and q.file_name collate "C" <= m.name
+      order by q.file_name collate "C" limit 1
+    ) as r
+    where p.ctid = r.ctid and p.object_id = m.object_id
+    returning 1
+  )
+  select count(*)::integer
+  from placed
+$$;
+
+comment on function image_sync.place(image_sync.move[], boolean) is 'Gives records their new places, from where they are parked or from their old ones. Returns how many.';
+
+-- Moves records, all or none. Those in whose places, or part numbers, others come step aside first.
+create or replace function image_sync.move_together(p_moves image_sync.move[])
+returns void language plpgsql set search_path = '' set enable_seqscan = 'off' set enable_hashjoin = 'off' set enable_mergejoin = 'off' as $$
+declare
+  v_aside image_sync.move[];
+  v_straight image_sync.move[];
+begin
+  select
+    coalesce(array_agg(m::image_sync.move) filter (where a.steps_aside), '{}'),
+    coalesce(array_agg(m::image_sync.move) filter (where not a.steps_aside), '{}')
+  into v_aside, v_straight
+  from unnest(p_moves) as m
+  cross join lateral (
+    select (m.from_bucket, m.from_name) in (select t.to_bucket, t.to_name from unnest(p_moves) as t)
+      or coalesce(m.from_part, '') in (select t.to_part from unnest(p_moves) as t where t.to_part <> '') as steps_aside
+    offset 0
+  ) as a;
+  if image_sync.park(v_aside) + image_sync.place(v_straight, false) + image_sync.place(v_aside, true) <> cardinality(p_moves) + cardinality(v_aside) then
+    raise exception 'a trigger of the table keeps a record where it is'
+      using errcode = 'triggered_action_exception';
+  end if;
+  perform image_sync.check_deferred();
+end;
+$$;
+
+comment on function image_sync.move_together(image_sync.move[]) is 'Gives each record its new place, without a URL. Raises what the table raises, and has moved none then.';
+
+-- Which of these moves the table refuses: each is parked, then each is placed, and all of it is undone.
+create or replace function image_sync.refused_moves(p_moves image_sync.move[])
+returns text[] language plpgsql set search_path = '' set enable_seqscan = 'off' as $$
+declare
+  v_since constant timestamptz := clock_timestamp();
+  v_words text[] := array_fill(null::text, array[cardinality(p_moves)]);
+begin
+  for v_step in 1..2 loop
+    for v_place in 1..cardinality(p_moves) loop
+      continue when v_words[v_place] is not null;
+      perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
+      begin
+        if v_step = 1 and image_sync.park(p_moves[v_place:v_place]) = 0 or v_step = 2 and image_sync.place(p_moves[v_place:v_place], true) = 0 then
+          raise exception 'a trigger of the table keeps it where it is'
+            using errcode = 'triggered_action_exception';
+        end if;
+        perform image_sync.check_deferred();
+      exception
+        when others then
+          if image_sync.is_held(sqlstate) then
+            v_words[v_place] := 'somebody else holds it. The next run settles it';
+          elsif image_sync.is_refusal(sqlstate) then
+            v_words[v_place] := 'the table refused to change it: ' || sqlerrm;
+          else
+            raise;
+          end if;
+      end;
+    end loop;
+  end loop;
+  raise exception 'Tried' using errcode = 'ISB04';
+exception
+  when sqlstate 'ISB04' then
+    return v_words;
+end;
+$$;
+
+comment on function image_sync.refused_moves(image_sync.move[]) is 'By position, why each of these moves cannot be done by itself, in words; null where it can. Changes nothing.';
+
+-- Who stays because somebody holds the record, or because a row of another table refers to it by a key that a move would empty (on update
+-- set null, set default): by position, in words.
+create or replace function image_sync.staying_moves(p_moves image_sync.move[])
+returns text[] language plpgsql set search_path = '' as $$
+declare
+  v_free text[];
+  v_referenced text[];
+  v_words text := 'a row of another table refers to it, and would lose the reference (on update set null or set default). Declare the key "on update cascade", and sync again';
+begin
+  v_free := array(
+    select p.bucket_id || '/' || p.file_name
+    from unnest(p_moves) as m
+    cross join lateral (
+      select q.bucket_id, q.file_name
+      from public.part_images q
+      where q.bucket_id = m.from_bucket
+        and q.file_name collate "C" >= m.from_name
+        and q.file_name collate "C" <= m.from_name
+      order by q.file_name collate "C" limit 1
+      for update skip locked
+    ) as p
+  );
+  begin
+    v_referenced := array(
+      select b.from_bucket || '/' || r.name
+      from (select m.from_bucket, array_agg(m.from_name) as names from unnest(p_moves) as m group by m.from_bucket) as b
+      cross join lateral unnest(image_sync.referenced_names(b.from_bucket, b.names, p_by_move => true)) as r (name)
     );
+  exception
+    when insufficient_privilege then
+      v_words := format('whether another table refers to it cannot be seen: %s. Let the owner of our functions read that table', sqlerrm);
+      v_referenced := v_free;
+    when lock_not_available or deadlock_detected then
+      v_words := 'a table that may refer to it is held by somebody else. The next run settles it';
+      v_referenced := v_free;
+  end;
+  return array(
+    select case
+      when m.from_bucket || '/' || m.from_name not in (select f.place from unnest(v_free) as f (place)) then 'somebody else holds it. The next run settles it'
+      when m.from_bucket || '/' || m.from_name in (select r.place from unnest(v_referenced) as r (place)) then v_words
+    end
+    from unnest(p_moves) with ordinality as m (from_bucket, from_name, from_part, to_bucket, to_name, to_part, object_id, place)
+    order by m.place
+  );
+end;
 $$;
 
-comment on function image_sync.destination_of(text, text, uuid) is 'The bucket and name to which a sync takes the record of this place along; no row where its file is at its place, gone, or left out.';
+comment on function image_sync.staying_moves(image_sync.move[]) is 'Locks the records of these moves; by position, why one stays, in words, null where nothing is known against it.';
 
--- Where the file of a record is now, if that is elsewhere: storage.objects has it by its id, under whatever name, in whatever bucket. So
--- the record is no orphan, whether a sync takes it along or not. Where another record stands at that place, and stays, that one has the file.
-create or replace function image_sync.place_of(p_bucket_id text, p_file_name text, p_object_id uuid)
-returns table (bucket_id text, name text, is_followed boolean)
-language sql
-stable
-set search_path = ''
-as $$
-  select o.bucket_id, o.name, d.name is not null
-  from image_sync.objects o
-  left join lateral image_sync.destination_of(p_bucket_id, p_file_name, p_object_id) as d
-    on true
-  where o.id = p_object_id
-    and (o.bucket_id <> p_bucket_id or o.name collate "C" <> p_file_name)
-    and (d.name is not null or not exists (
-      select
-      from public.part_images p
-      where p.bucket_id = o.bucket_id
-        and p.file_name collate "C" = o.name
-    ));
+-- Moves records; who is held, referred to or refused stays, is named, and so do those that wait for his place or his part number.
+create or replace function image_sync.move_records(p_moves image_sync.move[], out moved image_sync.move[], out problems jsonb)
+language plpgsql set search_path = '' set lock_timeout = '400ms' as $$
+declare
+  v_waits constant text := 'its new place or part number is not free yet. The next sync goes on';
+  v_words text[];
+  v_tried text[];
+  v_place integer;
+begin
+  v_words := image_sync.staying_moves(p_moves);
+  for v_attempt in 1..4 loop
+    foreach v_place in array image_sync.waiting_moves(p_moves, array(select w.words is null from unnest(v_words) with ordinality as w (words, place) order by w.place)) loop
+      v_words[v_place] := v_waits;
+    end loop;
+    moved := array(select p_moves[w.place] from unnest(v_words) with ordinality as w (words, place) where w.words is null order by w.place);
+    begin
+      perform image_sync.move_together(moved) where moved <> '{}';
+      exit;
+    exception
+      when others then
+        if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
+          raise;
+        elsif image_sync.is_held(sqlstate) then
+          perform image_sync.need_table();
+        end if;
+        v_tried := case when v_attempt < 4 then image_sync.refused_moves(moved) end;
+        -- None of them alone: then all of them.
+        if coalesce(array_length(array_remove(v_tried, null), 1), 0) = 0 then
+          v_tried := array_fill('the table refused to change it: ' || sqlerrm, array[cardinality(moved)]);
+        end if;
+    end;
+    v_words := array(
+      select coalesce(w.words, v_tried[(count(*) filter (where w.words is null) over (order by w.place))])
+      from unnest(v_words) with ordinality as w (words, place)
+      order by w.place
+    );
+    moved := '{}';
+  end loop;
+  insert into image_sync.moves (bucket_id, file_name, object_id)
+  select m.from_bucket, m.from_name, m.object_id
+  from unnest(moved) as m;
+  -- Those with a cause of their own come first: only some are named.
+  problems := (
+    select coalesce(jsonb_agg(
+      image_sync.item_problem(p_moves[w.place].to_name, 'not_moved', format('Its record is that of %s still: %s', p_moves[w.place].from_name, w.words))
+      order by w.words = v_waits, w.place
+    ), '[]')
+    from unnest(v_words) with ordinality as w (words, place)
+    where w.words is not null
+  );
+end;
 $$;
 
-comment on function image_sync.place_of(text, text, uuid) is 'The bucket and name at which the file of this record is now, and whether a sync takes the record along (is_followed); no row where it is at its place, gone, or another record''s.';
+comment on function image_sync.move_records(image_sync.move[]) is 'Moves records, as many as can be. Returns the moves that were done and a problem not_moved for each of the others.';
 
--- What is moved at once: names that were all shifted by one make a single chain of moves, each of which waits for the next, whatever
--- the size of the chunk. Of a chain that is longer each sync takes along the end that is not, and the records before it wait, with what
--- they know of their objects. Where the database was too slow for a chunk, the half of it may bring about half as many.
+-- How many names are settled in one transaction.
 create or replace function image_sync.max_moves()
-returns integer
-language sql
-stable
-set search_path = ''
-as $$
+returns integer language sql stable set search_path = '' as $$
   select coalesce(nullif(current_setting('image_sync.max_moves', true), '')::integer, 5000)
 $$;
 
-comment on function image_sync.max_moves() is 'How many records follow their files in one transaction at most; of a longer chain of names that wait for each other the next syncs move the rest.';
+comment on function image_sync.max_moves() is 'How many names at which records and files have to meet are settled in one transaction; of a longer chain of names that wait for each other the next syncs move the rest.';
 
--- The records that follow their files, of those at the given places, with whoever stands in their way and follows its own file.
---   p_bucket_ids, p_names  places of records, in parallel
--- A record at the place that another one goes to makes room if its own file lies elsewhere; if that file is gone, it stays, gets
--- the file that was moved onto its name, and nobody follows into its place. Where part numbers are unique, the record that has the
--- one that another gets makes room in the same way, wherever it lies. Every look is one by index, so that a chain of n records costs
--- n looks, in whatever order the names are.
-create or replace function image_sync.find_moves(p_bucket_ids text[], p_names text[])
-returns image_sync.move[]
-language plpgsql
-stable
-set search_path = ''
-as $$
+-- The walk is through and has noted where records and their files have to meet: the next of those names are settled, and only they are
+-- looked at again. The caller holds the run's row lock. Returns whether there were any.
+--   p_error  the database was too slow for a single name: it is left as it is, and named
+create or replace function image_sync.settle_moves(p_run image_sync.runs, p_settings image_sync.settings, p_error jsonb default null)
+returns boolean language plpgsql set search_path = '' as $$
 declare
-  v_is_unique constant boolean := image_sync.part_number_is_unique();
-  v_found record;
-begin
-  with recursive follower as (
-    select p.bucket_id, p.file_name, p.object_id, d.bucket_id as to_bucket, d.name as to_name
-    from unnest(p_bucket_ids, p_names) as place (bucket_id, name)
-    cross join lateral (
-      select r.bucket_id, r.file_name, r.object_id
-      from public.part_images r
-      where r.bucket_id = place.bucket_id
-        and r.file_name collate "C" >= place.name
-        and r.file_name collate "C" <= place.name
-      order by r.file_name collate "C"
-      limit 1
-    ) as p
-    cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
-    union
-    select p.bucket_id, p.file_name, p.object_id, d.bucket_id, d.name
-    from follower f
-    cross join lateral (
-      (
-        select r.bucket_id, r.file_name, r.object_id, true as has_place
-        from public.part_images r
-        where r.bucket_id = f.to_bucket
-          and r.file_name collate "C" >= f.to_name
-          and r.file_name collate "C" <= f.to_name
-        order by r.file_name collate "C"
-        limit 1
-      )
-      union all
-      select r.bucket_id, r.file_name, r.object_id, false
-      from public.part_images r
-      where v_is_unique
-        and r.part_number = (image_sync.part_numbers_of(array[f.to_name]))[1]
-        and r.object_id <> f.object_id
-    ) as p
-    left join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
-      on true
-    where f.to_name is not null
-      -- Who stays at a place keeps others out of it; who keeps a part number is the table's to tell of.
-      and (p.has_place or d.name is not null)
-  ), found as materialized (
-    select f.*
-    from follower f
-    limit image_sync.max_moves() + 1
-  ), staying as (
-    select f.bucket_id, f.file_name
-    from found f
-    where f.to_name is null
-    union
-    -- Who wanted to go where one stays, stays.
-    select p.bucket_id, p.file_name
-    from staying s
-    cross join lateral (
-      select q.id
-      from image_sync.objects q
-      where q.bucket_id = s.bucket_id
-        and q.name collate "C" >= s.file_name
-        and q.name collate "C" <= s.file_name
-      order by q.name collate "C"
-      limit 1
-    ) as o
-    join public.part_images p
-      on p.object_id = o.id
-  )
-  select
-    count(*) as places,
-    array_agg((f.bucket_id, f.file_name, f.to_bucket, f.to_name, f.object_id)::image_sync.move) filter (where not exists (
-      select
-      from staying s
-      where s.bucket_id = f.bucket_id
-        and s.file_name = f.file_name
-    )) as moves
-  into v_found
-  from found f;
-  return case when v_found.places <= image_sync.max_moves() then coalesce(v_found.moves, '{}') end;
-end;
-$$;
-
-comment on function image_sync.find_moves(text[], text[]) is
-  'The moves of the records at these places and of those that have to make room for them: all of them can be done together. Null where they are more than max_moves.';
-
--- Where the records are whose files are these objects, and who has the names that they go to, or the part numbers of new files.
-create or replace function image_sync.find_followers(
-  p_bucket_id text,
-  p_names text[],
-  p_ids uuid[],
-  p_part_numbers text[],
-  out moves image_sync.move[]
-)
-language plpgsql
-stable
-set search_path = ''
-as $$
-declare
-  v_bucket_ids text[];
+  v_most constant integer := case when p_error is null then ceil(image_sync.max_moves() * least(1.0 * p_run.chunk_size / p_settings.chunk_size, 1)) else 1 end;
   v_names text[];
-begin
-  select array_agg(p.bucket_id), array_agg(p.file_name)
-  into v_bucket_ids, v_names
-  from (
-    select p.bucket_id, p.file_name
-    from unnest(p_ids) as o (id)
-    cross join lateral (
-      select r.bucket_id, r.file_name
-      from public.part_images r
-      where r.object_id = o.id
-      -- One look-up by index for each, whatever the planner believes of the table.
-      offset 0
-    ) as p
-    union
-    -- The record at a name whose file is another one: its own may lie elsewhere.
-    select p.bucket_id, p.file_name
-    from unnest(p_names) as n (name)
-    cross join lateral (
-      -- A range and an order that only the index of the key gives: no other one reads the bucket for it.
-      select r.bucket_id, r.file_name, r.object_id
-      from public.part_images r
-      where r.bucket_id = p_bucket_id
-        and r.file_name collate "C" >= n.name
-        and r.file_name collate "C" <= n.name
-      order by r.file_name collate "C"
-      limit 1
-    ) as p
-    where p.object_id is not null
-    union
-    select p.bucket_id, p.file_name
-    from unnest(p_part_numbers) as n (part_number)
-    cross join lateral (
-      select r.bucket_id, r.file_name, r.object_id
-      from public.part_images r
-      where r.part_number = n.part_number
-      -- As above; and where there are none, nothing is looked at.
-      offset 0
-    ) as p
-    where p.object_id is not null
-  ) as p;
-  moves := case when v_names is null then '{}' else image_sync.find_moves(v_bucket_ids, v_names) end;
-end;
-$$;
-
-comment on function image_sync.find_followers(text, text[], uuid[], text[]) is
-  'The moves that bring the records of these objects to their names, and those that make room there. p_ids: objects whose record has another name, or none; p_names: those of their names that have a record; p_part_numbers: unique ones that the others get. Null where they are more than max_moves.';
-
--- A key of another table that is declared "on update set null" or "set default" would lose what it refers to, without a word.
-create or replace function image_sync.keep_references(p_moves image_sync.move[])
-returns void
-language plpgsql
-set search_path = ''
-as $$
-begin
-  if exists (
-    select
-    from unnest(p_moves) as m
-    group by m.from_bucket
-    having image_sync.referenced_names(m.from_bucket, array_agg(m.from_name), p_by_move => true) <> '{}'
-  ) then
-    raise exception 'a row of another table refers to it, and would lose the reference (on update set null or set default)'
-      using errcode = 'foreign_key_violation', hint = 'Declare the key "on update cascade", and sync again.';
-  end if;
-exception
-  when insufficient_privilege then
-    raise exception 'whether another table refers to it cannot be seen: %', sqlerrm
-      using errcode = 'foreign_key_violation', hint = 'Let the owner of our functions read that table.';
-end;
-$$;
-
-comment on function image_sync.keep_references(image_sync.move[]) is
-  'Raises foreign_key_violation where a row of another table refers to one of these records by a key that a move would empty.';
-
--- Moves records, all or none. The old URL is of the old name and opens nothing any more: it is taken away here and made anew where the
--- new name lies. A part number that its owner changed by hand stays as it is.
-create or replace function image_sync.move_together(p_moves image_sync.move[])
-returns image_sync.move[]
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_is_unique constant boolean := image_sync.part_number_is_unique();
-  v_names text[];
-  v_old_numbers text[];
-  v_new_numbers text[];
-  v_parked bigint[];
-  v_placed bigint[];
-  v_done image_sync.move[];
-begin
-  perform image_sync.keep_references(p_moves);
-  select
-    array_agg(m.from_name order by m.place),
-    image_sync.part_numbers_of(array_agg(m.from_name order by m.place)),
-    image_sync.part_numbers_of(array_agg(m.to_name order by m.place))
-  into v_names, v_old_numbers, v_new_numbers
-  from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place);
-
-  -- Records that change places, or part numbers that have to be unique, step aside first: no two may have one, not even for a moment.
-  with aside as (
-    update public.part_images p
-    set
-      file_name = '.moving/' || m.place || '/' || m.object_id,
-      part_number = case when p.part_number = v_old_numbers[m.place] and v_old_numbers[m.place] <> v_new_numbers[m.place] then '.moving/' || m.place || '/' || m.object_id else p.part_number end
-    from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place)
-    where p.bucket_id = m.from_bucket
-      and p.file_name collate "C" = m.from_name
-      and p.object_id = m.object_id
-      and (
-        (m.from_bucket, m.from_name) in (
-          select other.to_bucket, other.to_name
-          from unnest(p_moves) as other
-        )
-        or v_is_unique
-        and p.part_number = v_old_numbers[m.place]
-        and v_old_numbers[m.place] <> v_new_numbers[m.place]
-        and p.part_number in (
-          select other.number
-          from unnest(v_new_numbers) as other (number)
-        )
-      )
-    returning p.file_name, m.place
-  )
-  select array_agg(coalesce(aside.file_name, n.name) order by n.place), array_agg(aside.place) filter (where aside.place is not null)
-  into v_names, v_parked
-  from unnest(v_names) with ordinality as n (name, place)
-  left join aside
-    on aside.place = n.place;
-
-  with moved as (
-    update public.part_images p
-    set
-      bucket_id = m.to_bucket,
-      file_name = m.to_name,
-      object_name = m.to_name,
-      part_number = case when p.part_number in (v_old_numbers[m.place], '.moving/' || m.place || '/' || m.object_id) then v_new_numbers[m.place] else p.part_number end,
-      signed_url = (select image_sync.no_url()),
-      signed_url_expires_at = null
-    from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place)
-    where p.bucket_id = m.from_bucket
-      and p.file_name collate "C" = v_names[m.place]
-      and p.object_id = m.object_id
-    returning m.place, (m.from_bucket, m.from_name, m.to_bucket, m.to_name, m.object_id)::image_sync.move as move
-  ), noted as (
-    insert into image_sync.moves (bucket_id, file_name, object_id)
-    select (moved.move).from_bucket, (moved.move).from_name, (moved.move).object_id
-    from moved
-  )
-  select coalesce(array_agg(moved.move), '{}'), array_agg(moved.place)
-  into v_done, v_placed
-  from moved;
-  -- Who stepped aside and did not arrive would stay there, under a name and a part number of ours.
-  if not coalesce(v_parked <@ v_placed, v_parked is null) then
-    raise exception 'a trigger of the table keeps it from its new place'
-      using errcode = 'triggered_action_exception', hint = 'Look for triggers that return null or the old row.';
-  end if;
-  perform image_sync.check_deferred();
-  return v_done;
-end;
-$$;
-
-comment on function image_sync.move_together(image_sync.move[]) is
-  'Gives each record its new place, without a URL, and returns the moves that were done; a record that is not at its old place any more is passed over. Raises what the table raises, and has moved none then.';
-
--- Moves records together, or says why it did not.
-create or replace function image_sync.try_moves(p_moves image_sync.move[], out moved image_sync.move[], out refusal text)
-language plpgsql
-set search_path = ''
-as $$
-begin
-  moved := image_sync.move_together(p_moves);
-exception
-  when others then
-    moved := '{}';
-    if image_sync.is_held(sqlstate) then
-      perform image_sync.need_table();
-      refusal := 'somebody else holds it. The next run settles it';
-    elsif image_sync.is_refusal(sqlstate) then
-      refusal := 'the table refused to change it: ' || sqlerrm;
-    else
-      raise;
-    end if;
-end;
-$$;
-
-comment on function image_sync.try_moves(image_sync.move[]) is
-  'What move_together returns; or, where a record is held or refused, no move and the refusal in words. Raises what is no matter of a record.';
-
--- Who waits for whom: who goes to the place that the other one leaves or, where part numbers are unique, gets the one that the other one
--- gives up. A part number that its owner changed by hand is neither given up nor made anew.
-create or replace function image_sync.find_waiting(p_moves image_sync.move[], out waits_for jsonb, out waiters jsonb, out in_order integer[])
-language plpgsql
-stable
-set search_path = ''
--- Thousands of moves are joined with themselves: by their hashes, however many the planner believes there are.
-set enable_nestloop = 'off'
-as $$
-declare
-  v_is_unique constant boolean := image_sync.part_number_is_unique();
-  v_old_numbers constant text[] := image_sync.part_numbers_of(array(select m.from_name from unnest(p_moves) as m));
-  v_new_numbers constant text[] := image_sync.part_numbers_of(array(select m.to_name from unnest(p_moves) as m));
-  v_waits integer[];
-  v_next integer := 1;
-  v_place integer;
-begin
-  with move as materialized (
-    select
-      m.place,
-      m.from_bucket,
-      m.from_name,
-      m.to_bucket,
-      m.to_name,
-      case when p.part_number = n.old_number and n.old_number <> n.new_number then n.old_number end as old_number,
-      case when p.part_number = n.old_number and n.old_number <> n.new_number then n.new_number end as new_number
-    from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place)
-    join unnest(v_old_numbers, v_new_numbers) with ordinality as n (old_number, new_number, place)
-      on n.place = m.place
-    cross join lateral (
-      select r.bucket_id, r.file_name, r.part_number
-      from public.part_images r
-      where r.object_id = m.object_id
-      -- One look-up by index for each, whatever the planner believes of the table.
-      offset 0
-    ) as p
-    where p.bucket_id = m.from_bucket
-      and p.file_name collate "C" = m.from_name
-  ), waiting as materialized (
-    select m.place, ahead.place as ahead
-    from move m
-    join move ahead
-      on ahead.from_bucket = m.to_bucket
-      and ahead.from_name = m.to_name
-    union
-    select m.place, ahead.place
-    from move m
-    join move ahead
-      on ahead.old_number = m.new_number
-    where v_is_unique
-  )
-  select
-    (
-      select coalesce(jsonb_object_agg(w.place, w.ahead), '{}')
-      from (
-        select waiting.place, jsonb_agg(waiting.ahead) as ahead
-        from waiting
-        group by waiting.place
-      ) as w
-    ),
-    (
-      select coalesce(jsonb_object_agg(w.ahead, w.places), '{}')
-      from (
-        select waiting.ahead, jsonb_agg(waiting.place) as places
-        from waiting
-        group by waiting.ahead
-      ) as w
-    )
-  into waits_for, waiters;
-
-  v_waits := array(
-    select coalesce(jsonb_array_length(waits_for -> m.place::text), 0)
-    from generate_subscripts(p_moves, 1) as m (place)
-    order by m.place
-  );
-  in_order := array_positions(v_waits, 0);
-  while v_next <= cardinality(in_order) loop
-    for v_place in select jsonb_array_elements_text(waiters -> in_order[v_next]::text)::integer loop
-      v_waits[v_place] := v_waits[v_place] - 1;
-      if v_waits[v_place] = 0 then
-        in_order := in_order || v_place;
-      end if;
-    end loop;
-    v_next := v_next + 1;
-  end loop;
-end;
-$$;
-
-comment on function image_sync.find_waiting(image_sync.move[]) is
-  'Of moves, by their positions from 1: waits_for, those that each one has to wait for ({"1": [2]}); waiters, those that wait for each one ({"2": [1]}); in_order, those that wait neither in a ring nor for one, each after those that it waits for ({2,1}).';
-
--- Follows a row of waiting moves to its end.
-create or replace function image_sync.follow_waiting(p_waiting jsonb, p_place integer)
-returns integer[]
-language plpgsql
-immutable
-set search_path = ''
-as $$
-begin
-  return array(
-    with recursive reached (place) as (
-      select p_place
-      union
-      select next.place::integer
-      from reached r
-      cross join lateral jsonb_array_elements_text(p_waiting -> r.place::text) as next (place)
-    )
-    select r.place
-    from reached r
-  );
-end;
-$$;
-
-comment on function image_sync.follow_waiting(jsonb, integer) is
-  'The move at this position first, and then all that can be reached from it: with waits_for of find_waiting those without which it cannot be done, with waiters those that cannot be done without it.';
-
--- Moves records; what is held or refused costs itself alone, and those that wait for its place or its part number.
--- Who waits for nobody comes first, then those who waited for these. Of a group that fails, half is tried, down to the one that it is
--- about: a chain of thousands costs some tens of attempts, in whatever order its names are. Whoever is left then waits in a ring, or for
--- one, and goes together with those that it waits for. Of two that want the same part number one stays: which one is not asked before,
--- because a ring may need the other one to be closed.
-create or replace function image_sync.move_records(p_moves image_sync.move[], out moved image_sync.move[], out problems jsonb)
-language plpgsql
-set search_path = ''
-set lock_timeout = '400ms'
-as $$
-declare
-  v_since constant timestamptz := clock_timestamp();
-  v_keeps_waiting constant text := 'its place or its part number is taken by a record that could not be moved';
-  v_count constant integer := cardinality(p_moves);
-  v_moves image_sync.move[] := p_moves;
-  v_attempt record;
-  v_waiting record;
-  v_is_left boolean[] := array_fill(true, array[v_count]);
-  v_reasons text[] := array_fill(v_keeps_waiting, array[v_count]);
-  v_next integer := 1;
-  v_size integer := (v_count + 1) / 2;
-  v_group integer[];
-  v_place integer;
-begin
-  problems := '[]';
-  select t.moved, t.refusal
-  into v_attempt
-  from image_sync.try_moves(p_moves) as t;
-  moved := v_attempt.moved;
-  if v_attempt.refusal is null then
-    return;
-  end if;
-
-  select w.waits_for, w.waiters, w.in_order
-  into v_waiting
-  from image_sync.find_waiting(p_moves) as w;
-  while array_position(v_is_left, true) is not null loop
-    v_group := array(
-      select g.place
-      from unnest(case
-        when v_next <= cardinality(v_waiting.in_order) then v_waiting.in_order[v_next:v_next + v_size - 1]
-        else image_sync.follow_waiting(v_waiting.waits_for, array_position(v_is_left, true))
-      end) with ordinality as g (place, rank)
-      where v_is_left[g.place]
-      order by g.rank
-    );
-    perform set_config('lock_timeout', image_sync.row_patience(v_since), true);
-    select t.moved, t.refusal
-    into v_attempt
-    from image_sync.try_moves(array(
-      select v_moves[g.place]
-      from unnest(v_group) as g (place)
-    )) as t;
-    if v_attempt.refusal is null then
-      moved := moved || v_attempt.moved;
-      foreach v_place in array v_group loop
-        v_is_left[v_place] := false;
-        v_reasons[v_place] := null;
-      end loop;
-      v_next := v_next + v_size;
-      v_size := least(v_size * 2, v_count);
-    elsif cardinality(v_group) > 1 and v_next <= cardinality(v_waiting.in_order) then
-      v_size := (v_size + 1) / 2;
-    else
-      v_reasons[v_group[1]] := case when cardinality(v_group) > 1 then format('of %s records that can only move together one stays: ', cardinality(v_group)) else '' end || v_attempt.refusal;
-      foreach v_place in array image_sync.follow_waiting(v_waiting.waiters, v_group[1]) loop
-        v_is_left[v_place] := false;
-      end loop;
-      v_next := v_next + v_size;
-    end if;
-  end loop;
-
-  -- Those with a cause of their own come first: only some are named.
-  select coalesce(
-    jsonb_agg(
-      image_sync.item_problem(m.to_name, 'not_moved', format('Its record is that of %s still: %s', m.from_name, v_reasons[m.place]))
-      order by v_reasons[m.place] = v_keeps_waiting, m.place
-    ),
-    '[]'
-  )
-  into problems
-  from unnest(p_moves) with ordinality as m (from_bucket, from_name, to_bucket, to_name, object_id, place)
-  where v_reasons[m.place] is not null;
-end;
-$$;
-
-comment on function image_sync.move_records(image_sync.move[]) is
-  'Moves records together, or where one is held or refused each by itself as its new place and part number become free. Returns the moves that were done and a problem not_moved for each of the others.';
-
--- Of the moves that a chunk did, those to names that have still to be listed: behind the walk, or in chunks that wait for it, which with
--- stretches may lie before this one. Whoever lists them finds a record that is there.
-create or replace function image_sync.count_ahead(p_bucket_id text, p_chunk image_sync.chunks, p_moved image_sync.move[])
-returns integer
-language plpgsql
-stable
-set search_path = ''
-as $$
-begin
-  return (
-    select count(*)
-    from unnest(p_moved) as m
-    cross join (
-      select r.exhausted, greatest(r.cursor collate "C", p_chunk.to_key collate "C") as listed_to
-      from image_sync.runs r
-      where r.id = p_chunk.run_id
-    ) as walk
-    where m.to_bucket = p_bucket_id
-      and not (m.to_name collate "C" > p_chunk.from_key and coalesce(m.to_name collate "C" <= p_chunk.to_key, true))
-      and (
-        not walk.exhausted and p_chunk.to_key is not null and m.to_name collate "C" > walk.listed_to
-        or exists (
-          select
-          from image_sync.chunks c
-          where c.run_id is not distinct from p_chunk.run_id
-            and c.state in ('pending', 'leased')
-            and c.relist_size is not null
-            and c.from_key collate "C" < m.to_name
-            and coalesce(c.to_key collate "C" >= m.to_name, true)
-        )
-      )
-  );
-end;
-$$;
-
-comment on function image_sync.count_ahead(text, image_sync.chunks, image_sync.move[]) is
-  'How many of these moves went to names of the bucket, outside the chunk, that its run has still to list.';
-
--- Moves records to files of a chunk, and accounts for those that could not be moved.
-create or replace function image_sync.settle_moves(p_bucket_id text, p_chunk image_sync.chunks, p_moves image_sync.move[])
-returns image_sync.chunks
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_chunk image_sync.chunks := p_chunk;
   v_movement record;
-  v_waiting image_sync.move[];
-  v_unmoved text[];
-  v_kept integer;
-  v_missing integer;
+  v_look image_sync.look;
+  v_part text[];
 begin
-  select m.moved, m.problems
-  into v_movement
-  from image_sync.move_records(p_moves) as m;
-  v_chunk.moved_names := v_chunk.moved_names || array(
-    select m.to_name
-    from unnest(v_movement.moved) as m
-    where m.to_bucket = p_bucket_id
-      and m.to_name collate "C" > v_chunk.from_key
-      and m.to_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
-  );
-  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('moved_ahead', image_sync.count_ahead(p_bucket_id, v_chunk, v_movement.moved)));
-  if cardinality(v_movement.moved) = cardinality(p_moves) then
-    return v_chunk;
-  end if;
-
-  -- Where the name has a record after all, and not one that waits itself, that one keeps it; where it has none, no other is inserted
-  -- beside the one that is to come.
-  v_waiting := array(
-    select m
-    from unnest(p_moves) as m
-    except
-    select m
-    from unnest(v_movement.moved) as m
-  );
-  v_unmoved := array(
-    select m.to_name
-    from unnest(v_waiting) as m
-    where m.to_bucket = p_bucket_id
-      and m.to_name collate "C" > v_chunk.from_key
-      and m.to_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
-  );
-  v_kept := image_sync.count_recorded(p_bucket_id, v_chunk, array(
-    select u.name
-    from unnest(v_unmoved) as u (name)
-    except
-    select m.from_name
-    from unnest(v_waiting) as m
-    where m.from_bucket = p_bucket_id
-  ));
-  v_chunk.problems := v_chunk.problems || image_sync.first_items(v_movement.problems);
-  -- A record that was to make room and did not is there still: its file is no missing one.
-  select coalesce(array_agg(i.name order by i.place), '{}'), coalesce(array_agg(i.id order by i.place), '{}')
-  into v_chunk.to_insert, v_chunk.to_insert_ids
-  from unnest(v_chunk.to_insert, v_chunk.to_insert_ids) with ordinality as i (name, id, place)
-  where not exists (
-    select
-    from public.part_images p
-    where p.bucket_id = p_bucket_id
-      and p.file_name collate "C" = i.name
-  );
-  v_missing := cardinality(v_chunk.to_insert) - image_sync.count_of(v_chunk.ledger, 'missing');
-  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
-    'recorded', v_kept - v_missing,
-    'moved', -cardinality(v_unmoved),
-    'unmoved', cardinality(v_unmoved) - v_kept,
-    'missing', v_missing
-  ));
-  return v_chunk;
-end;
-$$;
-
-comment on function image_sync.settle_moves(text, image_sync.chunks, image_sync.move[]) is
-  'Moves records and returns the chunk (not stored) with what came of it: moved_names, and what was counted as moved and was not.';
-
--- How many of the names, as far as they lie in the chunk's range, have a record and an object.
-create or replace function image_sync.count_recorded(p_bucket_id text, p_chunk image_sync.chunks, p_names text[])
-returns integer
-language plpgsql
-stable
-set search_path = ''
-as $$
-begin
-  return (
-    select count(*)
-    from unnest(p_names) as i (name)
-    where i.name collate "C" > p_chunk.from_key
-      and i.name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
-      and exists (
-        select
-        from public.part_images p
-        where p.bucket_id = p_bucket_id
-          and p.file_name collate "C" = i.name
-      )
-      and exists (
-        select
-        from image_sync.objects o
-        where o.bucket_id = p_bucket_id
-          and o.name collate "C" = i.name
-      )
-  );
-end;
-$$;
-
-comment on function image_sync.count_recorded(text, image_sync.chunks, text[]) is 'How many of the names lie in the chunk''s range and have a record and an object.';
-
--- Of files that were moved away: those whose records are where they were, because no sync has taken them along.
-create or replace function image_sync.still_away(p_bucket_id text, p_away jsonb)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
-begin
-  return (
-    select jsonb_build_object(
-      'count', case when count(*) > 0 then (p_away -> 'count')::bigint else 0 end,
-      'files', coalesce(jsonb_agg(f.file || jsonb_build_object('is_followed', w.is_followed) order by f.place), '[]')
-    )
-    from jsonb_array_elements(p_away -> 'files') with ordinality as f (file, place)
-    join public.part_images p
-      on p.bucket_id = p_bucket_id
-      and p.file_name collate "C" = f.file ->> 'name'
-    cross join lateral image_sync.place_of(p.bucket_id, p.file_name, p.object_id) as w
-    where w.bucket_id <> p_bucket_id or not w.is_followed
-  );
-exception
-  when insufficient_privilege then
-    return p_away;
-  when lock_not_available then
-    perform image_sync.wait_no_more();
-    return p_away;
-end;
-$$;
-
-comment on function image_sync.still_away(text, jsonb) is 'What a run measured of files that were moved away ({"count", "files": [{"name", "bucket", "to"}]}), as far as it is still so, with is_followed, whether a sync of that bucket takes the record along: count 0 where none of those named is.';
-
--- Where the files of these records are, as far as that is elsewhere.
-create or replace function image_sync.places_of(p_bucket_id text, p_names text[])
-returns table (file_name text, bucket_id text, name text, is_followed boolean)
-language plpgsql
-stable
-set search_path = ''
-as $$
-begin
-  return query
-  select p.file_name, w.bucket_id, w.name, w.is_followed
-  from unnest(p_names) as n (name)
-  cross join lateral (
-    -- A range and an order that only the index of the key gives: no other one reads the bucket for it.
-    select r.bucket_id, r.file_name, r.object_id
-    from public.part_images r
-    where r.bucket_id = p_bucket_id
-      and r.file_name collate "C" >= n.name
-      and r.file_name collate "C" <= n.name
-    order by r.file_name collate "C"
-    limit 1
-  ) as p
-  cross join lateral image_sync.place_of(p.bucket_id, p.file_name, p.object_id) as w;
-end;
-$$;
-
-comment on function image_sync.places_of(text, text[]) is 'Of these records of the bucket those whose files are elsewhere, as image_sync.place_of says.';
-
--- Records of a range whose files lie elsewhere, but where another record stays: they have nowhere to follow to, and stay too.
-create or replace function image_sync.names_staying(p_bucket_id text, p_from_key text, p_last_key text)
-returns text[]
-language plpgsql
-stable
-set search_path = ''
-as $$
-declare
-  v_names constant text[] := array(
-    select p.file_name
-    from public.part_images p
-    cross join lateral (
-      select o.id
-      from image_sync.objects o
-      where o.bucket_id = p_bucket_id
-        and o.name collate "C" = p.file_name
-      -- One look-up by index for each, whatever the planner believes of the table.
-      offset 0
-    ) as o
-    cross join lateral image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
-    where p.bucket_id = p_bucket_id
-      and p.file_name collate "C" > p_from_key
-      and p.file_name collate "C" <= p_last_key
-      and p.object_id <> o.id
-  );
-  v_moves image_sync.move[];
-begin
-  if v_names = '{}' then
-    return v_names;
-  end if;
-  v_moves := image_sync.find_moves(array_fill(p_bucket_id, array[cardinality(v_names)]), v_names);
-  return array(
-    select n.name
-    from unnest(v_names) as n (name)
-    where v_moves is not null
-      and n.name not in (
-        select m.from_name
-        from unnest(v_moves) as m
-        where m.from_bucket = p_bucket_id
-      )
-  );
-end;
-$$;
-
-comment on function image_sync.names_staying(text, text, text) is 'The records of a range of keys that stay at a name with another file than their own, because their own lies where another record stays.';
-
--- Tells the records of a chunk which object they are of. It can wait: what is held or refused is left out.
--- Nor is one that should follow its file and could not: what it knows of it is all that anybody knows.
-create or replace function image_sync.link_records(p_bucket_id text, p_chunk image_sync.chunks, p_moves image_sync.move[])
-returns integer
-language plpgsql
-set search_path = ''
-set lock_timeout = '400ms'
-as $$
-declare
-  v_last_key constant text := coalesce(p_chunk.to_key, image_sync.last_key());
-  v_staying constant text[] := image_sync.names_staying(p_bucket_id, p_chunk.from_key, v_last_key);
-  v_linked integer;
-begin
-  with unlinked as materialized (
-    select p.file_name, o.id
-    from public.part_images p
-    join image_sync.objects o
-      on o.name collate "C" = p.file_name
-      and o.bucket_id = p_bucket_id
-      and o.name collate "C" > p_chunk.from_key
-      and o.name collate "C" <= v_last_key
-    where p.bucket_id = p_bucket_id
-      and p.file_name collate "C" > p_chunk.from_key
-      and p.file_name collate "C" <= v_last_key
-      and o.id is distinct from p.object_id
-      and p.file_name not in (
-        select m.from_name
-        from unnest(p_moves) as m
-        where m.from_bucket = p_bucket_id
-      )
-      and (
-        p.file_name = any (v_staying)
-        or not exists (
-          select
-          from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id)
-        )
-      )
-    for no key update of p skip locked
+  with noted as materialized (
+    select c.number, n.name
+    from image_sync.chunks c
+    cross join lateral unnest(c.to_move) as n (name)
+    where c.run_id is not distinct from p_run.id and c.to_move <> '{}'
+    order by c.number, n.name collate "C" limit v_most
+  ), taken as (
+    update image_sync.chunks c
+    set to_move = array(select n.name from unnest(c.to_move) as n (name) where n.name not in (select t.name from noted t))
+    where c.run_id = p_run.id and c.number in (select t.number from noted t)
   )
-  update public.part_images p
-  set object_id = u.id, object_name = u.file_name
-  from unlinked u
-  where p.bucket_id = p_bucket_id
-    and p.file_name collate "C" = u.file_name
-    and p.file_name collate "C" > p_chunk.from_key
-    and p.file_name collate "C" <= v_last_key;
-  get diagnostics v_linked = row_count;
-  perform image_sync.check_deferred();
-  return v_linked;
-exception
-  when others then
-    if not image_sync.is_held(sqlstate) and not image_sync.is_refusal(sqlstate) then
-      raise;
-    end if;
-    return 0;
+  select array_agg(t.name order by t.name collate "C")
+  into v_names
+  from noted t;
+  if v_names is null then
+    return false;
+  end if;
+  if p_error is null then
+    v_movement := image_sync.move_records(image_sync.find_moves(p_run.bucket_id, v_names));
+  else
+    select '{}'::image_sync.move[] as moved, jsonb_agg(image_sync.item_problem(n.name, p_error ->> 'code', p_error ->> 'detail')) as problems
+    into v_movement
+    from unnest(v_names) as n (name);
+  end if;
+  for v_part in
+    select array_agg(n.name order by n.name collate "C")
+    from unnest(v_names) with ordinality as n (name, place)
+    group by (n.place - 1) / p_settings.chunk_size
+    order by 1
+  loop
+    v_look := image_sync.look(p_run, p_settings, 'again', null, null, v_part);
+    perform image_sync.store_chunk(p_run, null, null, v_look, array(
+      select m.to_name
+      from unnest(v_movement.moved) as m
+      where m.to_bucket = p_run.bucket_id
+    ), image_sync.first_items(v_movement.problems));
+    v_movement.problems := '[]';
+  end loop;
+  update image_sync.runs r
+  set moved_at = clock_timestamp()
+  where r.id = p_run.id;
+  return true;
 end;
 $$;
 
-comment on function image_sync.link_records(text, image_sync.chunks, image_sync.move[]) is 'Writes the id of its object into each record of the chunk''s range that has none or another one, and returns how many; records that somebody holds are left out, and all of them where the table refuses one.';
+comment on function image_sync.settle_moves(image_sync.runs, image_sync.settings, jsonb) is
+  'Moves records to the next names that the walk noted, max_moves of them or as many as the database does in time, and makes chunks of what is to be done there then. False where none is left. The caller holds the run''s row lock.';
 
 -- several files
 
@@ -3141,10 +2648,7 @@ comment on function image_sync.link_records(text, image_sync.chunks, image_sync.
 
 -- What the walk has found so far. The caller holds the run's row lock. Returns whether it is at its end; 250 ms keep a call short.
 create or replace function image_sync.count_twins(p_run image_sync.runs)
-returns boolean
-language plpgsql
-set search_path = ''
-as $$
+returns boolean language plpgsql set search_path = '' as $$
 declare
   v_page constant integer := 2000;
   v_until constant timestamptz := clock_timestamp() + interval '250 milliseconds';
@@ -3172,8 +2676,7 @@ begin
         where r.look_up_key collate "C" > v_cursor
           -- What follows the slash is a zero.
           and r.look_up_key collate "C" < p_run.bucket_id || '0'
-        order by r.look_up_key collate "C"
-        limit v_page
+        order by r.look_up_key collate "C" limit v_page
       ) as page
       group by page.key
     ) as k;
@@ -3183,10 +2686,8 @@ begin
       when v_is_full and v_found.last_key <> all (coalesce(v_found.twins, '{}')) then (
         select r.look_up_key
         from image_sync.records r
-        where r.look_up_key collate "C" > v_cursor
-          and r.look_up_key collate "C" < v_found.last_key
-        order by r.look_up_key collate "C" desc
-        limit 1
+        where r.look_up_key collate "C" > v_cursor and r.look_up_key collate "C" < v_found.last_key
+        order by r.look_up_key collate "C" desc limit 1
       )
       else v_found.last_key
     end, v_cursor);
@@ -3221,11 +2722,7 @@ comment on function image_sync.count_twins(image_sync.runs) is
 
 -- The files whose records have a look-up key, 20 at most: a record without its file is an orphan and no twin.
 create or replace function image_sync.files_of_key(p_bucket_id text, p_key text)
-returns table (name text, part_number text)
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns table (name text, part_number text) language plpgsql stable set search_path = '' as $$
 declare
   -- A caller with a key in byte order hands on that order to all texts of the call, and no index has the bucket in it: at a million
   -- objects that was 80 ms a file instead of 0.02.
@@ -3243,11 +2740,8 @@ begin
   cross join lateral (
     select o.name
     from image_sync.objects o
-    where o.bucket_id = v_bucket_id
-      and o.name collate "C" >= r.file_name
-      and o.name collate "C" <= r.file_name
-    order by o.name collate "C"
-    limit 1
+    where o.bucket_id = v_bucket_id and o.name collate "C" >= r.file_name and o.name collate "C" <= r.file_name
+    order by o.name collate "C" limit 1
   ) as file
   where r.bucket_id = v_bucket_id
   limit 20;
@@ -3259,22 +2753,15 @@ comment on function image_sync.files_of_key(text, text) is 'Up to 20 files of th
 -- Objects named like a file but for its extension, as far as a look is bounded: between "stem." and "stem/", an order that only the
 -- index gives.
 create or replace function image_sync.files_beside(p_bucket_id text, p_stem text)
-returns table (name text, extension text)
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns table (name text, extension text) language plpgsql stable set search_path = '' as $$
 begin
   return query
   select n.name, n.extension
   from (
     select o.name, o.extension
     from image_sync.objects o
-    where o.bucket_id = p_bucket_id
-      and o.name collate "C" >= p_stem || '.'
-      and o.name collate "C" < p_stem || '/'
-    order by o.name collate "C"
-    limit 100
+    where o.bucket_id = p_bucket_id and o.name collate "C" >= p_stem || '.' and o.name collate "C" < p_stem || '/'
+    order by o.name collate "C" limit 100
   ) as n
   where left(n.name, -(length(n.extension) + 1)) = p_stem
     and n.extension = any ('{jpg,jpeg,png,gif,webp,avif,bmp,tif,tiff,heic}');
@@ -3284,11 +2771,7 @@ $$;
 comment on function image_sync.files_beside(text, text) is 'The pictures of a stem (a name with its folders, without its extension), of whatever extension.';
 
 create or replace function image_sync.stem_of(p_name text)
-returns text
-language sql
-immutable
-set search_path = ''
-as $$
+returns text language sql immutable set search_path = '' as $$
   select left(p_name, -(length(split_part(p_name, '.', -1)) + 1))
 $$;
 
@@ -3296,11 +2779,7 @@ comment on function image_sync.stem_of(text) is 'A file''s name with its folders
 
 -- The twins of a run as a person reads them: "part number: files", with pictures beside them that are left out by their extension.
 create or replace function image_sync.twin_samples(p_bucket_id text, p_keys text[])
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     select coalesce(jsonb_agg(twins.part_number || ': ' || twins.files order by keys.place), '[]')
@@ -3330,11 +2809,7 @@ comment on function image_sync.twin_samples(text, text[]) is 'Of these look-up k
 
 -- Whether a copy of a file lies in its folder, by the names that programs give to copies: what begins so is few, and is compared.
 create or replace function image_sync.has_copy_beside(p_bucket_id text, p_stem text)
-returns boolean
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns boolean language plpgsql stable set search_path = '' as $$
 declare
   v_part_number constant text := split_part(p_stem, '/', -1);
   v_folder constant text := left(p_stem, length(p_stem) - length(v_part_number));
@@ -3351,11 +2826,8 @@ begin
     cross join lateral (
       select o.name
       from image_sync.objects o
-      where o.bucket_id = p_bucket_id
-        and o.name collate "C" >= range.low
-        and o.name collate "C" < range.high
-      order by o.name collate "C"
-      limit 20
+      where o.bucket_id = p_bucket_id and o.name collate "C" >= range.low and o.name collate "C" < range.high
+      order by o.name collate "C" limit 20
     ) as copy
     where strpos(substr(copy.name, length(v_folder) + 1), '/') = 0
       and image_sync.look_up_part((image_sync.part_numbers_of(array[copy.name]))[1]) = image_sync.look_up_part(v_part_number)
@@ -3378,10 +2850,7 @@ create or replace function image_sync.find_several_files(
   out part_numbers integer,
   out samples text[]
 )
-language plpgsql
-stable
-set search_path = ''
-as $$
+language plpgsql stable set search_path = '' as $$
 begin
   with pictures as (
     select image_sync.stem_of(f.name) as stem, array_agg(f.name) as names
@@ -3396,8 +2865,7 @@ begin
       from image_sync.files_beside(p_bucket_id, s.stem) b
       where b.extension = any (p_extensions)
     ) as images
-    where cardinality(images.names) = 1
-      and not image_sync.has_copy_beside(p_bucket_id, s.stem)
+    where cardinality(images.names) = 1 and not image_sync.has_copy_beside(p_bucket_id, s.stem)
   ), unrecorded as (
     select lower(m.part_number) as stem, array_agg(m.name order by m.name collate "C") as names
     from unnest(p_missing, image_sync.part_numbers_of(p_missing)) as m (name, part_number)
@@ -3421,25 +2889,19 @@ $$;
 comment on function image_sync.find_several_files(text, text[], text[], text[]) is
   'Part numbers with several files that records say nothing of: a picture that is left out beside an image of its name, or images of one part number without a record; and up to 20 of them as "part number: files".';
 
--- listing
+-- walk
 
--- One chunk of a sync or analyze: list ▸ diff, and which files need a URL. A record that is missing is inserted together with its
--- URL when the chunk is closed: written once instead of twice.
+-- The walk: from the first name of a bucket to the last, in ranges that are looked at once. A chunk is what is to be done.
 
 create or replace function image_sync.next_number(p_run uuid)
-returns integer
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns integer language plpgsql stable set search_path = '' as $$
 begin
   return 1 + coalesce(
     (
       select c.number
       from image_sync.chunks c
       where c.run_id = p_run
-      order by c.number desc
-      limit 1
+      order by c.number desc limit 1
     ), 0);
 end;
 $$;
@@ -3447,14 +2909,10 @@ $$;
 comment on function image_sync.next_number(uuid) is 'The number of a run''s next chunk. The caller holds the run''s row lock.';
 
 create or replace function image_sync.chunk_size(p_run image_sync.runs, p_settings image_sync.settings)
-returns integer
-language plpgsql
-immutable
-set search_path = ''
-as $$
+returns integer language plpgsql immutable set search_path = '' as $$
 begin
   return least(
-    p_run.chunk_size,
+    case when p_run.plan_id is not null then p_run.chunk_size end,
     p_settings.chunk_size,
     -- What is opened has to be opened within a lease, several times over.
     case when p_run.mode = 'verify' then greatest(least(200, p_settings.verify_rate * extract(epoch from p_settings.lease_duration) / 4), 1)::integer end
@@ -3462,702 +2920,100 @@ begin
 end;
 $$;
 
-comment on function image_sync.chunk_size(image_sync.runs, image_sync.settings) is
-  'How many names the run''s next chunk may have: the setting, or what the database could do of it in time.';
+comment on function image_sync.chunk_size(image_sync.runs, image_sync.settings) is 'How many names may need something in one chunk of the run.';
 
--- A chunk of which nothing is known yet but where it begins. A column of image_sync.chunks that must have a value has it from here too:
--- what is stored as a whole row does not take the column's default.
-create or replace function image_sync.new_chunk(p_run uuid, p_from_key text)
-returns image_sync.chunks
-language plpgsql
-immutable
-set search_path = ''
-as $$
+-- Stores what a look found as the run's next chunk: to be worked on, or done where nothing is to be done.
+--   p_moved  names of it whose record came along
+create or replace function image_sync.store_chunk(
+  p_run image_sync.runs, p_from_key text, p_to_key text, p_look image_sync.look, p_moved text[] default '{}', p_problems jsonb default '[]', p_settings image_sync.settings default null, p_worker uuid default null, p_lease uuid default null
+)
+returns image_sync.chunks language plpgsql set search_path = '' as $$
 declare
+  v_is_done constant boolean := p_look.to_do = '{}' and p_look.to_link = '{}';
+  v_moved constant integer := case when p_moved = '{}' then 0 else (select count(*) from unnest(p_look.to_do) as n (name) where n.name in (select m.name from unnest(p_moved) as m (name))) end;
   v_chunk image_sync.chunks;
 begin
-  v_chunk.run_id := p_run;
-  v_chunk.from_key := p_from_key;
-  v_chunk.attempts := 0;
-  v_chunk.interrupted := 0;
-  v_chunk.is_stretch := false;
-  v_chunk.past_leases := '{}';
-  v_chunk.to_insert := '{}';
-  v_chunk.to_insert_ids := '{}';
-  v_chunk.inserted_names := '{}';
-  v_chunk.moved_names := '{}';
-  v_chunk.departing := '{}';
-  v_chunk.ledger := '{}';
-  v_chunk.facts := '{}';
-  v_chunk.problems := '[]';
+  insert into image_sync.chunks (run_id, number, from_key, to_key, state, worker_id, lease_token, lease_expires_at, to_do, to_do_ids, to_link, to_move, ledger, facts, problems, closed_at)
+  values (
+    p_run.id, image_sync.next_number(p_run.id), p_from_key, p_to_key, case when v_is_done then 'done' when p_lease is not null then 'leased' else 'pending' end, p_worker,
+    case when not v_is_done then p_lease end, case when not v_is_done then clock_timestamp() + p_settings.lease_duration end,
+    p_look.to_do, p_look.to_do_ids, p_look.to_link, p_look.to_move,
+    case when v_moved > 0 then image_sync.add_counts(p_look.ledger, jsonb_build_object('moved', v_moved, 'unsettled', -v_moved)) else p_look.ledger end,
+    p_look.facts,
+    case when p_run.mode = 'cleanup' and p_look.facts ? 'away' then (
+      select jsonb_agg(image_sync.item_problem(f.name, 'moved_away', format('Left out: its file is %s now', image_sync.place_in_words(p_run.bucket_id, f.bucket, f."to"))))
+      from jsonb_to_recordset(p_look.facts #> '{away,files}') as f (name text, bucket text, "to" text)
+    ) else p_problems end,
+    case when v_is_done then clock_timestamp() end
+  )
+  returning *
+  into v_chunk;
   return v_chunk;
 end;
 $$;
 
-comment on function image_sync.new_chunk(uuid, text) is 'A chunk that begins behind a key, with nothing in it yet.';
+comment on function image_sync.store_chunk(image_sync.runs, text, text, image_sync.look, text[], jsonb, image_sync.settings, uuid, uuid) is
+  'Stores a chunk of what a look found and returns it: done, leased where there is a token, or pending. The caller holds the run''s row lock.';
 
--- Lists at most p_size objects and at most p_size records of the keys (p_from_key, p_to_key] (null: to the end of the bucket) and
--- counts what they are, in one statement. Both sides are read by keyset from an index in byte order (idx_objects_bucket_id_name and
--- part_images_bucket_id_file_name_key), so that a chunk costs the same at the end of a million objects as at the beginning.
--- Of a thousand files that are as they should be each is looked at once: they are counted by what they have in common, and only the
--- others are named. In ms, of a thousand: 4.2; with a filtered count for each number 5.8.
-create or replace function image_sync.list_chunk(
-  p_run image_sync.runs,
-  p_settings image_sync.settings,
-  p_chunk image_sync.chunks,
-  p_to_key text,
-  p_size integer
-)
-returns image_sync.listing
-language plpgsql
-set search_path = ''
-as $$
+-- Goes on behind the run's cursor until there is something to be done, or 250 ms are over: they keep every call far from the API's
+-- limits, and others waiting for the lock no longer than that. A range is as long as what the last ones found promises, 25 chunks' worth
+-- of names at most; one that holds more than a chunk may have is looked at again in part, and one of a chunk's names never does.
+create or replace function image_sync.walk(p_run image_sync.runs, p_settings image_sync.settings, p_worker uuid, p_lease uuid)
+returns image_sync.chunks language plpgsql set search_path = '' as $$
 declare
-  v_listing image_sync.listing;
-  v_chunk image_sync.chunks := p_chunk;
-  v_renews_all constant boolean := coalesce(p_run.options ->> 'renew' = 'all', false);
-  v_renew_at constant timestamptz := now() + p_settings.renew_before;
-  v_url_base constant text := image_sync.url_base(p_settings);
-  v_last_key constant text := coalesce(p_to_key, image_sync.last_key());
-  v_others text[];
-  v_excluded text[];
-  v_empty text[];
-  v_by_extension jsonb;
-  v_expiry jsonb;
-  v_soonest_expiry timestamptz;
-begin
-  with next_objects as materialized (
-    select o.name, o.id, o.extension, o.bytes
-    from image_sync.objects o
-    where o.bucket_id = p_run.bucket_id
-      and o.name collate "C" > p_chunk.from_key
-      and o.name collate "C" <= v_last_key
-    order by o.name collate "C"
-    limit p_size
-  ), next_records as materialized (
-    -- A URL of another address is none: no reader of this project's is meant to open it.
-    select r.file_name, r.object_id, coalesce(r.signed and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name), false) as signed, r.usable_until
-    from image_sync.records r
-    where r.bucket_id = p_run.bucket_id
-      and r.file_name collate "C" > p_chunk.from_key
-      and r.file_name collate "C" <= v_last_key
-    order by r.file_name collate "C"
-    limit p_size
-  ), range as materialized (
-    -- Whichever side fills the chunk first ends its range, so that a range of records without objects is bounded too. The end of
-    -- what was asked for is the end all the same where nothing lies behind it.
-    select nullif(least(
-      v_last_key collate "C",
-      (
-        select n.name collate "C"
-        from next_objects n
-        offset p_size - 1
-      ),
-      (
-        select n.file_name collate "C"
-        from next_records n
-        offset p_size - 1
-      )
-    ), image_sync.last_key()) as to_key
-  ), compared as materialized (
-    select
-      o.name,
-      o.id,
-      o.bytes,
-      o.extension,
-      r.file_name,
-      r.object_id,
-      r.signed,
-      case when r.signed then r.usable_until end as usable_until,
-      -- A record that exists is kept whatever its file is called; so patterns are matched with new names alone, which are few.
-      case
-        when o.name is null then null
-        when r.file_name is null and o.name like any (p_settings.exclude) then 'excluded'
-        when o.extension <> all (p_settings.extensions) then 'other'
-        when o.bytes = 0 then 'empty'
-        else 'image'
-      end as kind
-    from (
-      select n.*
-      from next_objects n
-      cross join range
-      where range.to_key is null or n.name collate "C" <= range.to_key
-    ) as o
-    full join (
-      select n.*
-      from next_records n
-      cross join range
-      where range.to_key is null or n.file_name collate "C" <= range.to_key
-    ) as r
-      on r.file_name = o.name
-  ), counted as materialized (
-    select
-      c.kind,
-      left(c.extension, 16) as extension,
-      c.file_name is not null as is_record,
-      c.signed,
-      -- Null where the URL does not work.
-      (c.usable_until at time zone 'UTC')::date as dies_on,
-      count(*) as files,
-      sum(c.bytes) as bytes,
-      min(c.usable_until) as soonest_expiry
-    from compared c
-    group by 1, 2, 3, 4, 5
-  ), named as (
-    select
-      array_agg(c.file_name) filter (where c.name is not null and c.file_name is not null and (v_renews_all or coalesce(c.usable_until < v_renew_at, true))) as to_sign,
-      array_agg(c.file_name) filter (where c.name is null) as orphans,
-      array_agg(c.name) filter (where c.kind = 'image' and c.file_name is null) as missing,
-      array_agg(c.id) filter (where c.kind = 'image' and c.file_name is null) as missing_ids,
-      -- Records whose object is another one than they know: made by hand, of an older version, uploaded anew, or moved onto their name.
-      bool_or(c.id is distinct from c.object_id) filter (where c.name is not null and c.file_name is not null) as has_unlinked,
-      array_agg(c.name) filter (where c.id <> c.object_id) as changed_names,
-      array_agg(c.id) filter (where c.id <> c.object_id) as changed_ids,
-      array_agg(c.kind) filter (where c.id <> c.object_id) as changed_kinds,
-      array_agg(c.name) filter (where c.kind = 'other') as others,
-      array_agg(c.name) filter (where c.kind = 'excluded') as excluded,
-      array_agg(c.name) filter (where c.kind = 'empty') as empty_files,
-      array_agg(c.name) filter (where c.kind = 'other' and c.extension = any ('{jpg,jpeg,png,gif,webp,avif,bmp,tif,tiff,heic}'::text[])) as pictures
-    from compared c
-    where v_renews_all or (c.kind = 'image' and c.id = c.object_id and c.usable_until >= v_renew_at) is not true
-  ), summed as (
-    select
-      -- What nothing was found of is null, and left out.
-      jsonb_strip_nulls(jsonb_build_object(
-        'listed', sum(c.files) filter (where c.kind is not null),
-        'bytes', nullif(sum(c.bytes), 0),
-        'images', sum(c.files) filter (where c.kind = 'image'),
-        'not_images', sum(c.files) filter (where c.kind <> 'image'),
-        'excluded', sum(c.files) filter (where c.kind = 'excluded'),
-        'empty_files', sum(c.files) filter (where c.kind = 'empty'),
-        'recorded', sum(c.files) filter (where c.kind = 'image' and c.is_record),
-        'images_signed', sum(c.files) filter (where c.kind = 'image' and c.dies_on is not null),
-        'orphaned', sum(c.files) filter (where c.kind is null),
-        'orphans_unsigned', sum(c.files) filter (where c.kind is null and not c.signed),
-        'orphans_expired', sum(c.files) filter (where c.kind is null and c.signed and c.dies_on is null),
-        'records', sum(c.files) filter (where c.is_record),
-        'records_signed', sum(c.files) filter (where c.signed),
-        -- As image_sync.records.expired, without asking again whether the URL is whole.
-        'records_expired', sum(c.files) filter (where c.signed and c.dies_on is null)
-      )) as ledger,
-      min(c.soonest_expiry) as soonest_expiry
-    from counted c
-  )
-  select
-    (
-      select range.to_key
-      from range
-    ),
-    s.ledger, s.soonest_expiry,
-    n.to_sign, n.orphans, n.missing, n.missing_ids, coalesce(n.has_unlinked, false), n.changed_names, n.changed_ids, n.changed_kinds, n.pictures, n.others, n.excluded, n.empty_files,
-    (
-      select jsonb_object_agg(e.extension, e.files)
-      from (
-        select c.extension, sum(c.files) as files
-        from counted c
-        where c.kind is not null
-        group by 1
-      ) as e
-    ),
-    (
-      select jsonb_object_agg(d.dies_on, d.urls)
-      from (
-        select c.dies_on, sum(c.files) as urls
-        from counted c
-        where c.dies_on is not null
-        group by 1
-      ) as d
-    )
-  into
-    v_chunk.to_key,
-    v_chunk.ledger, v_soonest_expiry,
-    v_listing.to_sign, v_listing.orphans, v_listing.missing, v_listing.missing_ids, v_listing.has_unlinked, v_listing.changed_names, v_listing.changed_ids, v_listing.changed_kinds, v_listing.pictures, v_others, v_excluded, v_empty,
-    v_by_extension,
-    v_expiry
-  from summed s
-  cross join named n;
-
-  v_chunk.facts := jsonb_strip_nulls(jsonb_build_object(
-    'by_extension', v_by_extension,
-    'expiry', v_expiry,
-    'soonest_expiry', v_soonest_expiry,
-    'other_extensions', image_sync.first_names(v_others),
-    'excluded', image_sync.first_names(v_excluded),
-    'empty_files', image_sync.first_names(v_empty)
-  ));
-  v_listing.chunk := v_chunk;
-  return v_listing;
-end;
-$$;
-
-comment on function image_sync.list_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, text, integer) is
-  'Lists a range of keys, p_size names at most, that begins where p_chunk does: the chunk with what was counted, and by name what is not as it should be. Writes nothing.';
-
-create or replace function image_sync.first_names(p_names text[])
-returns text[]
-language plpgsql
-immutable
-set search_path = ''
-as $$
-begin
-  return case when p_names is not null then array(
-    select n.name
-    from unnest(p_names) as n (name)
-    order by n.name collate "C"
-    limit 20
-  ) end;
-end;
-$$;
-
-comment on function image_sync.first_names(text[]) is 'The first 20 names in byte order; null for null.';
-
--- The moves that bring records to files of a range, and what is missing in it then.
-create or replace function image_sync.follow_files(p_run image_sync.runs, p_listing image_sync.listing)
-returns image_sync.listing
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_listing image_sync.listing := p_listing;
-  v_chunk image_sync.chunks := p_listing.chunk;
-  v_movement record;
-  v_waiting text[];
-  v_left integer;
-begin
-  v_listing.moves := image_sync.find_followers(
-    p_run.bucket_id,
-    p_listing.changed_names,
-    p_listing.missing_ids || p_listing.changed_ids,
-    case when image_sync.part_number_is_unique() then image_sync.part_numbers_of(p_listing.missing) else '{}' end
-  );
-  if v_listing.moves is null then
-    -- More wait for each other than can be moved at once: whoever is away stays as it is until the chain is shorter.
-    v_listing.moves := '{}';
-    v_waiting := array(
-      select w.file_name
-      from image_sync.places_of(p_run.bucket_id, array(
-        select c.name
-        from unnest(p_listing.changed_names, p_listing.changed_kinds) as c (name, kind)
-        where c.kind = 'image'
-      )) as w
-      where w.is_followed
-    );
-    v_left := cardinality(v_waiting);
-    -- And no second record is made for a file whose own waits.
-    select
-      coalesce(array_agg(m.name) filter (where not m.is_known), '{}'),
-      coalesce(array_agg(m.id) filter (where not m.is_known), '{}'),
-      v_waiting || coalesce(array_agg(m.name) filter (where m.is_known), '{}')
-    into v_listing.missing, v_listing.missing_ids, v_waiting
-    from (
-      select n.name, n.id, exists (
-        select
-        from public.part_images p
-        where p.object_id = n.id
-      ) as is_known
-      from unnest(p_listing.missing, p_listing.missing_ids) as n (name, id)
-    ) as m;
-    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('recorded', -v_left, 'unmoved', cardinality(v_waiting)));
-    v_chunk.problems := (
-      select coalesce(jsonb_agg(image_sync.item_problem(w.name, 'not_moved', format('Its record is that of another file still: more than %s names wait for each other. The next syncs go on', image_sync.max_moves()))), '[]')
-      from unnest(v_waiting[1:20]) as w (name)
-    );
-  elsif v_listing.moves <> '{}' then
-    select
-      coalesce(array_agg(i.name) filter (where i.is_missing and not i.is_followed), '{}') as missing,
-      coalesce(array_agg(i.id) filter (where i.is_missing and not i.is_followed), '{}') as missing_ids,
-      count(*) filter (where i.is_followed) as moved,
-      count(*) filter (where not i.was_missing and i.is_left and i.kind = 'image') as left_images,
-      (array_agg(i.followed_by || ' → ' || i.name order by i.name collate "C") filter (where i.is_followed))[1:20] as samples
-    into v_movement
-    from (
-      select n.name, n.id, n.kind, n.was_missing, f.from_name is not null as is_followed, f.from_name as followed_by, l.from_name is not null as is_left, n.was_missing or l.from_name is not null and n.kind = 'image' as is_missing
-      from (
-        select m.name, m.id, 'image' as kind, true as was_missing
-        from unnest(p_listing.missing, p_listing.missing_ids) as m (name, id)
-        union all
-        select c.name, c.id, c.kind, false
-        from unnest(p_listing.changed_names, p_listing.changed_ids, p_listing.changed_kinds) as c (name, id, kind)
-      ) as n
-      left join unnest(v_listing.moves) as f
-        on f.to_bucket = p_run.bucket_id
-        and f.to_name = n.name
-      left join unnest(v_listing.moves) as l
-        on l.from_bucket = p_run.bucket_id
-        and l.from_name = n.name
-    ) as i;
-    v_listing.missing := v_movement.missing;
-    v_listing.missing_ids := v_movement.missing_ids;
-    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('recorded', -v_movement.left_images, 'moved', v_movement.moved));
-    v_chunk.facts := v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('moved', v_movement.samples));
-  end if;
-  v_listing.chunk := v_chunk;
-  return v_listing;
-end;
-$$;
-
-comment on function image_sync.follow_files(image_sync.runs, image_sync.listing) is
-  'A listing with the moves that bring records to files of its range, counted as if all of them succeeded; what they bring is not missing any more.';
-
--- Records whose files are elsewhere are no orphans: they follow them, and are counted where the files are, or no sync takes them along,
--- and they are named.
-create or replace function image_sync.leave_out_departing(p_run image_sync.runs, p_settings image_sync.settings, p_listing image_sync.listing)
-returns image_sync.listing
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_listing image_sync.listing := p_listing;
-  v_chunk image_sync.chunks := p_listing.chunk;
-  v_url_base constant text := image_sync.url_base(p_settings);
-  v_leaving image_sync.move[] := image_sync.find_moves(array_fill(p_run.bucket_id, array[cardinality(p_listing.orphans)]), p_listing.orphans);
-  v_away record;
-begin
-  select
-    coalesce(array_agg(w.file_name), '{}') as names,
-    -- A run of the bucket that they went to takes them along, or none does; this one does not.
-    jsonb_agg(jsonb_build_object('name', w.file_name, 'bucket', w.bucket_id, 'to', w.name) order by w.file_name collate "C") filter (where w.bucket_id <> p_run.bucket_id or not w.is_followed) as files
-  into v_away
-  from image_sync.places_of(p_run.bucket_id, p_listing.orphans) as w
-  where v_leaving is null
-    or not w.is_followed
-    or w.file_name in (
-      select m.from_name
-      from unnest(v_leaving) as m
-      where m.from_bucket = p_run.bucket_id
-    );
-  v_chunk.departing := v_away.names;
-  if v_chunk.departing <> '{}' then
-    v_listing.orphans := array(
-      select o.name
-      from unnest(p_listing.orphans) as o (name)
-      where o.name <> all (v_chunk.departing)
-    );
-    select image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
-      'orphaned', -cardinality(v_chunk.departing),
-      'records', -cardinality(v_chunk.departing),
-      'records_signed', -count(*) filter (where r.signed),
-      'records_expired', -count(*) filter (where r.expired),
-      'orphans_unsigned', -count(*) filter (where not r.signed),
-      'orphans_expired', -count(*) filter (where r.expired)
-    ))
-    into v_chunk.ledger
-    from (
-      select
-        r.signed and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name) as signed,
-        r.expired and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name) as expired
-      from image_sync.records r
-      where r.bucket_id = p_run.bucket_id
-        and r.file_name collate "C" = any (v_chunk.departing)
-        and r.file_name collate "C" > v_chunk.from_key
-        and r.file_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
-    ) as r;
-  end if;
-  if v_away.files is not null then
-    v_chunk.facts := v_chunk.facts || jsonb_build_object('away', jsonb_build_object('count', jsonb_array_length(v_away.files), 'files', image_sync.first_items(v_away.files)));
-    v_chunk.problems := v_chunk.problems || (
-      select coalesce(jsonb_agg(image_sync.item_problem(f.name, 'moved_away', format('Left out: its file is %s now', image_sync.place_in_words(p_run.bucket_id, f.bucket, f."to")))), '[]')
-      from jsonb_to_recordset(image_sync.first_items(v_away.files)) as f (name text, bucket text, "to" text)
-      where p_run.mode = 'cleanup'
-    );
-  end if;
-  v_listing.chunk := v_chunk;
-  return v_listing;
-end;
-$$;
-
-comment on function image_sync.leave_out_departing(image_sync.runs, image_sync.settings, image_sync.listing) is
-  'A listing without the records whose files are elsewhere: they are the chunk''s departing.';
-
--- Lists and compares a range of keys, p_size names at most, that begins where p_chunk does. What p_chunk inserted and moved when it
--- was listed before stays counted as that.
-create or replace function image_sync.compare(
-  p_run image_sync.runs,
-  p_settings image_sync.settings,
-  p_chunk image_sync.chunks,
-  p_to_key text,
-  p_size integer
-)
-returns image_sync.comparison
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_listing image_sync.listing := image_sync.list_chunk(p_run, p_settings, p_chunk, p_to_key, p_size);
-  v_chunk image_sync.chunks := v_listing.chunk;
-  v_writes constant boolean := p_run.mode = 'sync';
-  v_before integer;
-  v_found record;
-begin
-  v_chunk.departing := '{}';
-  v_chunk.problems := '[]';
-  v_listing.moves := '{}';
-  v_listing.chunk := v_chunk;
-
-  perform set_config('image_sync.max_moves', greatest(5000 * p_size / p_settings.chunk_size, 1)::text, true)
-  where p_size < p_settings.chunk_size;
-  if v_listing.missing is not null or v_listing.changed_names is not null then
-    v_listing := image_sync.follow_files(p_run, v_listing);
-  end if;
-  if v_listing.orphans is not null then
-    v_listing := image_sync.leave_out_departing(p_run, p_settings, v_listing);
-  end if;
-
-  v_chunk := v_listing.chunk;
-  if v_listing.missing <> '{}' then
-    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('missing', cardinality(v_listing.missing)));
-  end if;
-  v_chunk.to_insert := case when v_writes then coalesce(v_listing.missing, '{}') else '{}' end;
-  v_chunk.to_insert_ids := case when v_writes then coalesce(v_listing.missing_ids, '{}') else '{}' end;
-  if v_chunk.inserted_names <> '{}' then
-    v_before := image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.inserted_names);
-    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('inserted', v_before, 'recorded', -v_before));
-  end if;
-  if v_chunk.moved_names <> '{}' then
-    v_before := image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.moved_names);
-    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('moved', v_before, 'recorded', -v_before));
-  end if;
-  if v_listing.missing <> '{}' and not v_writes then
-    if image_sync.part_number_is_unique() then
-      select count(*) as files, (array_agg(m.name order by m.name collate "C"))[1:20] as samples
-      into v_found
-      from unnest(v_listing.missing, image_sync.part_numbers_of(v_listing.missing)) as m (name, part_number)
-      where exists (
-        select
-        from public.part_images p
-        where p.part_number = m.part_number
-          -- Who follows its file to another part number leaves this one.
-          and not exists (
-            select
-            from unnest(v_listing.moves) as leaving
-            where leaving.from_bucket = p.bucket_id
-              and leaving.from_name = p.file_name
-              and image_sync.part_numbers_of(array[leaving.from_name]) = array[m.part_number]
-              and image_sync.part_numbers_of(array[leaving.to_name]) <> array[m.part_number]
-          )
-      );
-      v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('collided', v_found.files, 'missing', -v_found.files));
-      v_chunk.facts := v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('collided', v_found.samples));
-    end if;
-    v_chunk.facts := v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('missing', case when v_chunk.ledger ? 'missing' then v_listing.missing[1:20] end));
-  end if;
-  if v_listing.pictures is not null or (v_listing.missing is not null and not v_writes) then
-    select f.part_numbers, f.samples
-    into v_found
-    from image_sync.find_several_files(p_run.bucket_id, p_settings.extensions, coalesce(v_listing.pictures, '{}'), case when v_writes then '{}' else coalesce(v_listing.missing, '{}') end) as f;
-    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('several_files', v_found.part_numbers));
-    v_chunk.facts := v_chunk.facts || jsonb_strip_nulls(jsonb_build_object('several_files', v_found.samples));
-  end if;
-  if v_listing.orphans is not null then
-    v_chunk.facts := v_chunk.facts || jsonb_build_object('orphaned', case when p_run.mode = 'cleanup' then array(
-      select o.name
-      from unnest(v_listing.orphans) as o (name)
-      order by o.name collate "C"
-    ) else image_sync.first_names(v_listing.orphans) end);
-  end if;
-  return (v_chunk, coalesce(v_listing.to_sign, '{}'), v_listing.moves, v_listing.has_unlinked)::image_sync.comparison;
-end;
-$$;
-
-comment on function image_sync.compare(image_sync.runs, image_sync.settings, image_sync.chunks, text, integer) is
-  'Lists and compares a range of keys. Returns the chunk as it would be stored, missing records in to_insert, the names of those recorded that need a URL, and the moves that bring records to files of the range, counted as if all of them succeeded. Writes nothing.';
-
--- Makes a chunk of what was compared: leased with p_lease where records need a URL, done where none does. Where the table may refuse
--- records they are inserted now, so that what is refused is not signed every night.
-create or replace function image_sync.settle_listing(
-  p_run image_sync.runs,
-  p_settings image_sync.settings,
-  p_compared image_sync.comparison,
-  p_lease uuid
-)
-returns image_sync.chunk_to_sign
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_chunk image_sync.chunks := p_compared.chunk;
-  v_names text[] := p_compared.names;
-  v_insertion image_sync.insertion;
-  v_left text[];
-begin
-  if p_run.mode = 'sync' and p_compared.moves <> '{}' then
-    v_chunk := image_sync.settle_moves(p_run.bucket_id, v_chunk, p_compared.moves);
-    -- A name that its record has left is signed for the record that came, or is to come, to it.
-    v_left := array(
-      select m.from_name
-      from unnest(p_compared.moves) as m
-      where m.from_bucket = p_run.bucket_id
-        and not exists (
-          -- A look by the key for each: as a join it might read the bucket for every one.
-          select
-          from public.part_images p
-          where p.bucket_id = p_run.bucket_id
-            and p.file_name collate "C" >= m.from_name
-            and p.file_name collate "C" <= m.from_name
-          order by p.file_name collate "C"
-          offset 0
-        )
-    );
-    v_names := array(
-      select n.name
-      from unnest(v_names) as n (name)
-      where n.name <> all (v_left)
-      union
-      select n.name
-      from unnest(v_chunk.moved_names) as n (name)
-    );
-  end if;
-  if p_run.mode = 'sync' and p_compared.has_unlinked then
-    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('linked', image_sync.link_records(p_run.bucket_id, v_chunk, p_compared.moves)));
-  end if;
-  if p_run.mode = 'sync' and v_chunk.to_insert <> '{}' then
-    if image_sync.may_refuse_records() then
-      v_insertion := image_sync.insert_missing(p_run.bucket_id, v_chunk);
-      v_chunk := v_insertion.chunk;
-      v_chunk.inserted_names := v_chunk.inserted_names || v_insertion.inserted;
-      v_names := v_names || v_insertion.inserted;
-    end if;
-    v_names := v_names || v_chunk.to_insert;
-  end if;
-  v_chunk.relist_size := null;
-  v_names := case p_run.mode
-    when 'sync' then v_names
-    when 'verify' then image_sync.names_to_open(p_run, p_settings, v_chunk)
-    else '{}'
-  end;
-  if v_names <> '{}' then
-    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(image_sync.work_of(p_run.mode), cardinality(v_names)));
-    v_chunk.state := 'leased';
-    v_chunk.lease_token := p_lease;
-    v_chunk.lease_expires_at := clock_timestamp() + p_settings.lease_duration;
-  else
-    v_chunk.state := 'done';
-    v_chunk.inserted_names := '{}';
-    v_chunk.moved_names := '{}';
-    v_chunk.lease_expires_at := null;
-    v_chunk.error := null;
-    v_chunk.closed_at := clock_timestamp();
-  end if;
-  return (v_chunk, v_names)::image_sync.chunk_to_sign;
-end;
-$$;
-
-comment on function image_sync.settle_listing(image_sync.runs, image_sync.settings, image_sync.comparison, uuid) is
-  'Decides what becomes of a chunk that was compared: leased with its names to sign, or done. Moves the records that follow their files, tells records which object they are of, and inserts the missing ones where the table may refuse them. The caller stores the chunk.';
-
--- Makes the run's next chunk behind its cursor. The caller holds the run's row lock.
-create or replace function image_sync.make_chunk(
-  p_run image_sync.runs,
-  p_settings image_sync.settings,
-  p_worker uuid,
-  p_lease uuid
-)
-returns image_sync.chunk_to_sign
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_since constant timestamptz := clock_timestamp();
-  v_made image_sync.chunk_to_sign;
+  v_until constant timestamptz := clock_timestamp() + interval '250 milliseconds';
+  v_size constant integer := image_sync.chunk_size(p_run, p_settings);
+  v_stride integer := coalesce(p_run.stride, v_size);
+  v_run image_sync.runs := p_run;
+  v_since timestamptz;
+  v_to_key text;
+  v_look image_sync.look;
   v_chunk image_sync.chunks;
 begin
-  v_made := image_sync.settle_listing(
-    p_run, p_settings,
-    image_sync.compare(p_run, p_settings, image_sync.new_chunk(p_run.id, p_run.cursor), null, image_sync.chunk_size(p_run, p_settings)),
-    p_lease
-  );
-  v_chunk := v_made.chunk;
-  v_chunk.number := image_sync.next_number(p_run.id);
-  v_chunk.worker_id := p_worker;
-  v_chunk.ledger := v_chunk.ledger || jsonb_build_object('listing_ms', image_sync.ms_since(v_since));
-  insert into image_sync.chunks
-  select v_chunk.*;
-  return (v_chunk, v_made.names)::image_sync.chunk_to_sign;
+  loop
+    v_since := clock_timestamp();
+    if v_run.plan_id is not null then
+      v_chunk := image_sync.settle_chunk(v_run, p_settings, p_worker);
+    else
+      v_to_key := image_sync.range_end(v_run.bucket_id, image_sync.behind(v_run.cursor), v_stride);
+      v_look := image_sync.look(v_run, p_settings, v_run.mode, image_sync.behind(v_run.cursor), coalesce(v_to_key, image_sync.last_key()));
+      if v_look.found > v_size and v_stride > v_size then
+        v_stride := v_size;
+        continue;
+      end if;
+      v_look.ledger := v_look.ledger || jsonb_build_object('listing_ms', ceil(1000 * extract(epoch from clock_timestamp() - v_since))::integer);
+      v_chunk := image_sync.store_chunk(v_run, v_run.cursor, v_to_key, v_look, p_settings => p_settings, p_worker => p_worker, p_lease => p_lease);
+      v_stride := greatest(1, least(
+        v_stride * case when clock_timestamp() > v_since + interval '150 milliseconds' then 1 else 5 end,
+        case when v_look.found > 0 then greatest(0.8 * v_size * v_stride / v_look.found, v_size) end,
+        25 * p_settings.chunk_size
+      ))::integer;
+    end if;
+    v_run.exhausted := v_chunk.to_key is null;
+    v_run.cursor := coalesce(v_chunk.to_key, v_run.cursor);
+    exit when v_run.exhausted or v_chunk.state = 'leased' or clock_timestamp() >= v_until or v_run.chunk_size is not null;
+  end loop;
+  update image_sync.runs r
+  set
+    cursor = v_run.cursor, exhausted = v_run.exhausted, stride = v_stride, moved_at = clock_timestamp(),
+    -- Where the database was too slow once, it is asked for more again.
+    chunk_size = nullif(least(r.chunk_size * case when v_run.plan_id is not null and clock_timestamp() < v_since + interval '1 second' then 2 else 1 end, p_settings.chunk_size), p_settings.chunk_size)
+  where r.id = v_run.id;
+  return case when v_chunk.state = 'leased' then v_chunk end;
 end;
 $$;
 
-comment on function image_sync.make_chunk(image_sync.runs, image_sync.settings, uuid, uuid) is
-  'Lists and compares the run''s next range of keys and stores the chunk: leased where files need a URL (their names are returned), done where none does.';
+comment on function image_sync.walk(image_sync.runs, image_sync.settings, uuid, uuid) is
+  'Makes chunks from the cursor on until one needs something (it is returned, leased with the token), the bucket ends or 250 ms are over. The caller holds the run''s row lock.';
 
 -- verify
 
 -- Verifying: every URL of a bucket is opened as a reader does. The bucket is walked and counted as in an analyze; a chunk that holds
 -- URLs is leased to a worker that opens them, no faster than settings.verify_rate over all workers of the run.
 
--- The names in a chunk whose record has a URL that should work: with an object, of this project, not expired.
-create or replace function image_sync.names_to_open(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
-returns text[]
-language plpgsql
-stable
-set search_path = ''
-as $$
-declare
-  v_url_base constant text := image_sync.url_base(p_settings);
-begin
-  return (
-    with objects as (
-      select o.name
-      from image_sync.objects o
-      where o.bucket_id = p_run.bucket_id
-        and o.name collate "C" > p_chunk.from_key
-        and o.name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
-    ), records as (
-      select r.file_name
-      from image_sync.records r
-      where r.bucket_id = p_run.bucket_id
-        and r.file_name collate "C" > p_chunk.from_key
-        and r.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
-        and r.usable_until is not null
-        and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name)
-    )
-    select coalesce(array_agg(records.file_name order by records.file_name collate "C"), '{}')
-    from records
-    join objects on objects.name = records.file_name
-  );
-end;
-$$;
-
-comment on function image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks) is
-  'Files of the chunk whose record has a URL of this project that has not expired.';
-
--- What there is to do in a chunk that is leased: names to sign in a sync, names to open in a verify.
-create or replace function image_sync.names_to_work(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
-returns text[]
-language plpgsql
-stable
-set search_path = ''
-as $$
-begin
-  if p_run.mode = 'verify' then
-    return image_sync.names_to_open(p_run, p_settings, p_chunk);
-  end if;
-  return image_sync.names_to_sign(p_run, p_settings, p_chunk);
-end;
-$$;
-
-comment on function image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks) is
-  'The names of a leased chunk that need something: a URL in a sync, a look in a verify.';
-
--- How long until a run may lease its next chunk to open. The caller holds the run's row lock.
-create or replace function image_sync.pace_left(p_run image_sync.runs)
-returns integer
-language sql
-stable
-set search_path = ''
-as $$
-  select case
-    when p_run.mode = 'verify' then nullif(greatest(ceil(1000 * extract(epoch from p_run.paced_until - clock_timestamp()))::integer, 0), 0)
-  end
-$$;
-
-comment on function image_sync.pace_left(image_sync.runs) is 'Milliseconds until a verify may open more URLs; null where it may.';
-
 -- Takes the time that so many URLs cost at the setting's rate, and returns them with their names. The caller holds the run's row lock.
 create or replace function image_sync.lease_targets(p_run image_sync.runs, p_settings image_sync.settings, p_names text[])
-returns jsonb
-language plpgsql
-set search_path = ''
-as $$
+returns jsonb language plpgsql set search_path = '' as $$
 begin
   update image_sync.runs r
   set paced_until = clock_timestamp() + make_interval(secs => cardinality(p_names)::double precision / p_settings.verify_rate)
@@ -4165,8 +3021,7 @@ begin
   return (
     select coalesce(jsonb_agg(jsonb_build_object('name', p.file_name, 'url', p.signed_url)), '[]')
     from public.part_images p
-    where p.bucket_id = p_run.bucket_id
-      and p.file_name collate "C" = any (p_names)
+    where p.bucket_id = p_run.bucket_id and p.file_name collate "C" = any (p_names)
       -- In order: no more than their range is read.
       and p.file_name collate "C" >= p_names[1]
       and p.file_name collate "C" <= p_names[cardinality(p_names)]
@@ -4182,19 +3037,14 @@ comment on function image_sync.lease_targets(image_sync.runs, image_sync.setting
 -- renews all (image_sync.renews_all). A row that somebody holds is not waited for,
 -- and a table that refuses keeps what it has: the verify says of each all the same what was to be seen.
 create or replace function image_sync.forget_rejected(p_run image_sync.runs, p_chunk image_sync.chunks, p_failures jsonb)
-returns integer
-language plpgsql
-set search_path = ''
-set lock_timeout = '400ms'
-as $$
+returns integer language plpgsql set search_path = '' set lock_timeout = '400ms' as $$
 declare
   v_forgotten integer;
 begin
   if not p_chunk.ledger ? 'shown' and not exists (
     select
     from image_sync.chunks c
-    where c.run_id = p_run.id
-      and c.ledger ? 'shown'
+    where c.run_id = p_run.id and c.ledger ? 'shown'
   ) then
     return 0;
   end if;
@@ -4239,20 +3089,14 @@ comment on function image_sync.forget_rejected(image_sync.runs, image_sync.chunk
 -- Closes a chunk of a verify.
 --   p_shown     the names whose URL showed an image
 --   p_failures  [{"name", "code", "error", "url"}], the URL only where Storage said that its token is dead
-create or replace function image_sync.close_verified(p_run image_sync.runs, p_token uuid, p_shown text[], p_failures jsonb, p_storage_calls integer, p_retries integer)
-returns text
-language plpgsql
-set search_path = ''
-as $$
+create or replace function image_sync.close_verified(p_run image_sync.runs, p_chunk image_sync.chunks, p_shown text[], p_failures jsonb, p_is_given_up boolean)
+returns text language plpgsql set search_path = '' as $$
 declare
-  v_chunk image_sync.chunks := image_sync.lock_chunk(p_run.id, p_token);
+  v_chunk image_sync.chunks := p_chunk;
   v_failures jsonb;
   v_counts jsonb;
   v_forgotten integer;
 begin
-  if v_chunk.state is distinct from 'leased' or p_run.finished_at is not null then
-    return case when v_chunk.state = 'done' then 'already_closed' else 'stale' end;
-  end if;
   -- The object tells whether a file that Storage does not find was deleted or lost; one that was deleted meanwhile shows nothing to
   -- nobody, and is an orphan from now on.
   with seen as (
@@ -4287,41 +3131,36 @@ begin
 
   update image_sync.chunks c
   set
-    state = 'done',
-    ledger = image_sync.add_counts(c.ledger, jsonb_build_object(
-      'to_open', cardinality(p_shown) + jsonb_array_length(p_failures) - image_sync.count_of(c.ledger, 'to_open'),
+    state = case when p_is_given_up then 'dead' else 'done' end,
+    to_do = '{}',
+    to_do_ids = '{}',
+    ledger = image_sync.add_counts(p_chunk.ledger, jsonb_build_object(
+      'to_open', case when p_is_given_up then 0 else cardinality(p_shown) + jsonb_array_length(p_failures) - image_sync.count_of(c.ledger, 'to_open') end,
       'shown', cardinality(p_shown),
-      'broken', jsonb_array_length(p_failures),
+      'broken', case when p_is_given_up then image_sync.count_of(c.ledger, 'to_open') else jsonb_array_length(p_failures) end,
       'rejected', v_counts -> 'url_rejected',
       'updated', v_forgotten,
       'records_expired', v_forgotten,
       -- What Storage rejects is no working URL, forgotten or not.
-      'images_signed', -least(coalesce((v_counts ->> 'url_rejected')::integer, 0), image_sync.count_of(c.ledger, 'images_signed')),
-      'storage_calls', p_storage_calls,
-      'retries', p_retries
+      'images_signed', -least(coalesce((v_counts ->> 'url_rejected')::integer, 0), image_sync.count_of(c.ledger, 'images_signed'))
     )),
     facts = c.facts || jsonb_build_object('broken', v_counts),
     problems = c.problems || v_failures,
     lease_expires_at = null,
-    error = null,
+    error = case when p_is_given_up then c.error end,
     closed_at = clock_timestamp()
-  where c.run_id = v_chunk.run_id
-    and c.number = v_chunk.number;
+  where c.run_id = v_chunk.run_id and c.number = v_chunk.number;
   return 'closed';
 end;
 $$;
 
-comment on function image_sync.close_verified(image_sync.runs, uuid, text[], jsonb, integer, integer) is
-  'Closes a chunk whose URLs were opened: counts what showed an image and what did not, by reason, and makes the next sync sign anew what has a dead token. Returns closed, already_closed or stale.';
+comment on function image_sync.close_verified(image_sync.runs, image_sync.chunks, text[], jsonb, boolean) is
+  'Closes a leased chunk whose URLs were opened: counts what showed an image and what did not, by reason, and makes the next sync sign anew what has a dead token. Returns closed.';
 
 -- A file that Storage does not find is lost where its object is there, and deleted where it is not: the words of S3 and of Storage
 -- tell that in some versions only.
 create or replace function image_sync.tell_lost(p_bucket_id text, p_probe jsonb)
-returns jsonb
-language sql
-stable
-set search_path = ''
-as $$
+returns jsonb language sql stable set search_path = '' as $$
   select case
     when jsonb_path_exists(p_probe, '$.failures[*] ? (@.code == "file_gone" || @.code == "file_lost")') then p_probe || jsonb_build_object('failures', (
       select jsonb_agg(
@@ -4350,11 +3189,7 @@ comment on function image_sync.tell_lost(text, jsonb) is 'What a probe gave, wit
 -- Where a look at the URLs saw a rejected one and could not forget it, the next sync renews all: after a rotation of the URL-signing key
 -- that is what mends them. By the newest look: a verify, or the probe of a sync; a sync that has renewed all is one too.
 create or replace function image_sync.renews_all(p_bucket_id text)
-returns boolean
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns boolean language plpgsql stable set search_path = '' as $$
 begin
   return coalesce(
     (
@@ -4374,8 +3209,7 @@ begin
             or look.outcome <> 'failed' and look.options ->> 'renew' = 'all'
           )
         )
-      order by look.finished_at desc
-      limit 1
+      order by look.finished_at desc limit 1
     ), false);
 end;
 $$;
@@ -4387,119 +3221,71 @@ comment on function image_sync.renews_all(text) is
 
 -- The lease on a chunk: who may close it, and what becomes of it when its worker does not. docs/leases.md has the whole of it.
 
--- The names in a leased chunk that need a URL now. A worker that takes a chunk over asks again instead of trusting what a dead
--- one was told: objects may be gone and URLs may have been made since. What has no record yet comes from the chunk's own list, so
--- that a file that was uploaded after the listing is left to the next run and the ledger balances.
-create or replace function image_sync.names_to_sign(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
-returns text[]
-language plpgsql
-stable
-set search_path = ''
-as $$
-declare
-  v_renews_all constant boolean := coalesce(p_run.options ->> 'renew' = 'all', false);
-  v_url_base constant text := image_sync.url_base(p_settings);
-begin
-  return (
-    with objects as (
-      select o.name
-      from image_sync.objects o
-      where o.bucket_id = p_run.bucket_id
-        and o.name collate "C" > p_chunk.from_key
-        and o.name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
-    ), records as (
-      select r.file_name, case when image_sync.is_url_of(r.signed_url, v_url_base, r.file_name) then r.usable_until end as usable_until
-      from image_sync.records r
-      where r.bucket_id = p_run.bucket_id
-        and r.file_name collate "C" > p_chunk.from_key
-        and r.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
-    )
-    select coalesce(array_agg(objects.name), '{}')
-    from objects
-    left join records on records.file_name = objects.name
-    where case
-      when records.file_name is null then objects.name = any (p_chunk.to_insert)
-      else v_renews_all or coalesce(records.usable_until < now() + p_settings.renew_before, true)
-    end
-  );
-end;
-$$;
-
-comment on function image_sync.names_to_sign(image_sync.runs, image_sync.settings, image_sync.chunks) is
-  'Files of the chunk that need a URL: those whose record is to be inserted, and those whose record has none, one of another address, an expired one, one that expires within renew_before, or any after renew = all.';
-
--- Ends an attempt that failed: the chunk waits for the next one, longer each time, or is dead. Its images get their records all the
--- same, without a URL.
-create or replace function image_sync.end_attempt(
-  p_bucket_id text,
-  p_settings image_sync.settings,
-  p_chunk image_sync.chunks,
-  p_error jsonb,
-  p_storage_calls integer default 0,
-  p_retries integer default 0
-)
-returns image_sync.chunks
-language plpgsql
-set search_path = ''
-as $$
-declare
-  -- Attempts that the database ended say nothing of the chunk.
-  v_is_last constant boolean := p_chunk.attempts - p_chunk.interrupted + 1 >= p_settings.max_attempts;
-  v_insertion image_sync.insertion;
-  v_chunk image_sync.chunks;
-begin
-  v_insertion := image_sync.insert_missing(p_bucket_id, p_chunk);
-  v_chunk := v_insertion.chunk;
-
-  update image_sync.chunks c
-  set
-    state = case when v_is_last then 'dead' else 'pending' end,
-    attempts = c.attempts + 1,
-    -- What somebody held is missing for good where no attempt is left.
-    to_insert = case when v_is_last then '{}' else v_chunk.to_insert end,
-    to_insert_ids = case when v_is_last then '{}' else v_chunk.to_insert_ids end,
-    inserted_names = case when v_is_last then '{}' else v_chunk.inserted_names || v_insertion.inserted end,
-    moved_names = case when v_is_last then '{}' else v_chunk.moved_names end,
-    -- A chunk that failed costs its records their URLs, not their place in the ledger.
-    ledger = image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
-      'failed', case when v_is_last then image_sync.count_of(c.ledger, 'to_sign') end,
-      'broken', case when v_is_last then image_sync.count_of(c.ledger, 'to_open') end,
-      'storage_calls', p_storage_calls,
-      'retries', p_retries
-    )),
-    facts = v_chunk.facts,
-    problems = v_chunk.problems,
-    not_before = clock_timestamp() + p_settings.retry_delay * power(2, least(c.attempts - c.interrupted, 10)),
-    lease_expires_at = null,
-    error = p_error,
-    closed_at = case when v_is_last then clock_timestamp() end
-  where c.run_id = p_chunk.run_id
-    and c.number = p_chunk.number
-  returning c.*
-  into v_chunk;
-  return v_chunk;
-end;
-$$;
-
-comment on function image_sync.end_attempt(text, image_sync.settings, image_sync.chunks, jsonb, integer, integer) is
-  'Counts a failed attempt at a leased chunk, which is pending again after retry_delay, doubled each time, or dead after max_attempts; inserts the records that it was to insert. Returns the chunk.';
-
--- The chunk that a token holds or held last, its row locked. Null columns where there is none or where somebody else holds the row
--- for more than 400 ms: another call with the same token would be over by then.
-create or replace function image_sync.lock_chunk(p_run uuid, p_token uuid)
-returns image_sync.chunks
-language plpgsql
-set search_path = ''
-set lock_timeout = '400ms'
-as $$
+-- The next chunk that is free: given back, waited out, or of a worker whose lease ran out, which counts as a failed attempt. The caller
+-- holds the run's row lock, which makes claiming one at a time; skip locked passes over a chunk that its late worker is closing now.
+create or replace function image_sync.claim_chunk(p_run image_sync.runs)
+returns image_sync.chunks language plpgsql set search_path = '' as $$
 declare
   v_chunk image_sync.chunks;
 begin
   select c.*
   into v_chunk
   from image_sync.chunks c
-  where c.run_id is not distinct from p_run
-    and c.lease_token = p_token
+  where c.run_id is not distinct from p_run.id
+    and c.state in ('pending', 'leased')
+    and (
+      c.state = 'pending' and coalesce(c.not_before <= clock_timestamp(), true)
+      or c.state = 'leased' and c.lease_expires_at <= clock_timestamp()
+    )
+  order by c.number limit 1
+  for update skip locked;
+  if v_chunk.state = 'leased' then
+    v_chunk.attempts := v_chunk.attempts + 1;
+    v_chunk.error := jsonb_build_object('code', 'lease_expired', 'title', 'A worker did not finish its chunk in time', 'detail', format('Worker %s leased chunk %s and was not heard of again.', v_chunk.worker_id, v_chunk.number));
+  end if;
+  return v_chunk;
+end;
+$$;
+
+comment on function image_sync.claim_chunk(image_sync.runs) is
+  'The first chunk that waits or whose lease expired, its row locked and its attempts counted (not stored); null columns where there is none.';
+
+-- Leases a chunk. A chunk that has failed too often is given up: there is nothing to sign any more, and whoever closes it writes the
+-- records that are missing without URLs.
+create or replace function image_sync.lease_chunk(p_chunk image_sync.chunks, p_settings image_sync.settings, p_worker uuid, p_lease uuid)
+returns image_sync.chunks language plpgsql set search_path = '' as $$
+declare
+  v_chunk image_sync.chunks;
+begin
+  update image_sync.chunks c
+  set
+    state = 'leased',
+    attempts = p_chunk.attempts,
+    error = p_chunk.error,
+    lease_token = p_lease,
+    lease_expires_at = clock_timestamp() + p_settings.lease_duration,
+    not_before = null,
+    worker_id = p_worker
+  where c.run_id = p_chunk.run_id and c.number = p_chunk.number
+  returning *
+  into v_chunk;
+  return v_chunk;
+end;
+$$;
+
+comment on function image_sync.lease_chunk(image_sync.chunks, image_sync.settings, uuid, uuid) is 'Stores the lease of a chunk and returns it.';
+
+-- The chunk that a worker closes, its row locked: by number and token, so that a late call never meets a chunk that it does not mean.
+-- Whoever else is at the row is this call's double, over in a moment. Null columns where it is not to be had.
+create or replace function image_sync.lock_chunk(p_run uuid, p_number integer)
+returns image_sync.chunks language plpgsql set search_path = '' set lock_timeout = '400ms' as $$
+declare
+  v_chunk image_sync.chunks;
+begin
+  select c.*
+  into v_chunk
+  from image_sync.chunks c
+  where c.run_id = p_run and c.number = p_number
   for update;
   return v_chunk;
 exception
@@ -4508,710 +3294,299 @@ exception
 end;
 $$;
 
-comment on function image_sync.lock_chunk(uuid, uuid) is 'Locks the row of the chunk that holds the token and returns it; null columns where there is none, or after 400 ms without the lock.';
+comment on function image_sync.lock_chunk(uuid, integer) is 'Locks the row of a chunk and returns it; null columns after 400 ms without the lock.';
 
--- Inserts the records that a chunk lacks and stores the URLs of those that are there.
-create or replace function image_sync.store_signed(
-  p_run image_sync.runs,
-  p_chunk image_sync.chunks,
-  p_names text[],
-  p_urls text[],
-  p_expires bigint[]
+-- Closes a leased chunk with what its worker has of it, or counts its failed attempt (p_error).
+-- Returns closed; more where something is left and the same call is to be made again; already_closed where it was made before, its
+-- answer lost; stale where the token is not, or no longer, the chunk's: then nothing changes.
+create or replace function image_sync.close_lease(
+  p_run image_sync.runs, p_settings image_sync.settings, p_number integer, p_token uuid,
+  p_names text[], p_urls text[], p_expires bigint[], p_failures jsonb, p_error jsonb, p_storage_calls integer, p_retries integer
 )
-returns image_sync.signing
-language plpgsql
-set search_path = ''
-as $$
+returns text language plpgsql set search_path = '' as $$
 declare
-  v_insertion constant image_sync.insertion := image_sync.insert_missing(p_run.bucket_id, p_chunk, p_names, p_urls, p_expires);
-  v_chunk image_sync.chunks := v_insertion.chunk;
-  v_held text[] := v_insertion.held;
-  v_problems jsonb := '[]'::jsonb;
-  v_update record;
-  v_updated integer := 0;
+  v_chunk image_sync.chunks := image_sync.lock_chunk(p_run.id, p_number);
 begin
-  if v_insertion.signed < cardinality(p_names) then
-    select u.*
-    into v_update
-    from (
-      select array_agg(s.name) as names, array_agg(s.url) as urls, array_agg(s.expires) as expires
-      from unnest(p_names, p_urls, p_expires) as s (name, url, expires)
-      where v_insertion.signed = 0
-        or s.name <> all (v_insertion.inserted)
-    ) as rest
-    cross join lateral image_sync.store_urls(p_run.bucket_id, p_chunk.from_key, coalesce(p_chunk.to_key, image_sync.last_key()), rest.names, rest.urls, rest.expires) as u;
-    v_updated := v_update.stored;
-    v_held := v_held || v_update.held;
-    v_problems := v_update.problems;
+  if v_chunk.run_id is null and p_run.finished_at is null and exists (select from image_sync.chunks c where c.run_id = p_run.id and c.number = p_number) then
+    return 'more';
+  elsif p_run.finished_at is not null and v_chunk.state = 'leased' or v_chunk.lease_token is distinct from p_token or v_chunk.state = 'pending' or v_chunk.state is null then
+    return 'stale';
+  elsif v_chunk.state <> 'leased' then
+    return 'already_closed';
   end if;
-  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('updated', v_updated, 'signed', v_insertion.signed + v_updated));
-  return (v_chunk, v_held, v_problems)::image_sync.signing;
-end;
-$$;
-
-comment on function image_sync.store_signed(image_sync.runs, image_sync.chunks, text[], text[], bigint[]) is
-  'Inserts the missing records of a chunk and stores its URLs: the chunk with how many, the names that somebody holds, and the problems of those that the table refused.';
-
--- Records of a chunk whose object was deleted since it was listed: orphaned from now on, as are others of its range. A file that was
--- never recorded leaves nobody behind, nor does one that was moved: its record follows it.
-create or replace function image_sync.count_orphaned(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks, p_names text[])
-returns image_sync.chunks
-language plpgsql
-stable
-set search_path = ''
-as $$
-declare
-  v_chunk image_sync.chunks := p_chunk;
-  v_url_base constant text := image_sync.url_base(p_settings);
-  v_found record;
-begin
-  select
-    array_agg(r.file_name) as names,
-    count(*) filter (where not (r.signed and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name))) as unsigned,
-    count(*) filter (where r.expired and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name)) as expired
-  into v_found
-  from image_sync.records r
-  where r.bucket_id = p_run.bucket_id
-    and r.file_name collate "C" = any (p_names)
-    and r.file_name collate "C" > v_chunk.from_key
-    and r.file_name collate "C" <= coalesce(v_chunk.to_key, image_sync.last_key())
-    and not exists (
-      select
-      from image_sync.place_of(r.bucket_id, r.file_name, r.object_id)
-    );
-  if v_found.names is not null then
-    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
-      'orphaned', cardinality(v_found.names),
-      'orphans_unsigned', v_found.unsigned,
-      'orphans_expired', v_found.expired
-    ));
-    v_chunk.facts := v_chunk.facts || jsonb_build_object('orphaned', image_sync.first_names(
-      v_found.names || array(
-        select jsonb_array_elements_text(v_chunk.facts -> 'orphaned')
-      )
-    ));
-  end if;
-  return v_chunk;
-end;
-$$;
-
-comment on function image_sync.count_orphaned(image_sync.runs, image_sync.settings, image_sync.chunks, text[]) is
-  'A chunk of a sync (not stored) with those of these names that have a record, and a file neither there nor elsewhere, as orphaned records.';
-
--- Where every name went that a chunk had to sign: stored, held, withdrawn or failed.
-create or replace function image_sync.account_for_names(
-  p_run image_sync.runs,
-  p_settings image_sync.settings,
-  p_signing image_sync.signing,
-  p_names text[],
-  p_failures jsonb
-)
-returns image_sync.signing
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_chunk image_sync.chunks := p_signing.chunk;
-  v_last_key constant text := coalesce(v_chunk.to_key, image_sync.last_key());
-  v_held constant text[] := array(
-    select h.name
-    from unnest(p_signing.held) as h (name)
-    where h.name = any (p_names)
-  );
-  v_signed constant bigint := image_sync.count_of(v_chunk.ledger, 'signed');
-  v_gone text[];
-  v_withdrawn bigint;
-  v_failures jsonb;
-  v_to_sign bigint;
-begin
-  -- A URL of a name that no URL can open is none.
-  if p_failures <> '[]' then
-    perform image_sync.withdraw_urls(p_run.bucket_id, v_chunk.from_key, v_last_key, array(
-      select e.name
-      from jsonb_to_recordset(p_failures) as e (name text)
-      where not image_sync.is_signable(e.name)
-    ));
-  end if;
-
-  -- An object that went away since it was listed is no failure.
-  select
-    array_agg(f.name) filter (where not f.is_object),
-    p_signing.problems || coalesce(jsonb_agg(image_sync.item_problem(f.name, case when image_sync.is_signable(f.name) then 'signing_failed' else 'unsignable_name' end, f.error)) filter (where f.is_object), '[]')
-  into v_gone, v_failures
-  from (
-    select
-      e.name,
-      e.error,
-      exists (
-        select
-        from image_sync.objects o
-        where o.bucket_id = p_run.bucket_id
-          and o.name collate "C" = e.name
-          and o.name collate "C" > v_chunk.from_key
-          and o.name collate "C" <= v_last_key
-      ) as is_object
-    from jsonb_to_recordset(p_failures) as e (name text, error text)
-  ) as f;
-  v_withdrawn := coalesce(cardinality(v_gone), 0) + cardinality(p_names) - v_signed - cardinality(v_held) - jsonb_array_length(p_signing.problems);
-  if v_gone is not null then
-    v_chunk := image_sync.count_orphaned(p_run, p_settings, v_chunk, v_gone);
-  end if;
-
-  -- A call that was repeated gave its worker the names of that moment, which need not be those that were counted first. What
-  -- counts is what the worker was given and what is owed still: a name that got lost on the way unbalances the ledger.
-  v_to_sign := v_signed + cardinality(v_held) + v_withdrawn + jsonb_array_length(v_failures);
-  if v_to_sign <> image_sync.count_of(v_chunk.ledger, 'to_sign') then
-    select v_to_sign + count(*)
-    into v_to_sign
-    from unnest(image_sync.names_to_sign(p_run, p_settings, v_chunk)) as owed (name)
-    where owed.name <> all (p_names)
-      and not exists (
-        select
-        from jsonb_to_recordset(p_failures) as e (name text)
-        where e.name = owed.name
-      );
-  end if;
-
-  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
-    'to_sign', v_to_sign - image_sync.count_of(v_chunk.ledger, 'to_sign'),
-    'withdrawn', v_withdrawn,
-    'held', cardinality(v_held),
-    'failed', jsonb_array_length(v_failures)
-  ));
-  v_chunk.problems := v_chunk.problems || v_failures || (
-    select coalesce(jsonb_agg(image_sync.item_problem(h.name, 'row_locked')), '[]')
-    from unnest(v_held[1:20]) as h (name)
-  );
-  return (v_chunk, v_held, v_failures)::image_sync.signing;
-end;
-$$;
-
-comment on function image_sync.account_for_names(image_sync.runs, image_sync.settings, image_sync.signing, text[], jsonb) is
-  'Accounts for each name that a worker was given: the chunk with signed, held, withdrawn and failed, which add up to its to_sign unless a name got lost on the way.';
-
--- The records of a chunk's range as they are once its URLs are stored.
-create or replace function image_sync.measure_range(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
-returns image_sync.chunks
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_chunk image_sync.chunks := p_chunk;
-  v_url_base constant text := image_sync.url_base(p_settings);
-  v_last_key constant text := coalesce(p_chunk.to_key, image_sync.last_key());
-  v_measured record;
-  v_others bigint := 0;
-begin
-  with ranged as materialized (
-    select coalesce(r.signed and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name), false) as signed, r.usable_until
-    from image_sync.records r
-    where r.bucket_id = p_run.bucket_id
-      and r.file_name collate "C" > p_chunk.from_key
-      and r.file_name collate "C" <= v_last_key
-      -- Counted where their files are.
-      and r.file_name <> all (p_chunk.departing)
-  ), counted as (
-    select
-      r.signed,
-      -- Null where the URL does not work.
-      case when r.signed then (r.usable_until at time zone 'UTC')::date end as dies_on,
-      count(*) as records,
-      min(r.usable_until) as soonest_expiry
-    from ranged r
-    group by 1, 2
-  )
-  select
-    coalesce(sum(c.records), 0) as records,
-    coalesce(sum(c.records) filter (where c.signed), 0) as signed,
-    coalesce(sum(c.records) filter (where c.signed and c.dies_on is null), 0) as expired,
-    coalesce(sum(c.records) filter (where c.dies_on is not null), 0) as usable,
-    jsonb_build_object(
-      'soonest_expiry', min(c.soonest_expiry) filter (where c.dies_on is not null),
-      'expiry', jsonb_object_agg(c.dies_on, c.records) filter (where c.dies_on is not null)
-    ) as facts
-  into v_measured
-  from counted c;
-
-  -- Only where the range holds records of no image are those with a URL told apart.
-  if v_measured.records > image_sync.count_of(v_chunk.ledger, 'recorded') + image_sync.count_of(v_chunk.ledger, 'inserted') + image_sync.count_of(v_chunk.ledger, 'moved') then
-    v_others := (
-      select count(*)
-      from image_sync.records r
-      left join image_sync.objects o
-        on o.bucket_id = r.bucket_id
-        and o.name collate "C" = r.file_name
-        and o.extension = any (p_settings.extensions)
-        and o.bytes is distinct from 0
-      where r.bucket_id = p_run.bucket_id
-        and r.file_name collate "C" > p_chunk.from_key
-        and r.file_name collate "C" <= v_last_key
-        and r.usable_until is not null
-        and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name)
-        and r.file_name <> all (p_chunk.departing)
-        and o.name is null
-    );
-  end if;
-  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger - '{records,records_signed,records_expired,images_signed}'::text[], jsonb_build_object(
-    'records', v_measured.records,
-    'records_signed', v_measured.signed,
-    'records_expired', v_measured.expired,
-    'images_signed', v_measured.usable - v_others
-  ));
-  v_chunk.facts := v_chunk.facts - 'soonest_expiry' || jsonb_strip_nulls(v_measured.facts);
-  return v_chunk;
-end;
-$$;
-
-comment on function image_sync.measure_range(image_sync.runs, image_sync.settings, image_sync.chunks) is
-  'A chunk with what its records are now: how many there are, with a URL, with one that does not work, and when those that work die.';
-
--- Closes the chunk that p_token holds with what signing gave: inserts the records that are missing and stores the URLs. p_names,
--- p_urls and p_expires (seconds since 1970) are parallel.
--- Returns closed; already_closed where this very call was made before (its answer got lost); stale where the token is not, or no
--- longer, the chunk's: then nothing changes; held where somebody else holds the chunk's row.
-create or replace function image_sync.close_chunk(
-  p_run image_sync.runs,
-  p_settings image_sync.settings,
-  p_token uuid,
-  p_names text[],
-  p_urls text[],
-  p_expires bigint[],
-  p_failures jsonb,
-  p_error jsonb,
-  p_storage_calls integer,
-  p_retries integer
-)
-returns text
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_chunk image_sync.chunks;
-  v_is_held boolean;
-  v_signing image_sync.signing;
-begin
-  if p_run.mode = 'verify' and p_error is null then
-    return image_sync.close_verified(p_run, p_token, p_names, p_failures, p_storage_calls, p_retries);
-  end if;
-  select c.*
-  into v_chunk
-  from image_sync.chunks c
-  where c.run_id is not distinct from p_run.id
-    and c.lease_token = p_token
-  for update skip locked;
-  if v_chunk.run_id is null then
-    v_chunk := image_sync.lock_chunk(p_run.id, p_token);
-  end if;
-  v_is_held := v_chunk.run_id is null;
-  if v_is_held then
-    -- Somebody else holds the chunk's row. What was signed is stored all the same, once the row, as it is, says that the token is
-    -- still the chunk's; whoever gets the row later finds nothing left to sign and closes it.
-    select c.*
-    into v_chunk
-    from image_sync.chunks c
-    where c.run_id is not distinct from p_run.id
-      and c.lease_token = p_token;
-  end if;
-
-  if v_chunk.state is distinct from 'leased' or p_run.finished_at is not null then
-    return case
-      when v_chunk.state is null or v_chunk.state = 'leased' or v_chunk.error ->> 'code' = 'lease_expired' or v_chunk.interrupted > 0 and v_chunk.state <> 'done' then 'stale'
-      else 'already_closed'
-    end;
-  end if;
-
-  -- One update of the chunk and no more: a second one of a row that this transaction wrote would check its foreign key again
-  -- and share-lock the run's row, which two workers that go on to lock it for themselves turn into a deadlock.
-  if p_error is not null then
-    if not v_is_held then
-      perform image_sync.end_attempt(p_run.bucket_id, p_settings, v_chunk, p_error, p_storage_calls, p_retries);
-    end if;
-    return case when v_is_held then 'held' else 'closed' end;
-  end if;
-
-  v_signing := image_sync.store_signed(p_run, v_chunk, p_names, p_urls, p_expires);
-  if v_is_held then
-    return 'held';
-  end if;
-  v_signing := image_sync.account_for_names(p_run, p_settings, v_signing, p_names, p_failures);
-  v_chunk := image_sync.measure_range(p_run, p_settings, v_signing.chunk);
-  update image_sync.chunks c
-  set
-    state = 'done',
-    to_insert = '{}',
-    to_insert_ids = '{}',
-    inserted_names = '{}',
-    moved_names = '{}',
-    ledger = image_sync.add_counts(v_chunk.ledger, jsonb_build_object('storage_calls', p_storage_calls, 'retries', p_retries)),
-    facts = v_chunk.facts,
-    problems = v_chunk.problems,
-    lease_expires_at = null,
-    error = null,
-    closed_at = clock_timestamp()
-  where c.run_id = v_chunk.run_id
-    and c.number = v_chunk.number;
-  return 'closed';
-end;
-$$;
-
-comment on function image_sync.close_chunk(image_sync.runs, image_sync.settings, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer) is
-  'Inserts the missing records of a leased chunk, stores its URLs and closes it, or counts its failed attempt (p_error). Returns closed, already_closed, stale (nothing changes) or held (somebody else holds the chunk''s row: the URLs are stored, the chunk stays open).';
-
--- Leases a chunk that waits or whose lease ran out. The caller holds the run's row lock, which makes claiming one at a time;
--- skip locked passes over a chunk that its late worker is closing at this moment.
-create or replace function image_sync.claim_chunk(
-  p_run image_sync.runs,
-  p_settings image_sync.settings,
-  p_worker uuid,
-  p_lease uuid
-)
-returns image_sync.chunk_to_sign
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_chunk image_sync.chunks;
-  v_names text[];
-begin
-  loop
-    select c.*
-    into v_chunk
-    from image_sync.chunks c
-    where c.run_id is not distinct from p_run.id
-      and c.state in ('pending', 'leased')
-      and (
-        c.state = 'pending' and coalesce(c.not_before <= clock_timestamp(), true)
-        or c.state = 'leased' and c.lease_expires_at <= clock_timestamp()
-      )
-    order by c.number
-    limit 1
-    for update skip locked;
-    if not found then
-      return null;
-    end if;
-
-    if v_chunk.state = 'leased' then
-      v_chunk := image_sync.end_attempt(
-        p_run.bucket_id, p_settings, v_chunk,
-        jsonb_build_object('code', 'lease_expired', 'title', 'A worker did not finish its chunk in time', 'detail', format('Worker %s leased chunk %s and was not heard of again.', v_chunk.worker_id, v_chunk.number))
-      );
-      continue when v_chunk.state = 'dead';
-    end if;
-
-    v_names := case when v_chunk.relist_size is null then image_sync.names_to_work(p_run, p_settings, v_chunk) else '{}' end;
-    update image_sync.chunks c
-    set
-      state = 'leased',
-      past_leases = array_remove(c.past_leases || c.lease_token, null),
-      lease_token = p_lease,
-      lease_expires_at = clock_timestamp() + p_settings.lease_duration,
-      not_before = null,
-      worker_id = p_worker,
-      ledger = image_sync.add_counts(c.ledger - image_sync.work_of(p_run.mode), jsonb_build_object(image_sync.work_of(p_run.mode), cardinality(v_names)))
-    where c.run_id = v_chunk.run_id
-      and c.number = v_chunk.number
-    returning c.*
-    into v_chunk;
-    return (v_chunk, v_names)::image_sync.chunk_to_sign;
-  end loop;
-end;
-$$;
-
-comment on function image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid) is
-  'Leases the first chunk that waits or whose lease expired, with the names in it that need a URL now (none yet where it has still to be listed); null where there is none. A lease that expired counts as a failed attempt.';
-
--- Lists a chunk that p_token leased and that was never listed, or has to be listed again in smaller parts: relist_size names of it
--- stay the chunk, what lies behind them becomes another one that waits. Takes a transaction of its own: should it take too long,
--- the lease says which chunk that was.
-create or replace function image_sync.relist_chunk(
-  p_run image_sync.runs,
-  p_settings image_sync.settings,
-  p_chunk image_sync.chunks,
-  p_token uuid
-)
-returns image_sync.chunk_to_sign
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_since constant timestamptz := clock_timestamp();
-  v_listed image_sync.chunk_to_sign;
-  v_chunk image_sync.chunks;
-begin
-  v_listed := image_sync.settle_listing(
-    p_run, p_settings,
-    image_sync.compare(p_run, p_settings, p_chunk, p_chunk.to_key, p_chunk.relist_size),
-    p_token
-  );
-  v_chunk := v_listed.chunk;
-  if v_chunk.to_key is distinct from p_chunk.to_key then
-    perform image_sync.add_unlisted_chunk(p_run.id, v_chunk.to_key, p_chunk.to_key, p_chunk.relist_size, p_chunk.inserted_names, p_chunk.moved_names);
-  end if;
-  update image_sync.chunks c
-  set
-    to_key = v_chunk.to_key,
-    state = v_chunk.state,
-    relist_size = null,
-    lease_expires_at = v_chunk.lease_expires_at,
-    to_insert = v_chunk.to_insert,
-    to_insert_ids = v_chunk.to_insert_ids,
-    inserted_names = v_chunk.inserted_names,
-    moved_names = v_chunk.moved_names,
-    departing = v_chunk.departing,
-    ledger = image_sync.add_counts(v_chunk.ledger, image_sync.kept_counts(c.ledger) || jsonb_build_object('listing_ms', image_sync.ms_since(v_since))),
-    facts = v_chunk.facts,
-    problems = v_chunk.problems,
-    error = v_chunk.error,
-    closed_at = v_chunk.closed_at
-  where c.run_id = p_chunk.run_id
-    and c.number = p_chunk.number;
-  return (v_chunk, v_listed.names)::image_sync.chunk_to_sign;
-end;
-$$;
-
-comment on function image_sync.relist_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, uuid) is
-  'Lists a leased chunk with relist_size: leased still where files of it need a URL (their names are returned), else done. What does not fit becomes a chunk that waits. The caller holds the run''s row lock.';
-
--- A range of keys that has still to be listed, for whoever comes.
-create or replace function image_sync.unlisted_chunk(p_run uuid, p_from_key text, p_to_key text, p_size integer)
-returns image_sync.chunks
-language plpgsql
-immutable
-set search_path = ''
-as $$
-declare
-  v_chunk image_sync.chunks := image_sync.new_chunk(p_run, p_from_key);
-begin
-  v_chunk.to_key := p_to_key;
-  v_chunk.state := 'pending';
-  v_chunk.relist_size := p_size;
-  return v_chunk;
-end;
-$$;
-
-comment on function image_sync.unlisted_chunk(uuid, text, text, integer) is 'A chunk, not stored, of a range of keys that has still to be listed, p_size names at once.';
-
-create or replace function image_sync.add_unlisted_chunk(p_run uuid, p_from_key text, p_to_key text, p_size integer, p_inserted_names text[], p_moved_names text[])
-returns void
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_chunk image_sync.chunks := image_sync.unlisted_chunk(p_run, p_from_key, p_to_key, p_size);
-begin
-  v_chunk.number := image_sync.next_number(p_run);
-  v_chunk.inserted_names := p_inserted_names;
-  v_chunk.moved_names := p_moved_names;
-  insert into image_sync.chunks
-  select v_chunk.*;
-end;
-$$;
-
-comment on function image_sync.add_unlisted_chunk(uuid, text, text, integer, text[], text[]) is
-  'Stores a chunk of a range of keys that has still to be listed, p_size names at once. The caller holds the run''s row lock.';
-
--- What was done in a chunk stays done when it is listed again.
-create or replace function image_sync.kept_counts(p_ledger jsonb)
-returns jsonb
-language sql
-immutable
-set search_path = ''
-as $$
-  select jsonb_build_object('storage_calls', p_ledger -> 'storage_calls', 'retries', p_ledger -> 'retries', 'linked', p_ledger -> 'linked')
-$$;
-
-comment on function image_sync.kept_counts(jsonb) is 'The counters of a ledger that do not begin anew when its chunk is listed again; null where one is zero.';
-
--- Takes a chunk back to where it is listed again, in parts of half its size: what is listed again is counted again.
-create or replace function image_sync.halve_chunk(p_chunk image_sync.chunks, p_size integer, p_error jsonb)
-returns void
-language plpgsql
-set search_path = ''
-as $$
-begin
-  update image_sync.chunks c
-  set
-    state = 'pending',
-    attempts = c.attempts + 1,
-    interrupted = c.interrupted + 1,
-    relist_size = p_size,
-    not_before = null,
-    lease_expires_at = null,
-    to_insert = '{}',
-    to_insert_ids = '{}',
-    departing = '{}',
-    ledger = jsonb_strip_nulls(image_sync.kept_counts(c.ledger)),
-    facts = '{}',
-    problems = '[]',
-    error = p_error
-  where c.run_id = p_chunk.run_id
-    and c.number = p_chunk.number;
-end;
-$$;
-
-comment on function image_sync.halve_chunk(image_sync.chunks, integer, jsonb) is
-  'Makes a chunk that took too long wait to be listed again, p_size names at once.';
-
--- Gives up the one name that the database cannot do in time, and names it. What lies behind it was not the cause: it is tried in full
--- size again.
-create or replace function image_sync.give_up_name(
-  p_run image_sync.runs,
-  p_settings image_sync.settings,
-  p_chunk image_sync.chunks,
-  p_error jsonb
-)
-returns void
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_listed image_sync.comparison := image_sync.compare(p_run, p_settings, p_chunk, p_chunk.to_key, 1);
-  v_chunk image_sync.chunks := v_listed.chunk;
-  v_name text := coalesce(v_chunk.to_insert[1], v_listed.names[1], v_chunk.to_key);
-  -- Its record was to come along, and does not.
-  v_unmoved constant bigint := image_sync.count_of(v_chunk.ledger, 'moved') - image_sync.count_recorded(p_run.bucket_id, v_chunk, v_chunk.moved_names);
-  v_to_sign constant integer := case when p_run.mode = 'sync' then cardinality(v_listed.names) + cardinality(v_chunk.to_insert) else 0 end;
-begin
-  if v_chunk.to_key is distinct from p_chunk.to_key then
-    perform image_sync.add_unlisted_chunk(p_run.id, v_chunk.to_key, p_chunk.to_key, p_settings.chunk_size, p_chunk.inserted_names, p_chunk.moved_names);
-  end if;
-  update image_sync.chunks c
-  set
-    to_key = v_chunk.to_key,
-    state = 'dead',
-    attempts = c.attempts + 1,
-    interrupted = c.interrupted + 1,
-    relist_size = null,
-    lease_expires_at = null,
-    to_insert = '{}',
-    to_insert_ids = '{}',
-    inserted_names = '{}',
-    moved_names = '{}',
-    departing = v_chunk.departing,
-    ledger = image_sync.add_counts(
-      image_sync.add_counts(v_chunk.ledger, image_sync.kept_counts(c.ledger)),
-      jsonb_build_object('moved', -v_unmoved, 'unmoved', v_unmoved, 'to_sign', v_to_sign, 'failed', v_to_sign)
-    ),
-    facts = v_chunk.facts,
-    problems = jsonb_build_array(image_sync.item_problem(v_name, p_error ->> 'code', p_error ->> 'detail')),
-    error = p_error,
-    closed_at = clock_timestamp()
-  where c.run_id = p_chunk.run_id
-    and c.number = p_chunk.number;
-end;
-$$;
-
-comment on function image_sync.give_up_name(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb) is
-  'Closes a chunk of one name as dead, without writing the record, and names it with the database''s error. The caller holds the run''s row lock.';
-
--- Ends an attempt at a chunk that the database ended: its transaction is gone, so nothing of it is known but the error. What took too
--- long is halved until it fits, at one name given up; what somebody held waits for them, however often. Returns the size that is left.
--- The caller holds the run's row lock.
-create or replace function image_sync.interrupt_chunk(
-  p_run image_sync.runs,
-  p_settings image_sync.settings,
-  p_chunk image_sync.chunks,
-  p_error jsonb
-)
-returns integer
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_size constant integer := coalesce(p_chunk.relist_size, greatest(image_sync.count_of(p_chunk.ledger, 'listed'), image_sync.count_of(p_chunk.ledger, 'records'), 1));
-begin
-  if p_error ->> 'code' <> 'database_timeout' then
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('storage_calls', p_storage_calls, 'retries', p_retries));
+  if p_error is not null and coalesce(p_error ->> 'is_final', 'false') <> 'true' then
+    -- It waits for its next attempt, longer each time; after the last one it is given up at once.
     update image_sync.chunks c
     set
       state = 'pending',
       attempts = c.attempts + 1,
-      interrupted = c.interrupted + 1,
-      not_before = clock_timestamp() + least(p_settings.retry_delay, interval '10 seconds'),
+      ledger = v_chunk.ledger,
+      not_before = clock_timestamp() + case when c.attempts + 1 < p_settings.max_attempts then p_settings.retry_delay * power(2, least(c.attempts, 10)) else interval '0' end,
       lease_expires_at = null,
-      error = p_error
-    where c.run_id = p_chunk.run_id
-      and c.number = p_chunk.number;
-    return null;
+      error = p_error - 'is_final'
+    where c.run_id = p_run.id and c.number = p_number;
+    return 'closed';
+  elsif p_run.mode = 'verify' then
+    return image_sync.close_verified(p_run, v_chunk, p_names, p_failures, v_chunk.attempts >= p_settings.max_attempts);
+  elsif p_error is not null then
+    v_chunk.error := p_error - 'is_final';
+    v_chunk.attempts := greatest(v_chunk.attempts, p_settings.max_attempts);
   end if;
-  if v_size = 1 then
-    perform image_sync.give_up_name(p_run, p_settings, p_chunk, p_error);
-    return p_settings.chunk_size;
+  return image_sync.close_chunk(p_run, p_settings, v_chunk, p_names, p_urls, p_expires, p_failures);
+end;
+$$;
+
+comment on function image_sync.close_lease(image_sync.runs, image_sync.settings, integer, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer) is
+  'Closes the chunk of this number if the token holds it: closed, more, already_closed or stale.';
+
+-- Writes what a chunk has to write and accounts for each of its names: all of it, or, where the database was too slow for that once, as
+-- many rows as it does in time; the rest is left in the chunk.
+create or replace function image_sync.close_chunk(
+  p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks, p_names text[], p_urls text[], p_expires bigint[], p_failures jsonb
+)
+returns text
+language plpgsql
+set search_path = ''
+-- Arrays of a thousand are joined by their hashes.
+set enable_hashjoin = 'on'
+as $$
+declare
+  v_since constant timestamptz := clock_timestamp();
+  v_size constant integer := coalesce(p_chunk.write_size, p_run.chunk_size, p_settings.chunk_size);
+  v_is_given_up constant boolean := p_chunk.attempts >= p_settings.max_attempts;
+  v_tried constant text[] := p_chunk.to_do[:v_size];
+  v_linked constant text[] := p_chunk.to_link[:v_size - cardinality(v_tried)];
+  v_to_do constant text[] := p_chunk.to_do[v_size + 1:];
+  v_to_link constant text[] := p_chunk.to_link[cardinality(v_linked) + 1:];
+  v_is_over constant boolean := v_to_do = '{}' and v_to_link = '{}';
+  v_items image_sync.item[];
+  v_write image_sync.write := ('{}', '{}', '{}', '[]')::image_sync.write;
+  v_chunk image_sync.chunks := p_chunk;
+begin
+  v_items := array(
+    select (n.name, case when f.name is null then s.url when not image_sync.is_signable(n.name) then '' end, to_timestamp(s.expires), n.id)::image_sync.item
+    from unnest(v_tried, p_chunk.to_do_ids[:v_size]) as n (name, id)
+    left join unnest(p_names, p_urls, p_expires) as s (name, url, expires)
+      on s.name = n.name
+    left join jsonb_to_recordset(p_failures) as f (name text)
+      on f.name = n.name
+    order by n.name collate "C"
+  ) || array(
+    select (n.name, null, null, null)::image_sync.item
+    from unnest(v_linked) as n (name)
+  );
+  -- Given up and not heard of again: its worker died while it wrote. Nothing is written then.
+  if p_chunk.attempts < p_settings.max_attempts + 3 then
+    v_write := image_sync.write_rows('store', p_run, v_items);
   end if;
-  perform image_sync.halve_chunk(p_chunk, (v_size + 1) / 2, p_error);
-  return (v_size + 1) / 2;
+  v_chunk := image_sync.account_for(p_run, p_settings, v_chunk, v_items[:cardinality(v_tried)], v_write, p_failures, v_is_given_up);
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('linked', (select count(*) from unnest(v_linked) as n (name) where n.name = any (v_write.written))));
+  if v_is_over then
+    -- Whatever of it was found to be an image and had no other end has a record.
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger - 'unsettled', jsonb_build_object('recorded', v_chunk.ledger -> 'unsettled'));
+  end if;
+  update image_sync.chunks c
+  set
+    state = case when not v_is_over then 'leased' when v_is_given_up then 'dead' else 'done' end,
+    to_do = v_to_do,
+    to_do_ids = case when v_is_over then '{}' else c.to_do_ids[v_size + 1:] end,
+    to_link = v_to_link,
+    write_size = case when v_is_over then null else v_size * case when clock_timestamp() < v_since + interval '500 milliseconds' then 4 else 1 end end,
+    ledger = v_chunk.ledger,
+    facts = v_chunk.facts,
+    problems = v_chunk.problems,
+    error = case when v_is_given_up then v_chunk.error end,
+    attempts = v_chunk.attempts,
+    lease_expires_at = case when not v_is_over then clock_timestamp() + p_settings.lease_duration end,
+    closed_at = case when v_is_over then clock_timestamp() end
+  where c.run_id = p_chunk.run_id and c.number = p_chunk.number;
+  return case when v_is_over then 'closed' else 'more' end;
+end;
+$$;
+
+comment on function image_sync.close_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, text[], text[], bigint[], jsonb) is
+  'Writes the records of a leased chunk whose row the caller has locked. Returns closed, or more where rows are left.';
+
+-- Where every name went that a chunk had to sign: signed, held, withdrawn (gone, or not taken by the table) or failed; and what became of
+-- images that had no record. A record may have come to follow its file to one of them meanwhile: the next run takes it along.
+create or replace function image_sync.account_for(
+  p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks, p_items image_sync.item[], p_write image_sync.write, p_failures jsonb, p_is_given_up boolean
+)
+returns image_sync.chunks
+language plpgsql
+set search_path = ''
+-- Arrays of a thousand are joined by their hashes.
+set enable_hashjoin = 'on'
+as $$
+declare
+  v_chunk image_sync.chunks := p_chunk;
+  v_expires timestamptz[];
+  v_rest text[];
+  v_others integer := 0;
+  v_look image_sync.look;
+  v_ends record;
+begin
+  select array_agg(i.expires_at) filter (where i.url <> '' and w.name is not null), array_agg(i.name) filter (where (i.url <> '' and w.name is not null) is not true)
+  into v_expires, v_rest
+  from unnest(p_items) as i
+  left join unnest(p_write.written) as w (name)
+    on w.name = i.name;
+  -- Records of no image have URLs too, and are few.
+  if v_expires is not null and image_sync.count_of(p_chunk.ledger, 'unsettled') <> cardinality(p_chunk.to_do) then
+    select count(*)
+    into v_others
+    from image_sync.see_names(p_run, p_settings, p_write.written) as c
+    where c.kind <> 'image' and c.name <> all (coalesce(v_rest, '{}'));
+  end if;
+  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object(
+    'signed', cardinality(v_expires), 'records', cardinality(v_expires), 'records_signed', cardinality(v_expires), 'images_signed', cardinality(v_expires) - v_others,
+    'inserted', cardinality(p_write.inserted), 'unsettled', -cardinality(p_write.inserted),
+    'updated', cardinality(v_expires) - (select count(*) from unnest(p_write.inserted) as n (name) where n.name <> all (coalesce(v_rest, '{}')))
+  ));
+  v_chunk.facts := image_sync.add_expiry(v_chunk.facts, v_expires);
+  if v_rest is null then
+    return v_chunk;
+  end if;
+
+  with ended as (
+    select
+      n.name, f.error, w.words, w.is_taken, n.name = any (p_write.held) as is_held, f.name is not null as has_failed,
+      c.kind is not null as is_object, coalesce(c.is_record, false) as is_record, coalesce(c.arrives, false) as is_elsewhere
+    from unnest(v_rest) as n (name)
+    left join image_sync.see_names(p_run, p_settings, v_rest) as c
+      on c.name = n.name
+    left join jsonb_to_recordset(p_failures) as f (name text, error text)
+      on f.name = n.name
+    left join jsonb_to_recordset(p_write.refused) as w (name text, words text, is_taken boolean)
+      on w.name = n.name
+  ), told as (
+    select e.*,
+      case when not e.is_object then 'withdrawn' when e.has_failed then 'failed' when e.is_held then 'held' when p_is_given_up or e.is_record then 'failed' else 'withdrawn' end as outcome,
+      case when e.is_record then null when not e.is_object then 'vanished' when e.is_held or e.is_elsewhere or p_is_given_up and e.words is null then 'missing' else 'collided' end as fate
+    from ended e
+  )
+  select
+    (
+      select jsonb_object_agg(k.key, k.names)
+      from (
+        select t.outcome as key, count(*) as names from told t group by 1
+        union all
+        select t.fate, count(*) from told t where t.fate is not null group by 1
+        union all
+        select 'unsettled', -count(*) from told t where t.fate is not null having count(*) > 0
+      ) as k
+    ) as counts,
+    (
+      select coalesce(jsonb_agg(image_sync.item_problem(
+        t.name,
+        case
+          when t.outcome = 'held' then 'row_locked'
+          when t.has_failed and image_sync.is_signable(t.name) then 'signing_failed'
+          when t.has_failed then 'unsignable_name'
+          when t.is_record then 'url_refused'
+          else 'record_refused'
+        end,
+        case when t.has_failed and t.outcome = 'failed' then t.error when t.outcome <> 'held' then coalesce(t.words, 'a trigger of the table keeps what it had') end
+      ) order by t.name collate "C"), '[]')
+      from told t
+      where t.outcome = 'held' or t.outcome = 'failed' and (t.has_failed or not p_is_given_up) or t.fate = 'collided' and not t.is_taken
+    ) as problems,
+    (select to_jsonb((array_agg(t.name order by t.name collate "C"))[1:20]) from told t where t.fate = 'collided') as collided
+  into v_ends;
+  v_look := image_sync.look(p_run, p_settings, 'measure', null, null, v_rest);
+  v_chunk.ledger := image_sync.add_counts(image_sync.add_counts(v_chunk.ledger, v_ends.counts), image_sync.record_counts(v_look) - 'missing');
+  v_chunk.facts := v_chunk.facts || jsonb_strip_nulls(jsonb_build_object(
+    'expiry', image_sync.add_counts(v_chunk.facts -> 'expiry', v_look.facts -> 'expiry'),
+    'soonest_expiry', least(v_chunk.facts ->> 'soonest_expiry', v_look.facts ->> 'soonest_expiry'),
+    'orphaned', image_sync.first_items(coalesce(v_chunk.facts -> 'orphaned', '[]') || coalesce(v_look.facts -> 'orphaned', '[]')),
+    'collided', to_jsonb(image_sync.first_names(nullif(image_sync.texts(v_chunk.facts -> 'collided') || image_sync.texts(v_ends.collided), '{}')))
+  ));
+  v_chunk.problems := v_chunk.problems || v_ends.problems;
+  return v_chunk;
+end;
+$$;
+
+comment on function image_sync.account_for(image_sync.runs, image_sync.settings, image_sync.chunks, image_sync.item[], image_sync.write, jsonb, boolean) is
+  'A chunk (not stored) with what became of those of its names that were tried: what was counted, and the problems by name.';
+
+-- What a look counted of records: their files were counted before.
+create or replace function image_sync.record_counts(p_look image_sync.look)
+returns jsonb language sql immutable set search_path = '' as $$
+  select coalesce(jsonb_object_agg(e.key, e.value), '{}')
+  from jsonb_each(p_look.ledger) as e
+  where e.key = any ('{records,records_signed,records_expired,images_signed,orphaned,orphans_unsigned,orphans_expired,missing}')
+$$;
+
+comment on function image_sync.record_counts(image_sync.look) is 'The counters of a look that say something of records.';
+
+create or replace function image_sync.add_expiry(p_facts jsonb, p_expires timestamptz[])
+returns jsonb language sql stable set search_path = '' set timezone = 'UTC' as $$
+  select case when p_expires is null then p_facts else p_facts || jsonb_build_object(
+    'expiry', image_sync.add_counts(p_facts -> 'expiry', (select jsonb_object_agg(d.day, d.urls) from (select e.at::date as day, count(*) as urls from unnest(p_expires) as e (at) group by 1) as d)),
+    'soonest_expiry', least((p_facts ->> 'soonest_expiry')::timestamptz, (select min(e.at) from unnest(p_expires) as e (at)))
+  ) end
+$$;
+
+comment on function image_sync.add_expiry(jsonb, timestamptz[]) is 'The facts of a chunk with more URLs that die at these times.';
+
+-- Ends an attempt at a chunk that the database ended: its transaction is gone, so nothing of it is known but the error. What took too
+-- long is written in tenths by the same worker, with the same URLs; a single row that takes too long is left out and named. What
+-- somebody held waits for them, however often.
+create or replace function image_sync.interrupt_chunk(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks, p_error jsonb)
+returns text language plpgsql set search_path = '' as $$
+declare
+  v_left constant integer := cardinality(p_chunk.to_do) + cardinality(p_chunk.to_link);
+  v_size constant integer := least(coalesce(p_chunk.write_size, p_run.chunk_size, p_settings.chunk_size), v_left);
+  v_slow constant text := case when v_size <= 1 then coalesce(p_chunk.to_do[1], p_chunk.to_link[1]) end;
+  v_counts jsonb;
+begin
+  if p_error ->> 'code' <> 'database_timeout' or p_run.mode = 'verify' then
+    update image_sync.chunks c
+    set state = 'pending', not_before = clock_timestamp() + least(p_settings.retry_delay, interval '10 seconds'), lease_expires_at = null, error = p_error
+    where c.run_id = p_chunk.run_id and c.number = p_chunk.number;
+    return 'waits';
+  end if;
+  if v_slow = any (p_chunk.to_do) then
+    v_counts := image_sync.record_counts(image_sync.look(p_run, p_settings, 'measure', null, null, array[v_slow]));
+    v_counts := v_counts || jsonb_build_object('failed', 1, 'unsettled', -image_sync.count_of(v_counts, 'missing'));
+  end if;
+  v_counts := case when v_slow is not null then coalesce(v_counts, '{}') || '{"too_slow": 1}' end;
+  update image_sync.chunks c
+  set
+    write_size = case when v_slow is null then greatest(v_size / 10, 1) end,
+    to_do = array_remove(c.to_do, v_slow),
+    to_do_ids = case when v_slow = any (c.to_do) then c.to_do_ids[2:] else c.to_do_ids end,
+    to_link = array_remove(c.to_link, v_slow),
+    lease_expires_at = clock_timestamp() + p_settings.lease_duration,
+    ledger = image_sync.add_counts(c.ledger, v_counts),
+    problems = case when v_slow is null then c.problems else c.problems || image_sync.item_problem(v_slow, p_error ->> 'code', p_error ->> 'detail') end
+  where c.run_id = p_chunk.run_id and c.number = p_chunk.number;
+  -- The chunks that follow begin where this one ended up; one slow row is no reason to.
+  update image_sync.runs r
+  set chunk_size = case when v_slow is null then greatest(least(r.chunk_size, v_size) / 10, 1) end
+  where r.id = p_run.id;
+  return 'more';
 end;
 $$;
 
 comment on function image_sync.interrupt_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb) is
-  'Counts an attempt that the database ended: halves the chunk after a timeout, gives it up at one name, or lets it wait for a lock. Returns how many names the next chunks may have, null: as before.';
-
--- The walk took too long to make its next chunk: the range is stored as a chunk that has still to be listed, half at once, so that it
--- has a lease of its own when it is. Returns that half. The caller holds the run's row lock.
-create or replace function image_sync.interrupt_walk(p_run image_sync.runs, p_settings image_sync.settings)
-returns integer
-language plpgsql
-set search_path = ''
--- As image_sync_advance reads a range, and for the same reason.
-set enable_seqscan = 'off'
-set enable_bitmapscan = 'off'
-set enable_sort = 'off'
-as $$
-declare
-  v_size constant integer := image_sync.chunk_size(p_run, p_settings);
-  v_to_key text;
-begin
-  select least(
-    (
-      select o.name collate "C"
-      from image_sync.objects o
-      where o.bucket_id = p_run.bucket_id
-        and o.name collate "C" > p_run.cursor
-      order by o.name collate "C"
-      offset v_size - 1
-      limit 1
-    ),
-    (
-      select r.file_name collate "C"
-      from image_sync.records r
-      where r.bucket_id = p_run.bucket_id
-        and r.file_name collate "C" > p_run.cursor
-      order by r.file_name collate "C"
-      offset v_size - 1
-      limit 1
-    )
-  )
-  into v_to_key;
-  perform image_sync.add_unlisted_chunk(p_run.id, p_run.cursor, v_to_key, (v_size + 1) / 2, '{}', '{}');
-  update image_sync.runs r
-  set cursor = coalesce(v_to_key, r.cursor), exhausted = v_to_key is null
-  where r.id = p_run.id;
-  return (v_size + 1) / 2;
-end;
-$$;
-
-comment on function image_sync.interrupt_walk(image_sync.runs, image_sync.settings) is
-  'Stores the range that the walk could not do in time as a chunk to be listed in halves, and moves the cursor behind it. Returns how many names the next chunks may have.';
+  'After a timeout lets the same close be made again with a tenth of the rows (more), or without the one row that takes too long; otherwise lets the chunk wait (waits). The caller holds the run''s row lock.';
 
 -- Gives back what a worker holds and will not do any more: no attempt is counted.
 create or replace function image_sync.release_chunks(p_run uuid, p_leases uuid[])
-returns integer
-language sql
-set search_path = ''
-as $$
+returns integer language sql set search_path = '' as $$
   with free as materialized (
     -- A row that somebody else holds is not waited for: its lease runs out.
     select c.number
     from image_sync.chunks c
-    where c.run_id = p_run
-      and c.state = 'leased'
-      and (p_leases is null or c.lease_token = any (p_leases))
+    where c.run_id = p_run and c.state = 'leased' and (p_leases is null or c.lease_token = any (p_leases))
     for update skip locked
   ), released as (
     update image_sync.chunks c
-    set state = 'pending', past_leases = c.past_leases || c.lease_token, lease_token = null, lease_expires_at = null, not_before = null
+    set state = 'pending', lease_token = null, lease_expires_at = null, not_before = null
     from free
-    where c.run_id = p_run
-      and c.number = free.number
+    where c.run_id = p_run and c.number = free.number
     returning 1
   )
   select count(*)::integer
@@ -5220,221 +3595,13 @@ $$;
 
 comment on function image_sync.release_chunks(uuid, uuid[]) is 'Makes the chunks that hold these leases (null: all leases of the run) pending again and returns how many there were.';
 
--- stretches
-
--- A stretch: the next many chunks of a bucket in which little or nothing is to be done, leased as one. Most nights most of a bucket is
--- as it was. To read it takes longer than all else, and reading needs no lock: so whoever walks leases a stretch ahead of the cursor,
--- goes over it without the run's row lock beside other workers, and holds the lock only to store what was found: chunks that are done,
--- and chunks that have still to be listed, under the lock as any other.
-
--- A stretch costs two calls more: with fewer chunks to go it is quicker to walk over them in the call that is there.
-create or replace function image_sync.shortest_stretch()
-returns integer
-language sql
-stable
-set search_path = ''
-as $$
-  select coalesce(nullif(current_setting('image_sync.shortest_stretch', true), '')::integer, 5)
-$$;
-
-comment on function image_sync.shortest_stretch() is 'How many chunks a stretch has at least.';
-
--- Leases the chunks behind the run's cursor as one: at most 25, and half of what is left, so that others find some too. Null columns
--- where they would be too few. The caller holds the run's row lock and moves the cursor to its to_key.
-create or replace function image_sync.lease_stretch(
-  p_run image_sync.runs,
-  p_settings image_sync.settings,
-  p_worker uuid,
-  p_lease uuid
-)
-returns image_sync.chunks
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_chunk image_sync.chunks := image_sync.new_chunk(p_run.id, p_run.cursor);
-  v_size constant integer := image_sync.chunk_size(p_run, p_settings);
-  v_chunks integer;
-begin
-  v_chunk.number := image_sync.next_number(p_run.id);
-  v_chunks := least(25, (p_run.total_estimate / v_size - v_chunk.number) / 2);
-  if p_run.plan_id is not null or p_run.mode = 'verify' or p_run.chunk_size is not null or coalesce(v_chunks < image_sync.shortest_stretch(), true) then
-    return null;
-  end if;
-  -- Of the table itself: its index alone is read. Names that are no objects make a chunk or two less of it.
-  select o.name
-  into v_chunk.to_key
-  from storage.objects o
-  where o.bucket_id = p_run.bucket_id
-    and o.name collate "C" > p_run.cursor
-  order by o.name collate "C"
-  offset v_chunks * v_size - 1
-  limit 1;
-  -- Numbers follow the keys: those of its other chunks are left free before its own.
-  v_chunk.number := v_chunk.number + v_chunks - 1;
-  v_chunk.is_stretch := true;
-  v_chunk.state := 'leased';
-  v_chunk.relist_size := v_size;
-  v_chunk.lease_token := p_lease;
-  v_chunk.lease_expires_at := clock_timestamp() + p_settings.lease_duration;
-  v_chunk.worker_id := p_worker;
-  insert into image_sync.chunks (run_id, number, from_key, to_key, is_stretch, state, relist_size, lease_token, lease_expires_at, worker_id)
-  values (v_chunk.run_id, v_chunk.number, v_chunk.from_key, v_chunk.to_key, v_chunk.is_stretch, v_chunk.state, v_chunk.relist_size, v_chunk.lease_token, v_chunk.lease_expires_at, v_chunk.worker_id);
-  return v_chunk;
-end;
-$$;
-
-comment on function image_sync.lease_stretch(image_sync.runs, image_sync.settings, uuid, uuid) is
-  'Leases the next chunks of a run, shortest_stretch to 25, as one chunk that has still to be listed; null columns where fewer are left, or the run does more than to go over them. The caller holds the run''s row lock.';
-
--- Goes over the stretch that a token holds, for 250 ms at most. Reads only, and under no lock: a chunk in which something is to be
--- written, signed or moved is left to be listed again. A stretch that the database ended before, or a worker left, is left to that
--- altogether, so that what ended it has a call of its own.
-create or replace function image_sync.pass_stretch(p_run image_sync.runs, p_settings image_sync.settings, p_lease uuid)
-returns image_sync.chunks[]
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_until constant timestamptz := clock_timestamp() + interval '250 milliseconds';
-  v_since timestamptz;
-  v_stretch image_sync.chunks;
-  v_compared image_sync.comparison;
-  v_chunk image_sync.chunks;
-  v_passed image_sync.chunks[] := array[]::image_sync.chunks[];
-  v_from_key text;
-begin
-  select c.*
-  into v_stretch
-  from image_sync.chunks c
-  where c.run_id is not distinct from p_run.id
-    and c.lease_token = p_lease
-    and c.is_stretch
-    and c.relist_size is not null
-    and c.state = 'leased'
-    and c.attempts = 0;
-  if not found then
-    return v_passed;
-  end if;
-  v_from_key := v_stretch.from_key;
-  loop
-    v_since := clock_timestamp();
-    v_compared := image_sync.compare(p_run, p_settings, image_sync.new_chunk(p_run.id, v_from_key), v_stretch.to_key, v_stretch.relist_size);
-    v_chunk := v_compared.chunk;
-    if image_sync.is_settled(p_run, v_compared) then
-      v_chunk.state := 'done';
-      v_chunk.worker_id := v_stretch.worker_id;
-      v_chunk.closed_at := clock_timestamp();
-      v_chunk.ledger := v_chunk.ledger || jsonb_build_object('listing_ms', image_sync.ms_since(v_since));
-    else
-      v_chunk := image_sync.unlisted_chunk(p_run.id, v_from_key, (v_compared.chunk).to_key, v_stretch.relist_size);
-    end if;
-    v_passed := v_passed || v_chunk;
-    v_from_key := v_chunk.to_key;
-    exit when v_from_key is not distinct from v_stretch.to_key or clock_timestamp() >= v_until;
-  end loop;
-  return v_passed;
-end;
-$$;
-
-comment on function image_sync.pass_stretch(image_sync.runs, image_sync.settings, uuid) is
-  'The chunks at the beginning of a leased stretch as they would be stored: done where nothing is to be done, else still to be listed. Empty where the token holds no stretch. Writes nothing.';
-
-create or replace function image_sync.is_settled(p_run image_sync.runs, p_compared image_sync.comparison)
-returns boolean
-language plpgsql
-immutable
-set search_path = ''
-as $$
-begin
-  return p_compared.moves = '{}'
-    and (p_compared.chunk).departing = '{}'
-    and not (p_compared.chunk).ledger ? 'unmoved'
-    and (
-      p_run.mode <> 'sync'
-      or p_compared.names = '{}' and (p_compared.chunk).to_insert = '{}' and not p_compared.has_unlinked
-    );
-end;
-$$;
-
-comment on function image_sync.is_settled(image_sync.runs, image_sync.comparison) is
-  'Whether a run has nothing to write, to sign or to move in a range that was compared.';
-
--- Stores the chunks that a stretch was found to have in place of the part of it that they were. The last of a stretch that was gone
--- over as a whole takes its place, and its lease where it has still to be listed. The caller holds the run's row lock.
-create or replace function image_sync.settle_stretch(
-  p_run image_sync.runs,
-  p_settings image_sync.settings,
-  p_stretch image_sync.chunks,
-  p_passed image_sync.chunks[]
-)
-returns image_sync.chunks
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_stretch image_sync.chunks := p_stretch;
-  v_passed image_sync.chunks[] := p_passed;
-  v_last constant integer := cardinality(p_passed);
-  v_number integer;
-begin
-  select c.number
-  into v_number
-  from image_sync.chunks c
-  where c.run_id = p_run.id
-    and c.number < p_stretch.number
-  order by c.number desc
-  limit 1;
-  v_number := coalesce(v_number, 0);
-  for place in 1..v_last loop
-    -- More chunks than numbers were left for: records without objects lie between.
-    v_number := case when v_number + 1 < p_stretch.number or v_number > p_stretch.number then v_number + 1 else image_sync.next_number(p_run.id) end;
-    v_passed[place].number := v_number;
-  end loop;
-
-  if v_passed[v_last].to_key is not distinct from p_stretch.to_key then
-    v_stretch := v_passed[v_last];
-    v_stretch.number := p_stretch.number;
-    v_stretch.lease_token := p_stretch.lease_token;
-    v_stretch.past_leases := p_stretch.past_leases;
-    if v_stretch.state = 'pending' then
-      v_stretch.state := 'leased';
-      v_stretch.lease_expires_at := clock_timestamp() + p_settings.lease_duration;
-      v_stretch.worker_id := p_stretch.worker_id;
-    end if;
-    v_passed[v_last] := v_stretch;
-    delete from image_sync.chunks c
-    where c.run_id = p_run.id
-      and c.number = p_stretch.number;
-  else
-    v_stretch.from_key := v_passed[v_last].to_key;
-    v_stretch.lease_expires_at := clock_timestamp() + p_settings.lease_duration;
-    update image_sync.chunks c
-    set from_key = v_stretch.from_key, lease_expires_at = v_stretch.lease_expires_at
-    where c.run_id = p_run.id
-      and c.number = p_stretch.number;
-  end if;
-  insert into image_sync.chunks
-  select p.*
-  from unnest(v_passed) as p;
-  return v_stretch;
-end;
-$$;
-
-comment on function image_sync.settle_stretch(image_sync.runs, image_sync.settings, image_sync.chunks, image_sync.chunks[]) is
-  'Stores the chunks that a stretch was found to have and shortens it by them. Returns what its lease holds then: the rest of it, or its last chunk. The caller holds the run''s row lock.';
-
 -- run documents
 
 -- A run as the world sees it: what its chunks add up to, how far it is, and how it ends.
 
 -- The first 20 names that a run's chunks kept under a key of their facts.
 create or replace function image_sync.samples(p_run uuid, p_key text)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     -- A name may have 1,024 characters and more: a sample is for the eye.
@@ -5443,10 +3610,8 @@ begin
       select name #>> '{}' as name
       from image_sync.chunks c
       cross join lateral jsonb_array_elements(c.facts -> p_key) as name
-      where c.run_id = p_run
-        and c.facts ? p_key
-      order by c.number
-      limit 20
+      where c.run_id = p_run and c.facts ? p_key
+      order by c.number limit 20
     ) as s
   );
 end;
@@ -5456,11 +3621,7 @@ comment on function image_sync.samples(uuid, text) is 'Up to 20 sample names of 
 
 -- The same of the items that failed with a code.
 create or replace function image_sync.problem_samples(p_run uuid, p_code text)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     select coalesce(jsonb_agg(case when length(s.name) > 300 then left(s.name, 299) || '…' else s.name end), '[]')
@@ -5468,11 +3629,8 @@ begin
       select problem ->> 'name' as name
       from image_sync.chunks c
       cross join lateral jsonb_array_elements(c.problems) as problem
-      where c.run_id = p_run
-        and c.problems <> '[]'
-        and problem ->> 'code' = p_code
-      order by c.number
-      limit 20
+      where c.run_id = p_run and c.problems <> '[]' and problem ->> 'code' = p_code
+      order by c.number limit 20
     ) as s
   );
 end;
@@ -5507,13 +3665,9 @@ comment on function image_sync.run_ledger(uuid) is 'What the ledgers of a run''s
 
 -- Whether every object and every name of a chunk has one end.
 create or replace function image_sync.is_balanced(p_ledger jsonb, p_is_closed boolean)
-returns boolean
-language sql
-immutable
-set search_path = ''
-as $$
+returns boolean language sql immutable set search_path = '' as $$
   select image_sync.count_of(p_ledger, 'listed') = image_sync.count_of(p_ledger, 'images') + image_sync.count_of(p_ledger, 'not_images')
-    and image_sync.count_of(p_ledger, 'images') = image_sync.count_of(p_ledger, 'recorded') + image_sync.count_of(p_ledger, 'inserted') + image_sync.count_of(p_ledger, 'moved') + image_sync.count_of(p_ledger, 'unmoved') + image_sync.count_of(p_ledger, 'collided') + image_sync.count_of(p_ledger, 'vanished') + image_sync.count_of(p_ledger, 'missing')
+    and image_sync.count_of(p_ledger, 'images') = image_sync.count_of(p_ledger, 'recorded') + image_sync.count_of(p_ledger, 'inserted') + image_sync.count_of(p_ledger, 'moved') + image_sync.count_of(p_ledger, 'unmoved') + image_sync.count_of(p_ledger, 'collided') + image_sync.count_of(p_ledger, 'vanished') + image_sync.count_of(p_ledger, 'missing') + image_sync.count_of(p_ledger, 'unsettled')
     and (not p_is_closed or image_sync.count_of(p_ledger, 'to_sign') = image_sync.count_of(p_ledger, 'signed') + image_sync.count_of(p_ledger, 'withdrawn') + image_sync.count_of(p_ledger, 'failed') + image_sync.count_of(p_ledger, 'held') and image_sync.count_of(p_ledger, 'to_open') = image_sync.count_of(p_ledger, 'shown') + image_sync.count_of(p_ledger, 'broken'))
 $$;
 
@@ -5522,15 +3676,9 @@ comment on function image_sync.is_balanced(jsonb, boolean) is
 
 -- The totals of a run, from its chunks. Kept in runs.summary when it finishes, because chunks are pruned.
 create or replace function image_sync.summarize(p_run uuid)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-set enable_seqscan = 'off'
-as $$
+returns jsonb language plpgsql stable set search_path = '' set enable_seqscan = 'off' as $$
 declare
   v_ledger constant jsonb := image_sync.run_ledger(p_run);
-  v_moved constant bigint := image_sync.count_of(v_ledger, 'moved') + image_sync.count_of(v_ledger, 'moved_ahead');
 begin
   return (
     select jsonb_build_object(
@@ -5544,10 +3692,8 @@ begin
       'balanced', coalesce(bool_and(image_sync.is_balanced(c.ledger, c.state in ('done', 'dead'))), true),
       'totals', (
         select jsonb_object_agg(n.name, image_sync.count_of(v_ledger, n.name))
-        from unnest('{listed,images,not_images,inserted,unmoved,collided,vanished,missing,to_sign,signed,withdrawn,failed,held,shown,orphaned,records,removed,restored,skipped,storage_calls,retries}'::text[]) as n (name)
+        from unnest('{listed,images,not_images,recorded,inserted,moved,unmoved,collided,vanished,missing,to_sign,signed,withdrawn,failed,held,shown,orphaned,records,removed,restored,skipped,storage_calls,retries}'::text[]) as n (name)
       ) || jsonb_build_object(
-        'recorded', image_sync.count_of(v_ledger, 'recorded') - image_sync.count_of(v_ledger, 'moved_ahead'),
-        'moved', v_moved,
         'opened', image_sync.count_of(v_ledger, 'shown') + image_sync.count_of(v_ledger, 'broken'),
         'rows_written', (
           select sum(image_sync.count_of(v_ledger, n.name))
@@ -5557,7 +3703,7 @@ begin
             select r.mode = 'sync'
             from image_sync.runs r
             where r.id = p_run
-          ) then v_moved
+          ) then image_sync.count_of(v_ledger, 'moved')
           else 0
         end
       ),
@@ -5570,10 +3716,8 @@ begin
           cross join lateral jsonb_array_elements(
             d.problems || case when d.state = 'dead' then jsonb_build_object('name', format('chunk %s', d.number)) || d.error else '[]' end
           ) as problem
-          where d.run_id = p_run
-            and (d.problems <> '[]' or d.state = 'dead')
-          order by d.number
-          limit 20
+          where d.run_id = p_run and (d.problems <> '[]' or d.state = 'dead')
+          order by d.number limit 20
         ) as p
       )
     )
@@ -5588,11 +3732,7 @@ comment on function image_sync.summarize(uuid) is
 
 -- The run as GET answers it. Never a URL, a key or a lease.
 create or replace function image_sync.run_document(p_run uuid)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 declare
   v_run image_sync.runs;
   v_summary jsonb;
@@ -5664,22 +3804,15 @@ comment on function image_sync.run_document(uuid) is 'One run as JSON: identity,
 -- How many objects the run can expect: what the last run of the bucket counted, else a count that gives up at 100,000 and then
 -- trusts the statistics of the table.
 create or replace function image_sync.estimate_total(p_bucket_id text)
-returns bigint
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns bigint language plpgsql stable set search_path = '' as $$
 declare
   v_total bigint;
 begin
   select (r.summary #>> '{totals,listed}')::bigint
   into v_total
   from image_sync.runs r
-  where r.bucket_id = p_bucket_id
-    and r.mode in ('sync', 'analyze', 'verify')
-    and r.outcome in ('succeeded', 'partial')
-  order by r.started_at desc
-  limit 1;
+  where r.bucket_id = p_bucket_id and r.mode in ('sync', 'analyze', 'verify') and r.outcome in ('succeeded', 'partial')
+  order by r.started_at desc limit 1;
   if v_total > 0 then
     return v_total;
   end if;
@@ -5690,8 +3823,7 @@ begin
     select
     from storage.objects o
     where o.bucket_id = p_bucket_id
-    order by o.name collate "C"
-    limit 100000
+    order by o.name collate "C" limit 100000
   ) as counted;
   if v_total < 100000 then
     return v_total;
@@ -5715,22 +3847,14 @@ comment on function image_sync.estimate_total(text) is 'About how many objects t
 
 -- A problem that a caller can do something about: an expected condition, so a return value (docs: RFC 9457 in the API).
 create or replace function image_sync.problem(p_status integer, p_code text, p_title text, p_detail text, p_numbers jsonb default '{}')
-returns jsonb
-language sql
-immutable
-set search_path = ''
-as $$
+returns jsonb language sql immutable set search_path = '' as $$
   select jsonb_build_object('problem', p_numbers || jsonb_build_object('status', p_status, 'code', p_code, 'title', p_title, 'detail', p_detail))
 $$;
 
 comment on function image_sync.problem(integer, text, text, text, jsonb) is 'A refusal as the API answers it: HTTP status, stable code, title, detail with the way out, and the numbers behind it.';
 
 create or replace function image_sync.unknown_run(p_run uuid)
-returns jsonb
-language sql
-immutable
-set search_path = ''
-as $$
+returns jsonb language sql immutable set search_path = '' as $$
   select image_sync.problem(404, 'unknown_run', 'There is no such run', format('Cannot find run %s: it never was, or housekeeping pruned it.', p_run))
 $$;
 
@@ -5746,10 +3870,7 @@ create or replace function image_sync.open_run(
   p_plan uuid,
   p_total bigint
 )
-returns image_sync.runs
-language plpgsql
-set search_path = ''
-as $$
+returns image_sync.runs language plpgsql set search_path = '' as $$
 declare
   v_run image_sync.runs;
 begin
@@ -5774,8 +3895,7 @@ begin
     from image_sync.runs r
     where r.id = p_run
       or (r.bucket_id = p_bucket_id and r.mode = p_mode and r.finished_at is null)
-    order by (r.id = p_run) desc
-    limit 1;
+    order by (r.id = p_run) desc limit 1;
   end if;
   return v_run;
 end;
@@ -5787,11 +3907,7 @@ comment on function image_sync.open_run(uuid, text, text, text, jsonb, uuid, big
 -- Whether the name of an object is one that Storage signs: of the characters that it accepts, and without the segments . and ..
 -- that every URL parser removes. Objects of an older Storage may have other names.
 create or replace function image_sync.is_signable(p_name text)
-returns boolean
-language sql
-immutable
-set search_path = ''
-as $$
+returns boolean language sql immutable set search_path = '' as $$
   select p_name ~ '^[A-Za-z0-9_/!.*''() &$@=;:+,?-]+$' and p_name !~ '(^|/)\.{1,2}(/|$)'
 $$;
 
@@ -5799,10 +3915,7 @@ comment on function image_sync.is_signable(text) is 'Whether Storage signs an ob
 
 -- How a run that came to its end turned out, by its chunks: outcome and stop_reason.
 create or replace function image_sync.judge_run(p_run image_sync.runs, p_summary jsonb, out outcome text, out stop_reason text)
-language plpgsql
-stable
-set search_path = ''
-as $$
+language plpgsql stable set search_path = '' as $$
 declare
   v_totals record;
   v_chunks record;
@@ -5811,18 +3924,17 @@ begin
   into v_totals
   from jsonb_to_record(p_summary -> 'totals') as t (signed bigint, failed bigint, held bigint, unmoved bigint, restored bigint, skipped bigint);
   select
-    coalesce(bool_or(c.state = 'dead' and c.error ->> 'code' = 'database_timeout'), false) as too_slow,
-    coalesce(bool_or(c.state = 'dead' and c.error ->> 'code' <> 'database_timeout'), false) as dead,
+    coalesce(bool_or(c.ledger ? 'too_slow'), false) as too_slow,
+    coalesce(bool_or(c.state = 'dead'), false) as dead,
     coalesce(bool_or(c.problems @> '[{"code": "record_refused"}]'), false) as refused,
     -- Storage is at fault where nothing could be signed, unless nothing was left to sign but names that can never be.
     coalesce(bool_or(c.ledger ? 'failed' and (
-      c.state = 'dead' and c.error ->> 'code' <> 'database_timeout'
+      c.state = 'dead'
       or c.problems @> '[{"code": "signing_failed"}]'
     )), false) as unsigned
   into v_chunks
   from image_sync.chunks c
-  where c.run_id = p_run.id
-    and (c.state = 'dead' or c.ledger ? 'failed' or c.problems <> '[]');
+  where c.run_id = p_run.id and (c.state = 'dead' or c.ledger ?| '{failed,too_slow}' or c.problems <> '[]');
 
   stop_reason := case
     when v_totals.signed = 0 and v_chunks.unsigned then 'signing_impossible'
@@ -5849,11 +3961,7 @@ comment on function image_sync.judge_run(image_sync.runs, jsonb) is
 -- Chunks are closed side by side, without the run's row lock: each close holds this key shared, and whoever ends the run holds it
 -- alone. So what a close has stored is counted, and none is stored after the count.
 create or replace function image_sync.closing_key(p_run uuid)
-returns bigint
-language sql
-immutable
-set search_path = ''
-as $$
+returns bigint language sql immutable set search_path = '' as $$
   select hashtextextended('image_sync.closing ' || p_run, 0)
 $$;
 
@@ -5862,11 +3970,7 @@ comment on function image_sync.closing_key(uuid) is 'The advisory lock of a run:
 -- Comes before the run's row lock, which those who are closing want next. A close takes as long as its statement may: the wait for it is
 -- what is left of ours.
 create or replace function image_sync.await_closes(p_run uuid)
-returns void
-language plpgsql
-set search_path = ''
-set lock_timeout = '5s'
-as $$
+returns void language plpgsql set search_path = '' set lock_timeout = '5s' as $$
 begin
   perform pg_advisory_xact_lock(image_sync.closing_key(p_run));
 end;
@@ -5878,10 +3982,7 @@ comment on function image_sync.await_closes(uuid) is
 -- Closes a run for good, unless a chunk of it is being closed: false then, and nothing changes. The caller holds the run's row lock.
 -- Without p_outcome the chunks decide.
 create or replace function image_sync.finish_run(p_run uuid, p_outcome text, p_stop_reason text, p_error jsonb, p_probe jsonb)
-returns boolean
-language plpgsql
-set search_path = ''
-as $$
+returns boolean language plpgsql set search_path = '' as $$
 declare
   v_run image_sync.runs;
   v_summary jsonb;
@@ -5909,11 +4010,14 @@ begin
       when p_outcome is null and image_sync.is_kick_problem(r.error) then null
       else r.error
     end, case
-      when (v_summary #>> '{totals,held}')::bigint > 0 then image_sync.held_error((v_summary #>> '{totals,held}')::bigint)
+      when (v_summary #>> '{totals,held}')::bigint > 0 then jsonb_build_object(
+        'code', 'row_locked',
+        'title', 'Somebody else holds records',
+        'detail', format('%s records were locked by other sessions and left as they are. The next sync settles them; if it does not, look for a session that stays idle in a transaction (pg_stat_activity).', v_summary #>> '{totals,held}')
+      )
     end),
     summary = v_summary
-  where r.id = p_run
-    and r.finished_at is null
+  where r.id = p_run and r.finished_at is null
   returning *
   into v_run;
 
@@ -5932,38 +4036,15 @@ comment on function image_sync.finish_run(uuid, text, text, jsonb, jsonb) is
   'Closes an open run: releases its leases, keeps its totals and, for a sync or analyze that reached the end, what it measured. Outcome and stop reason follow from the chunks where none is given. False, and nothing changes, where a chunk of it is being closed.';
 
 create or replace function image_sync.is_kick_problem(p_error jsonb)
-returns boolean
-language sql
-immutable
-set search_path = ''
-as $$
+returns boolean language sql immutable set search_path = '' as $$
   select coalesce(p_error ->> 'code' in ('function_unknown', 'call_not_queued'), false)
 $$;
 
 comment on function image_sync.is_kick_problem(jsonb) is 'Whether an error of a run says that the function could not be called.';
 
-create or replace function image_sync.held_error(p_held bigint)
-returns jsonb
-language sql
-immutable
-set search_path = ''
-as $$
-  select jsonb_build_object(
-    'code', 'row_locked',
-    'title', 'Somebody else holds records',
-    'detail', format('%s records were locked by other sessions and left as they are. The next sync settles them; if it does not, look for a session that stays idle in a transaction (pg_stat_activity).', p_held)
-  )
-$$;
-
-comment on function image_sync.held_error(bigint) is 'What a run says of records that other sessions held.';
-
 -- Why an open run does not move, as far as it is known.
 create or replace function image_sync.standstill_reason(p_run image_sync.runs)
-returns text
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns text language plpgsql stable set search_path = '' as $$
 begin
   return coalesce(
     (
@@ -5972,11 +4053,8 @@ begin
       left join lateral (
         select c.error
         from image_sync.chunks c
-        where c.run_id = p_run.id
-          and c.state in ('pending', 'leased')
-          and c.error is not null
-        order by c.number
-        limit 1
+        where c.run_id = p_run.id and c.state in ('pending', 'leased') and c.error is not null
+        order by c.number limit 1
       ) as open_chunk on true
       where coalesce(p_run.error, open_chunk.error) is not null
     ),
@@ -5990,11 +4068,7 @@ comment on function image_sync.standstill_reason(image_sync.runs) is 'In words: 
 -- Takes the run's row lock, which makes walking and claiming one worker at a time, and gives up soon: a worker that has to wait
 -- is told so instead of holding a connection.
 create or replace function image_sync.lock_run(p_run uuid)
-returns image_sync.runs
-language plpgsql
-set search_path = ''
-set lock_timeout = '400ms'
-as $$
+returns image_sync.runs language plpgsql set search_path = '' set lock_timeout = '400ms' as $$
 declare
   v_run image_sync.runs;
 begin
@@ -6015,11 +4089,7 @@ comment on function image_sync.lock_run(uuid) is 'Locks the run''s row and retur
 -- The bucket as Storage has it. A listing by a key without rights, or of a bucket that does not exist, is empty and proves
 -- nothing; only storage.buckets says whether there is a bucket.
 create or replace function image_sync.bucket_problem(p_run image_sync.runs)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     select case
@@ -6046,98 +4116,11 @@ $$;
 
 comment on function image_sync.bucket_problem(image_sync.runs) is 'Why the run''s bucket cannot be walked: it is missing, or another one than at the beginning; null where it can.';
 
--- What a chunk's time says of the next one's size, where the database was too slow before: twice as many after one of full size
--- that took less than a second. Null: as the settings say.
-create or replace function image_sync.grown_size(p_run image_sync.runs, p_settings image_sync.settings, p_names integer, p_took interval)
-returns integer
-language sql
-immutable
-set search_path = ''
-as $$
-  select nullif(
-    least(
-      p_run.chunk_size * case when p_took < interval '1 second' and p_names >= p_run.chunk_size then 2 else 1 end,
-      p_settings.chunk_size
-    ),
-    case when p_run.chunk_size is null then null else p_settings.chunk_size end
-  )
-$$;
-
-comment on function image_sync.grown_size(image_sync.runs, image_sync.settings, integer, interval) is
-  'runs.chunk_size after a chunk of p_names names that took p_took.';
-
--- Walks over chunks that need no signing, up to the first that does, bounded in names and in time. The caller holds the run's
--- row lock. 250 ms keep every call far from the API's limits, and others waiting for the lock no longer than that. Where much is left
--- behind a chunk that needed nothing, it is leased as a stretch instead, which others can be at side by side.
-create or replace function image_sync.walk(
-  p_run image_sync.runs,
-  p_settings image_sync.settings,
-  p_worker uuid,
-  p_lease uuid
-)
-returns image_sync.chunk_to_sign
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_until constant timestamptz := clock_timestamp() + interval '250 milliseconds';
-  v_since timestamptz := clock_timestamp();
-  v_run image_sync.runs := p_run;
-  v_made image_sync.chunk_to_sign;
-  v_stretch image_sync.chunks;
-  v_passed bigint := 0;
-begin
-  if v_run.exhausted then
-    return null;
-  end if;
-  loop
-    if v_run.plan_id is not null then
-      v_made := (image_sync.settle_chunk(v_run, p_settings, p_worker), null);
-    else
-      v_made := image_sync.make_chunk(v_run, p_settings, p_worker, p_lease);
-    end if;
-    v_run.exhausted := (v_made.chunk).to_key is null;
-    v_run.cursor := coalesce((v_made.chunk).to_key, v_run.cursor);
-    v_passed := v_passed + image_sync.count_of((v_made.chunk).ledger, 'listed') + 1;
-    -- How long a chunk that needs signing takes shows when it is closed.
-    exit when (v_made.chunk).state = 'leased';
-    if v_run.chunk_size is not null then
-      v_run.chunk_size := image_sync.grown_size(
-        v_run, p_settings,
-        image_sync.names_of((v_made.chunk).ledger),
-        clock_timestamp() - v_since
-      );
-    end if;
-    v_since := clock_timestamp();
-    -- Where the database was too slow before, a call that it ends again is one chunk's.
-    exit when v_run.exhausted or p_run.chunk_size is not null or v_passed >= 100000 or v_since >= v_until;
-    v_stretch := image_sync.lease_stretch(v_run, p_settings, p_worker, p_lease);
-    if v_stretch.run_id is not null then
-      v_made := (v_stretch, null);
-      v_run.exhausted := v_stretch.to_key is null;
-      v_run.cursor := coalesce(v_stretch.to_key, v_run.cursor);
-      exit;
-    end if;
-  end loop;
-
-  update image_sync.runs r
-  set cursor = v_run.cursor, exhausted = v_run.exhausted, chunk_size = v_run.chunk_size, moved_at = clock_timestamp()
-  where r.id = v_run.id;
-  return case when (v_made.chunk).state = 'leased' then v_made end;
-end;
-$$;
-
-comment on function image_sync.walk(image_sync.runs, image_sync.settings, uuid, uuid) is
-  'Makes chunks from the cursor on until one needs signing (leased with p_lease and returned with its names), a stretch of them is leased with p_lease, the bucket ends, 100,000 names are passed or 250 ms are over.';
-
 -- The next chunk of a run that applies a plan took too long: half as many records next time, at one record it is left alone and
 -- named, once it has taken too long twice: between the call that the database ended and this one another worker may have got past it.
 -- Returns how many records the next chunks may have. The caller holds the run's row lock.
 create or replace function image_sync.interrupt_plan(p_run image_sync.runs, p_settings image_sync.settings, p_worker uuid, p_error jsonb)
-returns integer
-language plpgsql
-set search_path = ''
-as $$
+returns integer language plpgsql set search_path = '' as $$
 declare
   v_size constant integer := image_sync.chunk_size(p_run, p_settings);
   v_skipped image_sync.chunks;
@@ -6158,11 +4141,7 @@ comment on function image_sync.interrupt_plan(image_sync.runs, image_sync.settin
 
 -- Storage that refuses every call would otherwise be asked max_attempts times for every chunk of a large bucket.
 create or replace function image_sync.too_many_failures(p_run image_sync.runs, p_settings image_sync.settings)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     select jsonb_build_object(
@@ -6173,12 +4152,8 @@ begin
     from (
       select c.error, c.state
       from image_sync.chunks c
-      where c.run_id = p_run.id
-        and c.ledger ? 'to_sign'
-        -- Attempts that the database ended are no failures of Storage, but for what was given up.
-        and (c.state in ('done', 'dead') or c.attempts > c.interrupted)
-      order by c.closed_at desc nulls first
-      limit 3 * p_settings.max_attempts
+      where c.run_id = p_run.id and c.ledger ? 'to_sign' and (c.state in ('done', 'dead') or c.attempts > 0)
+      order by c.closed_at desc nulls first limit 3 * p_settings.max_attempts
     ) as last_failed
     having count(*) >= 3 * p_settings.max_attempts
       and bool_and(last_failed.state <> 'done' and last_failed.error ->> 'code' <> 'lease_expired')
@@ -6191,10 +4166,7 @@ comment on function image_sync.too_many_failures(image_sync.runs, image_sync.set
 
 -- Random URLs for the live probe: records at different places of a few random chunks, so that the cost does not grow with the table.
 create or replace function image_sync.pick_probe_targets(p_run image_sync.runs, p_settings image_sync.settings)
-returns jsonb
-language plpgsql
-set search_path = ''
-as $$
+returns jsonb language plpgsql set search_path = '' as $$
 declare
   v_url_base constant text := image_sync.url_base(p_settings);
 begin
@@ -6208,16 +4180,14 @@ begin
         image_sync.count_of(c.ledger, 'records_signed') - image_sync.count_of(c.ledger, 'records_expired')
           - image_sync.count_of(c.ledger, 'orphaned') + image_sync.count_of(c.ledger, 'orphans_unsigned') + image_sync.count_of(c.ledger, 'orphans_expired') as usable
       from image_sync.chunks c
-      where p_run.mode = 'sync'
-        and c.run_id = p_run.id
+      where p_run.mode = 'sync' and c.run_id = p_run.id
     ), parts as (
       -- Those of a chunk, cut into as many parts as may be probed: one of each part, and no record is drawn twice.
       select c.from_key, c.to_key, c.usable = c.records as is_whole, c.usable * (part - 1) / parts as first_place, c.usable * part / parts as next_place
       from candidates c
       cross join least(c.usable, p_settings.probe_size) as parts
       cross join generate_series(1, parts) as part
-      order by random()
-      limit p_settings.probe_size
+      order by random() limit p_settings.probe_size
     ), spots as materialized (
       -- Not computed beside "order by random()" above: the planner would take the sort's value for it, always next to 0.
       select p.*, p.first_place + floor(random() * (p.next_place - p.first_place)) as place
@@ -6292,11 +4262,7 @@ comment on function image_sync.page(text, jsonb, text, integer) is 'A page of p_
 -- Returns {"run": document, "created": boolean} or {"problem": {...}}: unknown_bucket (404), conflicting_run (409), and for
 -- cleanup and restore the guards.
 create or replace function public.image_sync_start(p_run uuid, p_bucket text, p_mode text, p_options jsonb default '{}')
-returns jsonb
-language plpgsql
-set search_path = ''
-set lock_timeout = '2s'
-as $$
+returns jsonb language plpgsql set search_path = '' set lock_timeout = '2s' as $$
 declare
   v_run image_sync.runs;
   v_problem jsonb;
@@ -6321,11 +4287,7 @@ begin
       )
     on conflict do nothing;
   end if;
-  if not exists (
-    select
-    from image_sync.settings s
-    where s.bucket_id = p_bucket
-  ) then
+  if not exists (select from image_sync.settings s where s.bucket_id = p_bucket) then
     return image_sync.problem(
       404, 'unknown_bucket', 'The bucket has no settings',
       format('Cannot %s bucket %s: image_sync.settings has no row for it. Add one with: insert into image_sync.settings (bucket_id) values (%L);', p_mode, p_bucket, p_bucket)
@@ -6339,8 +4301,7 @@ begin
   from image_sync.runs r
   where r.id = p_run
     or (r.bucket_id = p_bucket and r.mode = p_mode and r.finished_at is null)
-  order by (r.id = p_run) desc
-  limit 1;
+  order by (r.id = p_run) desc limit 1;
 
   -- The same list confirmed twice is one run; another list has to wait.
   if v_run.id is null or (v_run.id <> p_run and v_run.plan_id is distinct from coalesce(p_options ->> 'confirm', p_options ->> 'restore')::uuid) then
@@ -6356,7 +4317,13 @@ begin
   end if;
   -- What a cleanup or a restore changed lies behind an analyze that is open already: it begins anew.
   if p_mode = 'analyze' and p_options ? 'after' and v_run.options -> 'after' is distinct from p_options -> 'after' then
-    perform image_sync.begin_anew(v_run.id, p_options);
+    update image_sync.runs r
+    set options = r.options || p_options, cursor = '', exhausted = false, stride = null, twins = null, twins_cursor = null, twin_keys = '{}'
+    where r.id = v_run.id and r.finished_at is null;
+    if found then
+      delete from image_sync.chunks c
+      where c.run_id = v_run.id;
+    end if;
   end if;
   return jsonb_build_object('run', image_sync.run_document(v_run.id), 'created', v_run.id = p_run);
 end;
@@ -6365,123 +4332,60 @@ $$;
 comment on function public.image_sync_start(uuid, text, text, jsonb) is
   'Opens a run with the id that the caller made, or returns the run that is open in this mode (created: false). Problems: unknown_bucket, conflicting_run, and the guards of cleanup and restore.';
 
--- An open run that has written nothing counts the bucket again, from its first name.
-create or replace function image_sync.begin_anew(p_run uuid, p_options jsonb)
-returns void
-language plpgsql
-set search_path = ''
-as $$
-begin
-  update image_sync.runs r
-  set options = r.options || p_options, cursor = '', exhausted = false, twins = null, twins_cursor = null, twin_keys = '{}'
-  where r.id = p_run
-    and r.finished_at is null;
-  if found then
-    delete from image_sync.chunks c
-    where c.run_id = p_run;
-  end if;
-end;
-$$;
-
-comment on function image_sync.begin_anew(uuid, jsonb) is 'Lets an open analyze walk its bucket again, with these options too.';
-
 -- What a worker does next, by the rules of image_sync_advance. The caller holds the run's row lock.
-create or replace function image_sync.next_work(
-  p_run image_sync.runs,
-  p_settings image_sync.settings,
-  p_worker uuid,
-  p_lease uuid,
-  p_passed image_sync.chunks[]
-)
-returns jsonb
-language plpgsql
-set search_path = ''
-as $$
+create or replace function image_sync.next_work(p_run image_sync.runs, p_settings image_sync.settings, p_worker uuid, p_lease uuid)
+returns jsonb language plpgsql set search_path = '' as $$
 declare
-  v_leased image_sync.chunk_to_sign;
   v_chunk image_sync.chunks;
-  v_wait_ms integer;
+  -- Until a verify may open more URLs.
+  v_wait_ms constant integer := case when p_run.mode = 'verify' and p_run.paced_until > clock_timestamp() then ceil(1000 * extract(epoch from p_run.paced_until - clock_timestamp())) end;
 begin
-  -- This very call made before, its answer lost. Where the lease is over meanwhile this is a late duplicate that nobody waits
-  -- for: a token leases once in its life, or a repeated close could meet a chunk that it does not mean.
+  -- This very call made before, its answer lost.
   select c.*
   into v_chunk
-  from (
-    select held.*
-    from image_sync.chunks held
-    where held.run_id is not distinct from p_run.id
-      and held.lease_token = p_lease
-    union all
-    select passed.*
-    from image_sync.chunks passed
-    where passed.run_id is not distinct from p_run.id
-      and passed.past_leases <> '{}'
-      and p_lease = any (passed.past_leases)
-  ) as c
-  limit 1;
-  if found and (v_chunk.state <> 'leased' or v_chunk.lease_token <> p_lease) then
-    return jsonb_build_object('next', 'again');
-  elsif found and v_chunk.relist_size is not null then
-    if p_passed = '{}' then
-      v_leased := image_sync.relist_chunk(p_run, p_settings, v_chunk, p_lease);
-    elsif v_chunk.is_stretch and v_chunk.from_key = (p_passed[1]).from_key then
-      v_leased := (image_sync.settle_stretch(p_run, p_settings, v_chunk, p_passed), null);
-    else
-      -- This call's double was quicker: there is less to list than this one saw.
-      v_leased := (v_chunk, null);
-    end if;
-    update image_sync.runs r
-    set moved_at = clock_timestamp()
-    where r.id = p_run.id;
-    if (v_leased.chunk).state = 'done' then
-      return jsonb_build_object('next', 'again');
-    end if;
-  elsif found then
-    v_leased := (v_chunk, image_sync.names_to_work(p_run, p_settings, v_chunk));
-  else
-    v_wait_ms := case when p_run.mode = 'verify' then image_sync.pace_left(p_run) end;
+  from image_sync.chunks c
+  where c.run_id is not distinct from p_run.id and c.lease_token = p_lease;
+  if v_chunk.run_id is null then
     if v_wait_ms is not null then
       return jsonb_build_object('next', 'wait', 'wait_ms', v_wait_ms);
     end if;
-    v_leased := image_sync.claim_chunk(p_run, p_settings, p_worker, p_lease);
-    if (v_leased.chunk).run_id is null then
-      v_leased := image_sync.walk(p_run, p_settings, p_worker, p_lease);
+    v_chunk := image_sync.claim_chunk(p_run);
+    if v_chunk.run_id is not null then
+      v_chunk := image_sync.lease_chunk(v_chunk, p_settings, p_worker, p_lease);
+    elsif not p_run.exhausted then
+      v_chunk := image_sync.walk(p_run, p_settings, p_worker, p_lease);
     end if;
+    if v_chunk.run_id is null then
+      return image_sync.last_work(p_run, p_settings);
+    end if;
+  elsif v_chunk.state <> 'leased' then
+    return jsonb_build_object('next', 'again');
   end if;
-  return case
-    when (v_leased.chunk).run_id is not null then image_sync.work_document(p_run, p_settings, v_leased)
-    else image_sync.last_work(p_run, p_settings)
-  end;
+  return image_sync.work_document(p_run, p_settings, v_chunk);
 end;
 $$;
 
-comment on function image_sync.next_work(image_sync.runs, image_sync.settings, uuid, uuid, image_sync.chunks[]) is
-  'What image_sync_advance answers of the next chunk: list, sign, open, again, busy, wait, probe or stop. p_passed: what this call passed over of the stretch that p_lease holds. The caller holds the run''s row lock.';
+comment on function image_sync.next_work(image_sync.runs, image_sync.settings, uuid, uuid) is
+  'What image_sync_advance answers of the next chunk: sign, open, again, busy, wait, probe or stop. The caller holds the run''s row lock.';
 
 -- How many lanes more are of use behind a chunk. All lanes of all runs are ten, and one for each worker: the Data API has ten sessions
 -- (PostgREST's db-pool, by default), which the project's own requests want too, and beyond that lanes only wait for each other.
 -- Buckets that begin together are counted by their runs: what they have leased nobody sees yet. A run that stands still takes none.
-create or replace function image_sync.more_lanes(p_run uuid, p_settings image_sync.settings, p_number integer)
-returns integer
-language plpgsql
-stable
-set search_path = ''
-as $$
+create or replace function image_sync.more_lanes(p_run uuid, p_chunk image_sync.chunks)
+returns integer language plpgsql stable set search_path = '' as $$
 begin
   return (
     select case when r.exhausted then 0 else greatest(least(
-      greatest(ceil(1.0 * r.total_estimate / p_settings.chunk_size) - p_number, 1),
+      greatest(ceil(1.0 * r.total_estimate / greatest(image_sync.count_of(p_chunk.ledger, 'listed'), 1)) - p_chunk.number, 1),
       10 - (
         select count(*)
         from image_sync.chunks c
-        where c.state in ('pending', 'leased')
-          and c.lease_expires_at > clock_timestamp()
+        where c.state in ('pending', 'leased') and c.lease_expires_at > clock_timestamp()
       ),
       10 - (
         select count(*)
         from image_sync.runs o
-        where o.finished_at is null
-          and o.moved_at > clock_timestamp() - interval '1 minute'
+        where o.finished_at is null and o.moved_at > clock_timestamp() - interval '1 minute'
       )
     ), 0) end
     from image_sync.runs r
@@ -6490,61 +4394,44 @@ begin
 end;
 $$;
 
-comment on function image_sync.more_lanes(uuid, image_sync.settings, integer) is
-  'How many lanes more a worker may start behind its chunk of this number: about as many as chunks are left, and no more than ten of all runs together.';
+comment on function image_sync.more_lanes(uuid, image_sync.chunks) is
+  'How many lanes more a worker may start behind its chunk: about as many as chunks are left, and no more than ten of all runs together.';
 
--- A leased chunk as its worker gets it.
-create or replace function image_sync.work_document(p_run image_sync.runs, p_settings image_sync.settings, p_leased image_sync.chunk_to_sign)
-returns jsonb
-language plpgsql
-set search_path = ''
-as $$
+-- A leased chunk as its worker gets it. One that was given up has nothing left to sign or to open, and is closed.
+create or replace function image_sync.work_document(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
+returns jsonb language plpgsql set search_path = '' as $$
 declare
-  v_chunk constant image_sync.chunks := p_leased.chunk;
-  v_lease_ms constant numeric := floor(1000 * extract(epoch from v_chunk.lease_expires_at - clock_timestamp()));
+  v_names constant text[] := case when p_chunk.attempts < p_settings.max_attempts then p_chunk.to_do else '{}' end;
+  v_chunk constant jsonb := jsonb_build_object(
+    'number', p_chunk.number,
+    'lease_ms', floor(1000 * extract(epoch from p_chunk.lease_expires_at - clock_timestamp())),
+    'public_url', p_settings.public_url
+  );
 begin
-  if p_run.mode = 'verify' and v_chunk.relist_size is null then
-    return jsonb_build_object('next', 'open', 'chunk', jsonb_build_object(
-      'number', v_chunk.number,
-      'targets', image_sync.lease_targets(p_run, p_settings, p_leased.names),
-      'lease_ms', v_lease_ms,
-      'rate', p_settings.verify_rate,
-      'public_url', p_settings.public_url
-    ));
-  end if;
   return case
-    when v_chunk.relist_size is not null then jsonb_build_object('next', 'list', 'chunk_number', v_chunk.number, 'more_lanes', image_sync.more_lanes(p_run.id, p_settings, v_chunk.number))
-    else jsonb_build_object('next', 'sign', 'chunk', jsonb_build_object(
-      'number', v_chunk.number,
-      'names', p_leased.names,
+    when p_run.mode = 'verify' then jsonb_build_object('next', 'open', 'chunk', v_chunk || jsonb_build_object(
+      'targets', image_sync.lease_targets(p_run, p_settings, v_names),
+      'rate', p_settings.verify_rate
+    ))
+    else jsonb_build_object('next', 'sign', 'chunk', v_chunk || jsonb_build_object(
+      'names', v_names,
       'expires_in', extract(epoch from p_settings.signed_url_ttl)::integer,
-      'lease_ms', v_lease_ms,
-      'public_url', p_settings.public_url,
-      'more_lanes', image_sync.more_lanes(p_run.id, p_settings, v_chunk.number)
+      'more_lanes', image_sync.more_lanes(p_run.id, p_chunk)
     ))
   end;
 end;
 $$;
 
-comment on function image_sync.work_document(image_sync.runs, image_sync.settings, image_sync.chunk_to_sign) is
-  'The answer list, sign or open of image_sync_advance for a leased chunk.';
+comment on function image_sync.work_document(image_sync.runs, image_sync.settings, image_sync.chunks) is 'The answer sign or open of image_sync_advance for a leased chunk.';
 
 -- What is left where no chunk is to be had: to walk on, to wait for others, to count and to probe, or nothing.
 create or replace function image_sync.last_work(p_run image_sync.runs, p_settings image_sync.settings)
-returns jsonb
-language plpgsql
-set search_path = ''
-as $$
+returns jsonb language plpgsql set search_path = '' as $$
 declare
   v_wait_ms integer;
   v_targets jsonb;
 begin
-  if not exists (
-    select
-    from image_sync.runs r
-    where r.id = p_run.id
-      and r.exhausted
-  ) then
+  if not exists (select from image_sync.runs r where r.id = p_run.id and r.exhausted) then
     return jsonb_build_object('next', 'again');
   end if;
 
@@ -6555,12 +4442,14 @@ begin
   end) - clock_timestamp()))
   into v_wait_ms
   from image_sync.chunks c
-  where c.run_id = p_run.id
-    and c.state in ('pending', 'leased');
+  where c.run_id = p_run.id and c.state in ('pending', 'leased');
   if v_wait_ms is not null then
     return jsonb_build_object('next', 'wait', 'wait_ms', greatest(v_wait_ms, 50));
   end if;
 
+  if p_run.mode = 'sync' and image_sync.settle_moves(p_run, p_settings) then
+    return jsonb_build_object('next', 'again');
+  end if;
   if p_run.mode in ('sync', 'analyze', 'verify') and not image_sync.count_twins(p_run) then
     return jsonb_build_object('next', 'again');
   end if;
@@ -6578,12 +4467,12 @@ comment on function image_sync.last_work(image_sync.runs, image_sync.settings) i
 -- The one call of a worker at work: closes the chunk just finished, if any, and leases the next. Two requests per chunk that
 -- needs signing (this one and the signing), none per chunk that does not: one call walks over many of those.
 --   p_lease    the token of the next chunk, made by the worker: repeating the call returns the same chunk; null: close only
---   p_closing  the token of the chunk just finished; p_names, p_paths, p_tokens and p_expires (seconds since 1970) are parallel,
+--   p_closing  the token of the chunk just finished, p_number its number; p_names, p_paths, p_tokens and p_expires (seconds since 1970) are parallel,
 --              p_failures is [{"name", "error"}], p_error says why the whole chunk failed
+--              ("is_final": no other attempt would fare better)
 --   p_around   what all URLs share, said once: a URL is p_around[1], its path (null: the name itself), p_around[2], its token
--- Returns {"closed": closed | already_closed | stale | held | null, "next": ..., ...} with next one of
---   list    {"chunk_number", "more_lanes"}: p_lease holds a chunk that has still to be listed, or a stretch of many: call
---           again with the same p_lease, which lists it
+-- Returns {"closed": closed | more | already_closed | stale | null, "next": ..., ...} with next one of
+--   more    what is closed is not all written yet: make the same call again
 --   sign    {"chunk": {"number", "names", "expires_in" (s), "lease_ms", "public_url", "more_lanes"}}
 --   again   the bounds of this call were reached, nothing is left to sign up to here: call again
 --   busy    other workers are at the run's row, or close what the end of the run has to count: call again in a moment
@@ -6604,7 +4493,8 @@ create or replace function public.image_sync_advance(
   p_failures jsonb default '[]',
   p_error jsonb default null,
   p_storage_calls integer default 0,
-  p_retries integer default 0
+  p_retries integer default 0,
+  p_number integer default null
 )
 returns jsonb
 language plpgsql
@@ -6615,6 +4505,7 @@ set search_path = ''
 set enable_seqscan = 'off'
 set enable_bitmapscan = 'off'
 set enable_sort = 'off'
+set enable_hashjoin = 'off'
 set plan_cache_mode = 'force_generic_plan'
 -- Whatever somebody else holds: no call waits for it long.
 set lock_timeout = '400ms'
@@ -6625,7 +4516,6 @@ declare
   v_settings image_sync.settings;
   v_urls text[];
   v_closed text;
-  v_passed image_sync.chunks[];
   v_error jsonb;
   -- Taken before the run is looked at: one that is open then stays so until this chunk is closed.
   v_may_close constant boolean := p_closing is null or pg_try_advisory_xact_lock_shared(image_sync.closing_key(p_run));
@@ -6649,23 +4539,26 @@ begin
 
   -- Closing touches this worker's chunk alone and comes before the run's lock: the expensive part runs side by side.
   if not v_may_close then
-    v_closed := 'held';
+    return jsonb_build_object('closed', 'more', 'next', 'more');
   elsif p_closing is not null and v_settings.bucket_id is not null then
     v_urls := array(
       select p_around[1] || coalesce(s.path, s.name) || p_around[2] || s.token
       from unnest(p_names, p_paths, p_tokens) as s (name, path, token)
     );
-    v_closed := image_sync.close_chunk(v_run, v_settings, p_closing, p_names, v_urls, p_expires, p_failures, case when p_error is not null then image_sync.clean_fault(p_error) end, p_storage_calls, p_retries);
+    v_closed := image_sync.close_lease(
+      v_run, v_settings, p_number, p_closing, p_names, v_urls, p_expires, p_failures,
+      case when p_error is not null then image_sync.clean_fault(p_error) || jsonb_build_object('is_final', p_error -> 'is_final') end, p_storage_calls, p_retries
+    );
+    if v_closed = 'more' then
+      return jsonb_build_object('closed', v_closed, 'next', 'more');
+    end if;
   end if;
 
   -- A close that took long has the statement's time to itself: what would be listed now could undo it.
   if p_lease is null or clock_timestamp() > v_since + interval '1 second' then
-    perform image_sync.note_progress(p_run, v_settings, p_closing, v_closed, clock_timestamp() - v_since);
+    perform image_sync.note_progress(p_run, v_settings, clock_timestamp() - v_since) where v_closed = 'closed';
     return jsonb_build_object('closed', v_closed, 'next', 'again');
   end if;
-
-  -- So does going over what needs nothing.
-  v_passed := image_sync.pass_stretch(v_run, v_settings, p_lease);
 
   v_run := image_sync.lock_run(p_run);
   if v_run.id is null then
@@ -6676,7 +4569,7 @@ begin
   end if;
   -- Making the next chunk notes it too.
   if v_closed = 'closed' and (v_run.exhausted or v_run.chunk_size is not null) then
-    perform image_sync.note_progress(p_run, v_settings, p_closing, v_closed, clock_timestamp() - v_since);
+    perform image_sync.note_progress(p_run, v_settings, clock_timestamp() - v_since);
     select r.*
     into v_run
     from image_sync.runs r
@@ -6696,62 +4589,40 @@ begin
     );
   end if;
 
-  return jsonb_build_object('closed', v_closed) || image_sync.next_work(v_run, v_settings, p_worker, p_lease, v_passed);
+  return jsonb_build_object('closed', v_closed) || image_sync.next_work(v_run, v_settings, p_worker, p_lease);
 end;
 $$;
 
-comment on function public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer) is
-  'Closes the chunk that a worker finished and leases its next one, in one transaction; answers list, sign, open, again, busy, wait, probe or stop. Can be repeated with the same tokens. A late close with a token that is no longer the chunk''s changes nothing and answers closed: stale.';
+comment on function public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer, integer) is
+  'Closes the chunk that a worker finished and leases its next one, in one transaction; answers more, sign, open, again, busy, wait, probe or stop. Can be repeated with the same tokens. A late close with a token that is no longer the chunk''s changes nothing and answers closed: stale.';
 
 -- A run moves when a chunk is made or closed, not when somebody looks at it. Closing does not wait for the run's row: whoever holds
 -- it is moving the run.
-create or replace function image_sync.note_progress(
-  p_run uuid,
-  p_settings image_sync.settings,
-  p_closing uuid,
-  p_closed text,
-  p_took interval
-)
-returns void
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_run image_sync.runs;
-  v_names integer;
-  v_took interval;
-begin
-  select image_sync.count_of(c.ledger, 'listed'), p_took + make_interval(secs => image_sync.count_of(c.ledger, 'listing_ms') / 1000.0)
-  into v_names, v_took
-  from image_sync.chunks c
-  where c.run_id is not distinct from p_run
-    and c.lease_token = p_closing
-    and c.state in ('done', 'dead');
-  if p_closed is distinct from 'closed' or not found then
-    return;
-  end if;
-  select r.*
-  into v_run
-  from image_sync.runs r
-  where r.id = p_run
-    and r.finished_at is null
-  for no key update skip locked;
-  if found then
-    update image_sync.runs r
-    set moved_at = clock_timestamp(), chunk_size = image_sync.grown_size(v_run, p_settings, v_names, v_took)
-    where r.id = p_run;
-  end if;
-end;
+create or replace function image_sync.note_progress(p_run uuid, p_settings image_sync.settings, p_took interval)
+returns void language sql set search_path = '' as $$
+  with free as materialized (
+    select r.id
+    from image_sync.runs r
+    where r.id = p_run and r.finished_at is null
+    for no key update skip locked
+  )
+  update image_sync.runs r
+  set
+    moved_at = clock_timestamp(),
+    -- Where the database was too slow once, it is asked for more again.
+    chunk_size = nullif(least(r.chunk_size * case when p_took < interval '1 second' then 4 else 1 end, p_settings.chunk_size), p_settings.chunk_size)
+  from free
+  where r.id = free.id
 $$;
 
-comment on function image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval) is
-  'Notes that a chunk was closed in this time: the run has moved, and its chunks may grow again.';
+comment on function image_sync.note_progress(uuid, image_sync.settings, interval) is 'Notes that a chunk was closed in this time: the run has moved, and its writes may grow again.';
 
 -- Counts an attempt that the database ended. What went wrong in a transaction that rolled back is written down in this one.
 --   p_lease    the call that wanted a chunk under this token failed; or
 --   p_closing  the call that wanted to close the chunk of this token failed
---   p_error    {"code", "title", "detail"}; database_timeout halves what was tried, any other code lets it wait
--- Returns {"ended": whether the token was that of a chunk, or the run's next one, that was waiting for it}.
+--   p_error    {"code", "title", "detail"}; after database_timeout less is tried at once, any other code lets it wait
+-- Returns {"ended": whether the token was that of a chunk, or the run's next one, that was waiting for it, "more": whether the same close
+-- is to be made again at once}.
 create or replace function public.image_sync_end_attempt(
   p_run uuid,
   p_worker uuid,
@@ -6761,16 +4632,13 @@ create or replace function public.image_sync_end_attempt(
   p_storage_calls integer default 0,
   p_retries integer default 0
 )
-returns jsonb
-language plpgsql
-set search_path = ''
-set lock_timeout = '2s'
-as $$
+returns jsonb language plpgsql set search_path = '' set lock_timeout = '2s' as $$
 declare
   v_run image_sync.runs;
   v_settings image_sync.settings;
   v_chunk image_sync.chunks;
   v_error jsonb;
+  v_ended text;
   v_size integer;
 begin
   select r.*
@@ -6783,52 +4651,54 @@ begin
   from image_sync.settings s
   where s.bucket_id = v_run.bucket_id;
   if v_run.id is null or v_run.finished_at is not null or v_settings.bucket_id is null then
-    return jsonb_build_object('ended', false);
+    return jsonb_build_object('ended', false, 'more', false);
   end if;
 
   v_error := image_sync.clean_fault(p_error);
   select c.*
   into v_chunk
   from image_sync.chunks c
-  where c.run_id is not distinct from p_run
-    and c.lease_token = coalesce(p_closing, p_lease)
-    and c.state = 'leased'
+  where c.run_id is not distinct from p_run and c.lease_token = coalesce(p_closing, p_lease) and c.state = 'leased'
   for update skip locked;
   if v_chunk.run_id is not null then
     update image_sync.chunks c
     set ledger = image_sync.add_counts(c.ledger, jsonb_build_object('storage_calls', p_storage_calls, 'retries', p_retries))
-    where c.run_id = p_run
-      and c.number = v_chunk.number;
-    v_size := image_sync.interrupt_chunk(v_run, v_settings, v_chunk, v_error);
-  elsif p_lease is not null and v_error ->> 'code' = 'database_timeout' and not v_run.exhausted then
-    if v_run.plan_id is null then
-      v_size := image_sync.interrupt_walk(v_run, v_settings);
-    else
+    where c.run_id = p_run and c.number = v_chunk.number;
+    v_ended := image_sync.interrupt_chunk(v_run, v_settings, v_chunk, v_error);
+  elsif p_lease is not null and v_error ->> 'code' = 'database_timeout' and (v_run.plan_id is null or not v_run.exhausted) then
+    v_ended := 'next';
+    if v_run.plan_id is not null then
       v_size := image_sync.interrupt_plan(v_run, v_settings, p_worker, v_error);
       v_error := v_error || jsonb_build_object('cursor', v_run.cursor);
+    elsif v_run.exhausted and v_run.chunk_size = 1 then
+      perform image_sync.settle_moves(v_run, v_settings, v_error);
     end if;
+    update image_sync.runs r
+    set
+      stride = case when v_run.exhausted then r.stride else greatest(coalesce(r.stride, v_settings.chunk_size) / 10, 1) end,
+      chunk_size = case
+        when v_size >= v_settings.chunk_size then null
+        when v_size is not null then least(v_size, r.chunk_size)
+        when v_run.exhausted then greatest(coalesce(r.chunk_size, v_settings.chunk_size) / 10, 1)
+        else r.chunk_size
+      end
+    where r.id = p_run;
   end if;
 
   update image_sync.runs r
-  set
-    error = v_error,
-    chunk_size = case when v_size < v_settings.chunk_size then least(v_size, r.chunk_size) when v_size is null then r.chunk_size end
+  set error = v_error
   where r.id = p_run;
-  return jsonb_build_object('ended', v_chunk.run_id is not null or v_size is not null);
+  return jsonb_build_object('ended', v_ended is not null, 'more', coalesce(v_ended = 'more', false));
 end;
 $$;
 
 comment on function public.image_sync_end_attempt(uuid, uuid, uuid, uuid, jsonb, integer, integer) is
-  'Counts an attempt that the database ended by a lock or its statement timeout, in a transaction of its own, and keeps the error in the run: halves the chunk after a timeout, lets it wait otherwise. Returns {"ended"}: false where the token holds nothing any more.';
+  'Counts an attempt that the database ended by a lock or its statement timeout, in a transaction of its own, and keeps the error in the run: after a timeout less is tried at once, otherwise the chunk waits. Returns {"ended", "more"}: ended false where the token holds nothing any more.';
 
 -- Finishes a run whose chunks are all closed with what probing gave, or fails it with p_error.
 -- p_probe is {"checked", "ok", "failures": [{"name", "code", "status", "content_type", "error"}]}.
 create or replace function public.image_sync_finish(p_run uuid, p_probe jsonb default null, p_error jsonb default null)
-returns jsonb
-language plpgsql
-set search_path = ''
-set lock_timeout = '2s'
-as $$
+returns jsonb language plpgsql set search_path = '' set lock_timeout = '2s' as $$
 declare
   v_run image_sync.runs;
 begin
@@ -6843,8 +4713,7 @@ begin
   elsif v_run.finished_at is null and v_run.exhausted and not exists (
     select
     from image_sync.chunks c
-    where c.run_id = p_run
-      and c.state in ('pending', 'leased')
+    where c.run_id = p_run and c.state in ('pending', 'leased')
   ) then
     perform image_sync.finish_run(p_run, null, null, null, image_sync.tell_lost(v_run.bucket_id, p_probe));
   end if;
@@ -6857,11 +4726,7 @@ comment on function public.image_sync_finish(uuid, jsonb, jsonb) is
 
 -- A worker ends before the run does: releases the leases it holds and queues the next call of the function, in one transaction.
 create or replace function public.image_sync_hand_off(p_run uuid, p_worker uuid, p_leases uuid[])
-returns jsonb
-language plpgsql
-set search_path = ''
-set lock_timeout = '2s'
-as $$
+returns jsonb language plpgsql set search_path = '' set lock_timeout = '2s' as $$
 declare
   v_run image_sync.runs;
   v_problem jsonb;
@@ -6891,11 +4756,7 @@ comment on function public.image_sync_hand_off(uuid, uuid, uuid[]) is
 
 -- Cancels an open run. What its workers still close afterwards is stale.
 create or replace function public.image_sync_cancel(p_run uuid)
-returns jsonb
-language plpgsql
-set search_path = ''
-set lock_timeout = '2s'
-as $$
+returns jsonb language plpgsql set search_path = '' set lock_timeout = '2s' as $$
 declare
   v_run image_sync.runs;
 begin
@@ -6921,12 +4782,7 @@ comment on function public.image_sync_cancel(uuid) is 'Cancels an open run. Prob
 
 -- One run, open or finished.
 create or replace function public.image_sync_run(p_run uuid)
-returns jsonb
-language sql
-stable
-set search_path = ''
-set lock_timeout = '1s'
-as $$
+returns jsonb language sql stable set search_path = '' set lock_timeout = '1s' as $$
   select coalesce(
     (
       select jsonb_build_object('run', d.document)
@@ -7175,6 +5031,69 @@ comment on function image_sync.prune_history() is 'Deletes chunks, runs and move
 -- What grows with the bucket is measured by the runs, in their chunks; reading the report adds up nothing but a handful of rows,
 -- whatever the size of the bucket.
 
+-- Files of a run by extension: the 20 most frequent, the rest together.
+create or replace function image_sync.measured_extensions(p_run uuid)
+returns jsonb language plpgsql stable set search_path = '' set enable_seqscan = 'off' as $$
+begin
+  return (
+    with extensions as (
+      select
+        coalesce(nullif(e.extension, ''), '(none)') as extension,
+        sum(e.files::bigint) as files,
+        row_number() over (order by sum(e.files::bigint) desc, e.extension) as place
+      from image_sync.chunks c
+      cross join lateral jsonb_each_text(c.facts -> 'by_extension') as e (extension, files)
+      where c.run_id = p_run
+      group by e.extension
+    )
+    select coalesce(jsonb_object_agg(shown.extension, shown.files), '{}')
+    from (
+      select case when x.place <= 20 then x.extension else 'other' end as extension, sum(x.files) as files
+      from extensions x
+      group by 1
+    ) as shown
+  );
+end;
+$$;
+
+comment on function image_sync.measured_extensions(uuid) is 'How many files a run listed, by extension; those beyond the 20 most frequent as "other".';
+
+-- What findings are made of: {"count", "samples"} by the name of what was counted.
+create or replace function image_sync.measured_counts(p_run image_sync.runs, p_ledger jsonb)
+returns jsonb language plpgsql stable set search_path = '' set enable_seqscan = 'off' as $$
+begin
+  return (
+    with refused as (
+      select
+        coalesce(sum(jsonb_array_length(jsonb_path_query_array(c.problems, '$[*] ? (@.code == "url_refused")'))) filter (where c.problems <> '[]'), 0) as url_refused,
+        coalesce(sum(jsonb_array_length(jsonb_path_query_array(c.problems, '$[*] ? (@.code == "unsignable_name")'))) filter (where c.problems <> '[]'), 0) as unsignable
+      from image_sync.chunks c
+      where c.run_id = p_run.id
+    )
+    select jsonb_object_agg(n.name, jsonb_build_object('count', n.count, 'samples', case
+      when n.name = 'several_files' then jsonb_path_query_array(image_sync.twin_samples(p_run.bucket_id, p_run.twin_keys) || image_sync.samples(p_run.id, n.name), '$[0 to 19]')
+      when n.code is null then image_sync.samples(p_run.id, n.name)
+      else image_sync.problem_samples(p_run.id, n.code)
+    end))
+    from refused
+    cross join lateral (values
+      ('other_extensions', image_sync.count_of(p_ledger, 'not_images') - image_sync.count_of(p_ledger, 'excluded') - image_sync.count_of(p_ledger, 'empty_files'), null),
+      ('excluded', image_sync.count_of(p_ledger, 'excluded'), null),
+      ('empty_files', image_sync.count_of(p_ledger, 'empty_files'), null),
+      ('several_files', image_sync.count_of(p_ledger, 'several_files') + coalesce(p_run.twins, 0), null),
+      ('failed', greatest(image_sync.count_of(p_ledger, 'failed') - image_sync.count_of(p_ledger, 'too_slow') - refused.url_refused, 0), 'signing_failed'),
+      ('unsignable', refused.unsignable, 'unsignable_name'),
+      ('unmoved', image_sync.count_of(p_ledger, 'unmoved'), 'not_moved'),
+      ('held', image_sync.count_of(p_ledger, 'held'), 'row_locked'),
+      ('too_slow', image_sync.count_of(p_ledger, 'too_slow'), 'database_timeout'),
+      ('url_refused', refused.url_refused, 'url_refused')
+    ) as n (name, count, code)
+  );
+end;
+$$;
+
+comment on function image_sync.measured_counts(image_sync.runs, jsonb) is 'What a finished run counted beside the difference, each with up to 20 samples, for findings.';
+
 -- What a finished sync or analyze measured, merged from its chunks: stored in runs.report.
 create or replace function image_sync.measure(p_run image_sync.runs, p_probe jsonb)
 returns jsonb
@@ -7185,125 +5104,61 @@ set search_path = ''
 set enable_seqscan = 'off'
 as $$
 declare
-  v_ledger constant jsonb := image_sync.run_ledger(p_run.id);
-  v_images_left constant bigint := image_sync.count_of(v_ledger, 'images') - image_sync.count_of(v_ledger, 'vanished');
-  v_recorded constant bigint := image_sync.count_of(v_ledger, 'recorded') + image_sync.count_of(v_ledger, 'inserted') + case when p_run.mode = 'sync' then image_sync.count_of(v_ledger, 'moved') else 0 end;
+  l constant jsonb := image_sync.run_ledger(p_run.id);
+  v_images constant bigint := image_sync.count_of(l, 'images') - image_sync.count_of(l, 'vanished');
+  v_moved constant bigint := image_sync.count_of(l, 'moved');
+  v_is_sync constant boolean := p_run.mode = 'sync';
+  v_recorded constant bigint := image_sync.count_of(l, 'recorded') + image_sync.count_of(l, 'inserted') + case when v_is_sync then v_moved else 0 end;
+  v_records constant bigint := image_sync.count_of(l, 'records');
+  v_signed constant bigint := image_sync.count_of(l, 'records_signed');
+  v_expired constant bigint := image_sync.count_of(l, 'records_expired');
 begin
-  return (
-    with counted as (
-      select
-        coalesce(sum(image_sync.count_of(c.ledger, 'failed')) filter (where c.error ->> 'code' = 'database_timeout'), 0) as too_slow,
-        count(*) filter (where c.state = 'dead' and c.error ->> 'code' = 'database_timeout') as too_slow_names,
-        coalesce(sum(jsonb_array_length(jsonb_path_query_array(c.problems, '$[*] ? (@.code == "url_refused")'))) filter (where c.problems <> '[]'), 0) as url_refused,
-        coalesce(sum(jsonb_array_length(jsonb_path_query_array(c.problems, '$[*] ? (@.code == "unsignable_name")'))) filter (where c.problems <> '[]'), 0) as unsignable,
-        min((c.facts ->> 'soonest_expiry')::timestamptz) as soonest_expiry
-      from image_sync.chunks c
-      where c.run_id = p_run.id
-    ), extensions as (
-      select
-        coalesce(nullif(e.extension, ''), '(none)') as extension,
-        sum(e.files::bigint) as files,
-        row_number() over (order by sum(e.files::bigint) desc, e.extension) as place
-      from image_sync.chunks c
-      cross join lateral jsonb_each_text(c.facts -> 'by_extension') as e (extension, files)
-      where c.run_id = p_run.id
-      group by e.extension
-    )
-    select jsonb_build_object(
-      'measured_at', clock_timestamp(),
-      'bucket', jsonb_build_object(
-        'objects', image_sync.count_of(v_ledger, 'listed'),
-        'images', image_sync.count_of(v_ledger, 'images'),
-        'bytes', image_sync.count_of(v_ledger, 'bytes'),
-        'by_extension', coalesce(
-          (
-            select jsonb_object_agg(shown.extension, shown.files)
-            from (
-              select case when x.place <= 20 then x.extension else 'other' end as extension, sum(x.files) as files
-              from extensions x
-              group by 1
-            ) as shown
-          ), '{}')
-      ),
-      'records', jsonb_build_object(
-        'total', image_sync.count_of(v_ledger, 'records'),
-        'signed', image_sync.count_of(v_ledger, 'records_signed') - image_sync.count_of(v_ledger, 'records_expired'),
-        'unsigned', image_sync.count_of(v_ledger, 'records') - image_sync.count_of(v_ledger, 'records_signed'),
-        'expired', image_sync.count_of(v_ledger, 'records_expired'),
-        'soonest_expiry', counted.soonest_expiry
-      ),
-      -- URLs by the day on which they die.
-      'expiry', (
-        select coalesce(jsonb_object_agg(d.day, d.urls), '{}')
-        from (
-          select e.day, sum(e.urls::bigint) as urls
-          from image_sync.chunks c
-          cross join lateral jsonb_each_text(c.facts -> 'expiry') as e (day, urls)
-          where c.run_id = p_run.id
-          group by e.day
-        ) as d
-      ),
-      'difference', jsonb_build_object(
-        'missing', jsonb_build_object('count', image_sync.count_of(v_ledger, 'missing'), 'samples', image_sync.samples(p_run.id, 'missing')),
-        'orphaned', jsonb_build_object('count', image_sync.count_of(v_ledger, 'orphaned'), 'samples', image_sync.samples(p_run.id, 'orphaned')),
-        'collided', jsonb_build_object('count', image_sync.count_of(v_ledger, 'collided'), 'samples', image_sync.samples(p_run.id, 'collided')),
-        -- In an analyze: that would move. In a sync they did.
-        'moved', jsonb_build_object('count', case when p_run.mode = 'sync' then 0 else image_sync.count_of(v_ledger, 'moved') end, 'samples', case when p_run.mode = 'sync' then '[]' else image_sync.samples(p_run.id, 'moved') end)
-      ),
-      'moved_away', (
-        select jsonb_build_object('count', coalesce(sum((c.facts #> '{away,count}')::bigint), 0), 'files', coalesce((
-          select jsonb_agg(few.file)
-          from (
-            select e.file
-            from image_sync.chunks k
-            cross join lateral jsonb_array_elements(k.facts #> '{away,files}') as e (file)
-            where k.run_id = p_run.id
-              and k.facts ? 'away'
-            order by k.number
-            limit 20
-          ) as few
-        ), '[]'))
+  return image_sync.measured_counts(p_run, l) || jsonb_build_object(
+    'measured_at', clock_timestamp(),
+    'bucket', jsonb_build_object(
+      'objects', image_sync.count_of(l, 'listed'), 'images', image_sync.count_of(l, 'images'), 'bytes', image_sync.count_of(l, 'bytes'),
+      'by_extension', image_sync.measured_extensions(p_run.id)
+    ),
+    'records', jsonb_build_object(
+      'total', v_records, 'signed', v_signed - v_expired, 'unsigned', v_records - v_signed, 'expired', v_expired,
+      'soonest_expiry', (select min((c.facts ->> 'soonest_expiry')::timestamptz) from image_sync.chunks c where c.run_id = p_run.id)
+    ),
+    -- URLs by the day on which they die.
+    'expiry', (
+      select coalesce(jsonb_object_agg(d.day, d.urls), '{}')
+      from (
+        select e.day, sum(e.urls::bigint) as urls
         from image_sync.chunks c
+        cross join lateral jsonb_each_text(c.facts -> 'expiry') as e (day, urls)
         where c.run_id = p_run.id
-          and c.facts ? 'away'
-      ),
-      -- Rounded down: 1 means all of them.
-      'coverage', jsonb_build_object(
-        'recorded', case when v_images_left > 0 then trunc(v_recorded::numeric / v_images_left, 6) else 1 end,
-        'signed', case when v_images_left > 0 then trunc(image_sync.count_of(v_ledger, 'images_signed')::numeric / v_images_left, 6) else 1 end
-      ),
-      'probe', coalesce(p_probe, '{"checked": 0, "ok": 0, "failures": []}'),
-      'other_extensions', jsonb_build_object('count', image_sync.count_of(v_ledger, 'not_images') - image_sync.count_of(v_ledger, 'excluded') - image_sync.count_of(v_ledger, 'empty_files'), 'samples', image_sync.samples(p_run.id, 'other_extensions')),
-      'excluded', jsonb_build_object('count', image_sync.count_of(v_ledger, 'excluded'), 'samples', image_sync.samples(p_run.id, 'excluded')),
-      'empty_files', jsonb_build_object('count', image_sync.count_of(v_ledger, 'empty_files'), 'samples', image_sync.samples(p_run.id, 'empty_files')),
-      'several_files', jsonb_build_object(
-        'count', image_sync.count_of(v_ledger, 'several_files') + coalesce(p_run.twins, 0),
-        'samples', jsonb_path_query_array(image_sync.twin_samples(p_run.bucket_id, p_run.twin_keys) || image_sync.samples(p_run.id, 'several_files'), '$[0 to 19]')
-      ),
-      'unsigned_with_object', image_sync.count_of(v_ledger, 'records') - image_sync.count_of(v_ledger, 'records_signed') - image_sync.count_of(v_ledger, 'orphans_unsigned'),
-      'expired_with_object', image_sync.count_of(v_ledger, 'records_expired') - image_sync.count_of(v_ledger, 'orphans_expired'),
-      'failed', jsonb_build_object(
-        'count', image_sync.count_of(v_ledger, 'failed') - counted.too_slow - counted.url_refused, 'samples', image_sync.problem_samples(p_run.id, 'signing_failed')
-      ),
-      'unsignable', jsonb_build_object('count', counted.unsignable, 'samples', image_sync.problem_samples(p_run.id, 'unsignable_name')),
-      'unmoved', jsonb_build_object('count', image_sync.count_of(v_ledger, 'unmoved'), 'samples', image_sync.problem_samples(p_run.id, 'not_moved')),
-      'held', jsonb_build_object('count', image_sync.count_of(v_ledger, 'held'), 'samples', image_sync.problem_samples(p_run.id, 'row_locked')),
-      'too_slow', jsonb_build_object('count', counted.too_slow_names, 'samples', image_sync.problem_samples(p_run.id, 'database_timeout')),
-      'url_refused', jsonb_build_object('count', counted.url_refused, 'samples', image_sync.problem_samples(p_run.id, 'url_refused')),
-      -- Two look-ups by index: what has no name, and what has the empty one, which the walk begins behind.
-      'unnamed', (
-        select count(*)
-        from public.part_images p
-        where p.bucket_id = p_run.bucket_id
-          and p.file_name is null
-      ) + (
-        select count(*)
-        from public.part_images p
-        where p.bucket_id = p_run.bucket_id
-          and p.file_name collate "C" = ''
-      )
-    )
-    from counted
+        group by e.day
+      ) as d
+    ),
+    'difference', (
+      select jsonb_object_agg(k.kind, jsonb_build_object('count', image_sync.count_of(l, k.kind), 'samples', image_sync.samples(p_run.id, k.kind)))
+      from unnest('{missing,orphaned,collided}'::text[]) as k (kind)
+    ) || jsonb_build_object('moved', case
+      -- In an analyze: that would move. In a sync they did.
+      when v_is_sync then '{"count": 0, "samples": []}' else jsonb_build_object('count', v_moved, 'samples', image_sync.samples(p_run.id, 'moved'))
+    end),
+    'moved_away', (
+      select jsonb_build_object('count', coalesce(sum((c.facts #>> '{away,count}')::bigint), 0), 'files', jsonb_path_query_array(
+        jsonb_path_query_array(coalesce(jsonb_agg(c.facts #> '{away,files}' order by c.number), '[]'), '$[*][*]'), '$[0 to 19]'
+      ))
+      from image_sync.chunks c
+      where c.run_id = p_run.id and c.facts ? 'away'
+    ),
+    -- Rounded down: 1 means all of them.
+    'coverage', jsonb_build_object(
+      'recorded', case when v_images > 0 then trunc(v_recorded::numeric / v_images, 6) else 1 end,
+      'signed', case when v_images > 0 then trunc(image_sync.count_of(l, 'images_signed')::numeric / v_images, 6) else 1 end
+    ),
+    'probe', coalesce(p_probe, '{"checked": 0, "ok": 0, "failures": []}'),
+    'unsigned_with_object', v_records - v_signed - image_sync.count_of(l, 'orphans_unsigned'),
+    'expired_with_object', v_expired - image_sync.count_of(l, 'orphans_expired'),
+    -- Two look-ups by index: what has no name, and what has the empty one, which the walk begins behind.
+    'unnamed', (select count(*) from public.part_images p where p.bucket_id = p_run.bucket_id and p.file_name is null)
+      + (select count(*) from public.part_images p where p.bucket_id = p_run.bucket_id and p.file_name collate "C" = '')
   );
 end;
 $$;
@@ -7313,11 +5168,7 @@ comment on function image_sync.measure(image_sync.runs, jsonb) is
 
 -- What a verify saw, for the report.
 create or replace function image_sync.measure_verified(p_run image_sync.runs)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 declare
   v_ledger constant jsonb := image_sync.run_ledger(p_run.id);
 begin
@@ -7337,9 +5188,7 @@ begin
             select p.problem ->> 'detail'
             from image_sync.chunks h
             cross join lateral jsonb_array_elements(h.problems) as p (problem)
-            where h.run_id = p_run.id
-              and h.ledger ? 'broken'
-              and p.problem ->> 'code' = 'unreachable'
+            where h.run_id = p_run.id and h.ledger ? 'broken' and p.problem ->> 'code' = 'unreachable'
             limit 1
           ) end
         )), '{}')
@@ -7347,8 +5196,7 @@ begin
           select e.code, sum(e.files::bigint) as files
           from image_sync.chunks k
           cross join lateral jsonb_each_text(k.facts -> 'broken') as e (code, files)
-          where k.run_id = p_run.id
-            and k.ledger ? 'broken'
+          where k.run_id = p_run.id and k.ledger ? 'broken'
           group by e.code
         ) as b
       )
@@ -7364,21 +5212,22 @@ comment on function image_sync.measure_verified(image_sync.runs) is
 
 -- What the report asks at the moment of reading, because it is cheap: the schedule and the bucket itself.
 
--- The values of one field of a cron expression: *, lists, ranges and steps.
-create or replace function image_sync.cron_field(p_field text, p_low integer, p_high integer)
-returns integer[]
-language plpgsql
-immutable
-set search_path = ''
-as $$
+-- The values of one field of a cron expression: *, lists, ranges and steps of numbers, or of names, the first of which is p_low.
+create or replace function image_sync.cron_field(p_field text, p_low integer, p_high integer, p_names text[] default '{}')
+returns integer[] language plpgsql immutable set search_path = '' as $$
 begin
   return (
     select array_agg(distinct v.value)
     from regexp_split_to_table(p_field, ',') as part
-    cross join lateral regexp_matches(part, '^(?:(\*)|(\d{1,2})(?:-(\d{1,2}))?)(?:/(\d{1,2}))?$') as m
+    cross join lateral regexp_matches(part, '^(?:(\*)|(\d{1,2}|[a-z]{3})(?:-(\d{1,2}|[a-z]{3}))?)(?:/(\d{1,2}))?$') as m
+    cross join lateral (
+      select
+        case when m[1] = '*' then p_low when m[2] ~ '^\d' then m[2]::integer else array_position(p_names, m[2]) + p_low - 1 end as first,
+        case when m[3] ~ '^\d' then m[3]::integer else array_position(p_names, m[3]) + p_low - 1 end as last
+    ) as ends
     cross join lateral generate_series(
-      coalesce(m[2]::integer, p_low),
-      case when m[1] = '*' or (m[3] is null and m[4] is not null) then p_high else coalesce(m[3], m[2])::integer end,
+      ends.first,
+      case when m[3] is not null then ends.last when m[1] = '*' or m[4] is not null then p_high else ends.first end,
       greatest(coalesce(m[4]::integer, 1), 1)
     ) as v (value)
     where v.value between p_low and p_high
@@ -7386,48 +5235,20 @@ begin
 end;
 $$;
 
-comment on function image_sync.cron_field(text, integer, integer) is 'The values that a field of a cron expression stands for; null where it is none of *, a, a-b, */n, a-b/n or a list of those.';
-
--- Names of months or days as numbers: FRI is 5.
-create or replace function image_sync.number_names(p_field text, p_names text[], p_first integer)
-returns text
-language plpgsql
-immutable
-set search_path = ''
-as $$
-begin
-  return (
-    select string_agg(coalesce((array_position(p_names, part.word) + p_first - 1)::text, part.word), '' order by part.place)
-    from regexp_matches(p_field, '[a-z]+|[^a-z]+', 'g') with ordinality as m (words, place)
-    cross join lateral (select m.words[1] as word, m.place) as part
-  );
-end;
-$$;
-
-comment on function image_sync.number_names(text, text[], integer) is 'A field of a cron expression with its names (lower case) replaced by their numbers, the first of which is p_first.';
+comment on function image_sync.cron_field(text, integer, integer, text[]) is 'The values that a field of a cron expression (lower case) stands for; null where it is none of *, a, a-b, */n, a-b/n or a list of those.';
 
 -- When a schedule of pg_cron is due next, in GMT as pg_cron has it: five fields with lists, ranges, steps, names of months and days and
 -- $ for the last day of a month; @daily and its like; or a number of seconds. Source: pg_cron's documentation.
 create or replace function image_sync.next_time(p_schedule text, p_after timestamptz)
-returns timestamptz
-language plpgsql
-immutable
-set search_path = ''
-as $$
+returns timestamptz language plpgsql immutable set search_path = '' as $$
 begin
   return (
     with spelled as (
-      select
-        case lower(btrim(p_schedule, E' \t\r\n'))
-          when '@yearly' then '0 0 1 1 *'
-          when '@annually' then '0 0 1 1 *'
-          when '@monthly' then '0 0 1 * *'
-          when '@weekly' then '0 0 * * 0'
-          when '@daily' then '0 0 * * *'
-          when '@midnight' then '0 0 * * *'
-          when '@hourly' then '0 * * * *'
-          else lower(btrim(p_schedule, E' \t\r\n'))
-        end as schedule
+      select coalesce(
+        '{"@yearly": "0 0 1 1 *", "@annually": "0 0 1 1 *", "@monthly": "0 0 1 * *", "@weekly": "0 0 * * 0", "@daily": "0 0 * * *", "@midnight": "0 0 * * *", "@hourly": "0 * * * *"}'::jsonb ->> given.schedule,
+        given.schedule
+      ) as schedule
+      from lower(btrim(p_schedule, E' \t\r\n')) as given (schedule)
     ), fields as (
       select regexp_split_to_array(spelled.schedule, '\s+') as f
       from spelled
@@ -7437,9 +5258,9 @@ begin
         image_sync.cron_field(f[2], 0, 23) as hours,
         image_sync.cron_field(nullif(array_to_string(array_remove(string_to_array(f[3], ','), '$'), ','), ''), 1, 31) as month_days,
         '$' = any (string_to_array(f[3], ',')) as last_day,
-        image_sync.cron_field(image_sync.number_names(f[4], '{jan,feb,mar,apr,may,jun,jul,aug,sep,oct,nov,dec}', 1), 1, 12) as months,
+        image_sync.cron_field(f[4], 1, 12, '{jan,feb,mar,apr,may,jun,jul,aug,sep,oct,nov,dec}') as months,
         -- Both 0 and 7 are Sunday.
-        image_sync.cron_field(image_sync.number_names(f[5], '{sun,mon,tue,wed,thu,fri,sat}', 0), 0, 7) as week_days,
+        image_sync.cron_field(f[5], 0, 7, '{sun,mon,tue,wed,thu,fri,sat}') as week_days,
         f[3] like '*%' or f[5] like '*%' as any_day,
         -- Every month has such a day, or every week: two months tell. Else February 29th may be eight years away.
         case when f[4] = '*' and (f[3] = '*' or f[5] = '*') then 62 else 2922 end as days_ahead
@@ -7460,8 +5281,7 @@ begin
       where extract(month from d.day)::integer = any (sets.months)
         -- Where both kinds of day are restricted, either will do: cron's old rule.
         and case when sets.any_day then fits.fits_month and fits.fits_week else fits.fits_month or fits.fits_week end
-      order by n.days
-      limit 2
+      order by n.days limit 2
     )
     select coalesce(
       (
@@ -7486,11 +5306,7 @@ comment on function image_sync.next_time(text, timestamptz) is 'The next time th
 
 -- A report that met one lock would meet it again for each thing and each bucket: it has waited enough.
 create or replace function image_sync.wait_no_more()
-returns void
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns void language plpgsql stable set search_path = '' as $$
 begin
   perform set_config('lock_timeout', '1ms', true);
 end;
@@ -7500,12 +5316,7 @@ comment on function image_sync.wait_no_more() is 'Makes the rest of the calling 
 
 -- The jobs that the schedule consists of, by what they do and whose they are: the name is the operator's.
 create or replace function image_sync.scheduled_jobs()
-returns table (name text, line text, jobid bigint, schedule text)
-language plpgsql
-stable
-security definer
-set search_path = ''
-as $$
+returns table (name text, line text, jobid bigint, schedule text) language plpgsql stable security definer set search_path = '' as $$
 begin
   return query
   select w.name, format('select cron.schedule(%L, %L, %L);', w.name, w.schedule, w.command), j.jobid, j.schedule
@@ -7537,12 +5348,7 @@ comment on function image_sync.scheduled_jobs() is
 -- What service_role cannot see: whether jobs exist, how they went, and how the calls of the function went. Takes
 -- nothing, returns facts.
 create or replace function image_sync.schedule_facts()
-returns jsonb
-language plpgsql
-stable
-security definer
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable security definer set search_path = '' as $$
 declare
   v_facts jsonb := '{}'::jsonb;
 begin
@@ -7560,10 +5366,8 @@ begin
     left join lateral (
       select r.status, r.return_message, r.start_time
       from cron.job_run_details r
-      where r.jobid = s.jobid
-        and r.status in ('succeeded', 'failed')
-      order by r.runid desc
-      limit 1
+      where r.jobid = s.jobid and r.status in ('succeeded', 'failed')
+      order by r.runid desc limit 1
     ) as d on true;
   end if;
   v_facts := v_facts || jsonb_build_object('function_fits', image_sync.function_fits(), 'function_url', (
@@ -7594,8 +5398,7 @@ begin
       left join net._http_response h
         on h.id = r.kick_id
         and h.created between r.kicked_at and coalesce(r.finished_at, 'infinity')
-      where r.kick_id is not null
-        and r.outcome is distinct from 'succeeded'
+      where r.kick_id is not null and r.outcome is distinct from 'succeeded'
     ));
   end if;
   return v_facts;
@@ -7699,11 +5502,7 @@ comment on function image_sync.table_facts(text) is
 -- Records that no run looks at: of buckets without settings, or that do not exist. From one bucket to the next by the index, each
 -- counted up to 10,000: reading them costs the same however many records there are.
 create or replace function image_sync.stray_facts(p_bucket_id text)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     with recursive labels as (
@@ -7718,8 +5517,7 @@ begin
         ),
         l.place + 1
       from labels l
-      where l.bucket_id is not null
-        and l.place < 1000
+      where l.bucket_id is not null and l.place < 1000
     ), strays as (
       select l.bucket_id, b.id is not null as bucket_exists, counted.records
       from labels l
@@ -7731,16 +5529,13 @@ begin
           select
           from public.part_images p
           where p.bucket_id = l.bucket_id
-          order by p.file_name collate "C"
-          limit 10000
+          order by p.file_name collate "C" limit 10000
         ) as few
       ) as counted
-      where l.bucket_id is not null
-        and (b.id is null or s.bucket_id is null)
+      where l.bucket_id is not null and (b.id is null or s.bucket_id is null)
         -- Its own report says so as bucket_missing.
         and l.bucket_id <> p_bucket_id
-      order by l.bucket_id
-      limit 20
+      order by l.bucket_id limit 20
     )
     select jsonb_build_object('strays', coalesce(jsonb_agg(jsonb_build_object('bucket_id', t.bucket_id, 'bucket_exists', t.bucket_exists, 'records', t.records)), '[]'))
     from strays t
@@ -7759,20 +5554,13 @@ comment on function image_sync.stray_facts(text) is
 
 -- An open run that has not moved for two minutes: by then a worker that died was replaced.
 create or replace function image_sync.standing_run(p_bucket_id text)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     select jsonb_build_object('id', r.id, 'mode', r.mode, 'plan_id', r.plan_id, 'bucket_is_gone', case when r.plan_id is null then r.options -> 'bucket_is_gone' end, 'since', r.moved_at, 'reason', image_sync.standstill_reason(r))
     from image_sync.runs r
-    where r.bucket_id = p_bucket_id
-      and r.finished_at is null
-      and r.moved_at < now() - interval '2 minutes'
-    order by r.moved_at
-    limit 1
+    where r.bucket_id = p_bucket_id and r.finished_at is null and r.moved_at < now() - interval '2 minutes'
+    order by r.moved_at limit 1
   );
 end;
 $$;
@@ -7869,11 +5657,7 @@ comment on function public.image_sync_open_register(text) is 'The reader whose k
 -- Readers for whom URLs die before they look again: their sheet shows nothing until it is refreshed. One that has not been used
 -- for a year has been given up.
 create or replace function image_sync.reader_facts(p_settings image_sync.settings)
-returns jsonb
-language sql
-stable
-set search_path = ''
-as $$
+returns jsonb language sql stable set search_path = '' as $$
   select jsonb_build_object(
     'rare_readers', coalesce(jsonb_agg(format('%s: last used %s', r.name, to_char(r.last_used_at at time zone 'UTC', 'YYYY-MM-DD')) order by r.last_used_at, r.name), '[]'),
     'longest_absence_days', ceil(extract(epoch from now() - min(r.last_used_at)) / 86400)
@@ -7888,80 +5672,43 @@ comment on function image_sync.reader_facts(image_sync.settings) is 'Readers of 
 
 -- findings
 
--- Everything that the report tells the operator to look at: the one place that defines it. A function for each thing that is looked
--- at says what may be wrong with it; image_sync.findings() says which of that stands: what has a count above 0, unless another
--- that stands is its cause: one fault, one finding. p_facts is what image_sync.report_facts() gathers.
-
--- What would mend a fault, for a machine: a request to the API with the bucket in it, or SQL to run as the owner of the schema.
-create or replace function image_sync.request_of(p_bucket_id text, p_request jsonb)
-returns jsonb
-language plpgsql
-immutable
-set search_path = ''
-as $$
-begin
-  return jsonb_build_object('request', p_request || jsonb_build_object('bucket', p_bucket_id));
-end;
-$$;
-
-comment on function image_sync.request_of(text, jsonb) is 'The action {"request": body of a POST} for a bucket.';
-
-create or replace function image_sync.sql_of(p_sql text)
-returns jsonb
-language sql
-immutable
-set search_path = ''
-as $$
-  select jsonb_build_object('sql', p_sql)
-$$;
-
-comment on function image_sync.sql_of(text) is 'The action {"sql": statements to run as the owner of the schema image_sync}.';
+-- What there is to look at, by code: how much of it, samples, and the numbers that its words need. The words, what mends it, and what
+-- explains what away are a row of the function's findings.ts. p_facts is what image_sync.report_facts() gathers; a fact that is absent
+-- finds nothing.
 
 -- URLs that show no image, by reason: what the newest verify saw of all of them, and the probe of a newer sync of a few. A sync that
 -- came after the verify signed anew what was rejected and counted what is gone; a file that is lost stays lost until it is looked at.
 create or replace function image_sync.unseen(p_facts jsonb)
-returns table (code text, files bigint, samples jsonb, none_shown boolean)
-language plpgsql
-stable
-set search_path = ''
-as $$
--- What it returns has the names of columns.
-#variable_conflict use_column
+returns table (code text, files bigint, samples jsonb, none_shown boolean) language plpgsql stable set search_path = '' as $$
+declare
+  v_verified constant jsonb := p_facts -> 'verified';
+  v_probe constant jsonb := p_facts #> '{measured,probe}';
+  v_is_older constant boolean := coalesce((p_facts #>> '{verified,is_older}')::boolean, true);
+  v_verify_shows_none constant boolean := coalesce((v_verified ->> 'ok')::bigint = 0 and (v_verified ->> 'checked')::bigint > 0, false);
+  v_probe_shows_none constant boolean := coalesce(v_is_older and (v_probe ->> 'ok')::bigint = 0 and (v_probe ->> 'checked')::bigint > 0, false);
 begin
   return query
-  with f as (
-    select
-      nullif(p_facts -> 'verified', 'null') as verified,
-      coalesce((p_facts #>> '{verified,is_older}')::boolean, true) as is_older,
-      p_facts #> '{measured,probe}' as probe
-  )
   select
     reason.code,
+    -- One at least where the verify ended there.
     greatest(by_verify.files, by_probe.files, unreached.files),
     case when by_verify.files >= by_probe.files then by_verify.samples else by_probe.samples end,
-    by_verify.none_shown or by_probe.none_shown or unreached.files > 0
-  from f
-  cross join unnest('{file_lost,file_gone,not_an_image,wrong_content_type,url_rejected,unreachable}'::text[]) as reason (code)
+    reason.is_told and v_verify_shows_none or v_probe_shows_none or unreached.files > 0
+  from (
+    select c.code, not v_is_older or c.code in ('file_lost', 'not_an_image', 'wrong_content_type') as is_told
+    from unnest('{file_lost,file_gone,not_an_image,wrong_content_type,url_rejected,unreachable}'::text[]) as c (code)
+  ) as reason
   cross join lateral (
     select
-      case when told.by_verify then coalesce((f.verified #>> array['failures', reason.code, 'count'])::bigint, 0) else 0 end as files,
-      coalesce(f.verified #> array['failures', reason.code, 'samples'], '[]') as samples,
-      told.by_verify and (f.verified ->> 'ok')::bigint = 0 and (f.verified ->> 'checked')::bigint > 0 as none_shown
-    from (
-      select f.verified is not null and (not f.is_older or reason.code in ('file_lost', 'not_an_image', 'wrong_content_type')) as by_verify
-    ) as told
+      case when reason.is_told then coalesce((v_verified #>> array['failures', reason.code, 'count'])::bigint, 0) else 0 end as files,
+      coalesce(v_verified #> array['failures', reason.code, 'samples'], '[]') as samples
   ) as by_verify
   cross join lateral (
-    select
-      count(p.failure) as files,
-      coalesce(jsonb_agg(p.failure ->> 'name'), '[]') as samples,
-      coalesce((f.probe ->> 'ok')::bigint = 0 and (f.probe ->> 'checked')::bigint > 0, false) and f.is_older as none_shown
-    from jsonb_array_elements(coalesce(f.probe -> 'failures', '[]')) as p (failure)
-    where f.is_older
-      and p.failure ->> 'code' = reason.code
+    select count(p.failure) as files, coalesce(jsonb_agg(p.failure ->> 'name'), '[]') as samples
+    from jsonb_array_elements(coalesce(v_probe -> 'failures', '[]')) as p (failure)
+    where v_is_older and p.failure ->> 'code' = reason.code
   ) as by_probe
   cross join lateral (
-    -- One at least: the verify ended there.
     select (reason.code = 'unreachable' and p_facts ->> 'unreached' is not null)::integer as files
   ) as unreached;
 end;
@@ -7970,591 +5717,155 @@ $$;
 comment on function image_sync.unseen(jsonb) is
   'Of the facts of a report: how many URLs show no image, by reason, with samples, and whether none of those looked at showed one.';
 
--- Of the bucket as a whole.
+-- What runs counted, and what readers see.
+create or replace function image_sync.measured_findings(p_facts jsonb)
+returns table (code text, count bigint, samples jsonb, numbers jsonb) language plpgsql stable set search_path = '' as $$
+declare
+  v_measured constant jsonb := p_facts -> 'measured';
+begin
+  return query
+  select f.code, (v_measured #>> (f.path || '{count}'))::bigint, v_measured #> (f.path || '{samples}'), f.numbers
+  from (values
+    ('excluded_extensions', '{other_extensions}'::text[], jsonb_build_object('extensions', p_facts #> '{live,extensions}')),
+    ('excluded_names', '{excluded}', null),
+    ('empty_files', '{empty_files}', null),
+    ('several_files', '{several_files}', null),
+    ('unsignable_names', '{unsignable}', null),
+    ('missing', '{difference,missing}', null),
+    ('orphaned', '{difference,orphaned}', null),
+    ('collided', '{difference,collided}', null),
+    ('moved', '{difference,moved}', null),
+    ('moved_away', '{moved_away}', jsonb_build_object('files', v_measured #> '{moved_away,files}', 'has_settings', exists (
+      select
+      from image_sync.settings s
+      where s.bucket_id = v_measured #>> '{moved_away,files,0,bucket}'
+    ))),
+    ('not_moved', '{unmoved}', null),
+    ('row_locked', '{held}', null),
+    ('database_timeout', '{too_slow}', null),
+    ('url_refused', '{url_refused}', null)
+  ) as f (code, path, numbers)
+  union all
+  select u.code, u.files, u.samples, jsonb_build_object('none_shown', u.none_shown, 'said', case when u.code = 'unreachable' then coalesce(
+    p_facts ->> 'unreached',
+    jsonb_path_query_first(v_measured, '$.probe.failures[*] ? (@.code == "unreachable").error') #>> '{}',
+    p_facts #>> '{verified,failures,unreachable,said}'
+  ) end)
+  from image_sync.unseen(p_facts) as u;
+end;
+$$;
+
+comment on function image_sync.measured_findings(jsonb) is 'What runs counted and readers see, by the code of a finding, 0 and null included.';
+
+-- What is true of the bucket, its rights, its URLs and its runs.
 create or replace function image_sync.bucket_findings(p_facts jsonb)
-returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns table (code text, count bigint, samples jsonb, numbers jsonb) language plpgsql stable set search_path = '' as $$
 declare
-  v_bucket_id constant text := p_facts ->> 'bucket_id';
-  v_live constant jsonb := p_facts -> 'live';
-  v_last_listing constant jsonb := p_facts -> 'last_listing';
-begin
-  return query
-  select v.*
-  from (values
-    (
-      'bucket_missing', 'error', 'The bucket does not exist',
-      (not (v_live ->> 'bucket_exists')::boolean)::integer::bigint, null::jsonb,
-      format('Create the private bucket %s under Storage and upload its files. If it is gone for good, archive its records with a cleanup that says so (bucket_is_gone) and take it out of the settings.', v_bucket_id),
-      image_sync.sql_of(format('insert into storage.buckets (id, name, public) values (%1$L, %1$L, false);', v_bucket_id))
-    ),
-    (
-      'bucket_empty', case when (v_live ->> 'has_records')::boolean then 'error' else 'warning' end, 'No files found in bucket',
-      ((v_live ->> 'bucket_exists')::boolean and not (v_live ->> 'has_objects')::boolean)::integer, null,
-      format('Check that %s is the right bucket, upload its files there, then start a sync. Nothing is removed from the table for an empty bucket.', v_bucket_id),
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'listing_incomplete', 'error', 'The last run stopped before the end of the bucket',
-      (v_last_listing ->> 'state' in ('failed', 'cancelled') and not (v_last_listing ->> 'reached_end')::boolean and coalesce(v_last_listing #>> '{error,code}', '') not in ('bucket_missing', 'function_unknown', 'unreachable'))::integer, null,
-      'Files beyond that point were not looked at. A run lists page by page to the very end and has no limit of 100 files: see the run''s error, mend its cause and start a sync.',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    )
-  ) as v (code, level, title, count, samples, remediation, action);
-end;
-$$;
-
-comment on function image_sync.bucket_findings(jsonb) is 'What is wrong with the bucket as a whole: absent, empty, or not listed to its end.';
-
--- Of who may do what: too much, or too little.
-create or replace function image_sync.access_findings(p_facts jsonb)
-returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
-language plpgsql
-stable
-set search_path = ''
-as $$
-declare
-  v_bucket_id constant text := p_facts ->> 'bucket_id';
-  v_live constant jsonb := p_facts -> 'live';
-begin
-  return query
-  select v.*
-  from (values
-    (
-      'bucket_public', 'warning', 'The bucket is public',
-      coalesce((v_live ->> 'bucket_public')::boolean, false)::integer::bigint, null::jsonb,
-      format('Anyone can fetch every file without a signed URL. Make bucket %s private under Storage, Edit bucket.', v_bucket_id),
-      image_sync.sql_of(format('update storage.buckets set public = false where id = %L;', v_bucket_id))
-    ),
-    (
-      'listing_failed', 'error', 'Error listing files',
-      coalesce((v_live ->> 'listing_refused')::boolean, false)::integer, null,
-      'storage.objects could not be read: service_role lacks the rights, or the function uses another key. Grant them, then start a sync.',
-      image_sync.sql_of('grant usage on schema storage to service_role; grant select on storage.objects, storage.buckets to service_role;')
-    ),
-    (
-      'table_refused', 'error', 'The function may not use the table',
-      coalesce((v_live ->> 'table_refused')::boolean, false)::integer, null,
-      'The table was adopted as it was, and its grants do not let service_role work. Grant them, then start a sync.',
-      image_sync.sql_of('grant select, insert, update, delete on public.part_images to service_role;')
-    ),
-    (
-      'table_public', 'warning', 'Anyone with the publishable key can read the signed URLs',
-      coalesce((v_live ->> 'table_public')::boolean, false)::integer, null,
-      'The role anon may select from public.part_images. Unless that is wanted, revoke it, or enable row level security on the table.',
-      image_sync.sql_of('revoke select on public.part_images from anon, public;')
-    )
-  ) as v (code, level, title, count, samples, remediation, action);
-end;
-$$;
-
-comment on function image_sync.access_findings(jsonb) is 'Who may read what they should not, and what the function may not do.';
-
--- Of the files: what they are called, how large they are, which are left out.
-create or replace function image_sync.file_findings(p_facts jsonb)
-returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
-language plpgsql
-stable
-set search_path = ''
-as $$
-declare
-  v_bucket_id constant text := p_facts ->> 'bucket_id';
   v_live constant jsonb := p_facts -> 'live';
   v_measured constant jsonb := p_facts -> 'measured';
-  -- Extensions that are left out and are of pictures.
-  v_pictures constant jsonb := (
-    select coalesce(jsonb_agg(e.extension order by e.extension), '[]')
-    from jsonb_object_keys(coalesce(nullif(p_facts #> '{measured,bucket,by_extension}', 'null'), '{}')) as e (extension)
-    where e.extension in ('jpg', 'jpeg', 'png', 'gif', 'webp', 'bmp', 'svg', 'ico', 'heic', 'heif', 'tif', 'tiff', 'avif')
-      and not p_facts #> '{live,extensions}' ? e.extension
-  );
+  v_sync constant jsonb := p_facts -> 'last_sync';
+  v_listing constant jsonb := p_facts -> 'last_listing';
+  v_expiry constant timestamptz := (v_measured #>> '{records,soonest_expiry}')::timestamptz;
+  v_expired constant bigint := (v_measured ->> 'expired_with_object')::bigint;
 begin
   return query
-  select v.*
+  select v.code, v.is_so::bigint, null::jsonb, v.numbers
   from (values
-    (
-      'excluded_extensions', 'info', 'Files left out because of their extension',
-      (v_measured #>> '{other_extensions,count}')::bigint, v_measured #> '{other_extensions,samples}',
-      case
-        when jsonb_array_length(v_pictures) = 0 then 'None of them is a picture by its extension: nothing to do.'
-        else 'To include the pictures among them, add their extensions; then start a sync.'
-      end
-        || case when v_pictures ?| '{heic,heif,tif,tiff,avif}' then ' Neither every spreadsheet nor every browser shows heic, heif, tif, tiff or avif.' else '' end
-        || case when v_measured #> '{bucket,by_extension}' ? '(none)' and not v_live -> 'extensions' ? '' then ' Files without an extension are included by an empty one in that list.' else '' end,
-      case when jsonb_array_length(v_pictures) > 0 then image_sync.sql_of(format(
-        'update image_sync.settings set extensions = extensions || %L::text[] where bucket_id = %L;',
-        array(select jsonb_array_elements_text(v_pictures)), v_bucket_id
-      )) end
-    ),
-    (
-      'excluded_names', 'info', 'Hidden and system files left out by name',
-      (v_measured #>> '{excluded,count}')::bigint, v_measured #> '{excluded,samples}',
-      'Their names match a pattern of the setting exclude, so they have no record.',
-      null::jsonb
-    ),
-    (
-      'empty_files', 'warning', 'Files that are empty',
-      (v_measured #>> '{empty_files,count}')::bigint, v_measured #> '{empty_files,samples}',
-      'They have a size of 0 and show nothing, so they count as no images. Upload them again, then start a sync.',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'several_files', 'warning', 'Several files for one part number',
-      (v_measured #>> '{several_files,count}')::bigint, v_measured #> '{several_files,samples}',
-      'Each file has its own record; a look-up by part number finds one of them. Keep one file for each part number and delete or rename the others, then start a sync; nothing is overwritten.',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'unsignable_names', 'warning', 'Files whose name Storage opens no URL of',
-      (v_measured #>> '{unsignable,count}')::bigint, v_measured #> '{unsignable,samples}',
-      'A name that Storage does not open (non-ASCII characters, # % ~ ^ | [ ] { } < > quotes, tabs, a path segment . or ..) has to be changed: rename the file, then start a sync.',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    )
-  ) as v (code, level, title, count, samples, remediation, action);
+    ('bucket_missing', (not (v_live ->> 'bucket_exists')::boolean)::integer, null::jsonb),
+    ('bucket_empty', ((v_live ->> 'bucket_exists')::boolean and not (v_live ->> 'has_objects')::boolean)::integer, jsonb_build_object('has_records', v_live -> 'has_records')),
+    ('listing_incomplete', (v_listing ->> 'state' in ('failed', 'cancelled') and not (v_listing ->> 'reached_end')::boolean and coalesce(v_listing #>> '{error,code}', '') not in ('bucket_missing', 'function_unknown', 'unreachable'))::integer, null),
+    ('bucket_public', (v_live ->> 'bucket_public')::boolean::integer, null),
+    ('listing_failed', (v_live ->> 'listing_refused')::boolean::integer, null),
+    ('table_refused', (v_live ->> 'table_refused')::boolean::integer, null),
+    ('table_public', (v_live ->> 'table_public')::boolean::integer, null),
+    ('unnamed_records', (v_measured ->> 'unnamed')::bigint, null),
+    ('signing_failed', (v_sync ->> 'stop_reason' in ('signing_failed', 'signing_impossible', 'dead_chunks'))::integer, null),
+    -- Those that the last run could not sign or write have findings of their own.
+    ('unsigned', (v_measured ->> 'unsigned_with_object')::bigint - (
+      select sum((v_measured #>> array[k.key, 'count'])::bigint)
+      from unnest('{failed,held,too_slow,url_refused}'::text[]) as k (key)
+    ), null),
+    -- Nothing was measured since the first of them died: at least one has.
+    ('expired', case when v_expiry <= now() then greatest(v_expired, 1) else v_expired end, null),
+    -- function_unknown says it already.
+    ('last_run_failed', (v_sync ->> 'state' = 'failed' and (v_sync #>> '{error,code}' is distinct from 'function_unknown' or p_facts #> '{schedule,function_url}' is distinct from 'null'))::integer, null)
+  ) as v (code, is_so, numbers)
+  union all
+  values
+    ('last_run_partial', (v_sync ->> 'state' = 'partial')::integer, v_measured #> '{failed,samples}', null),
+    ('register_opened_rarely', jsonb_array_length(v_live -> 'rare_readers'), v_live -> 'rare_readers', jsonb_build_object('longest_absence_days', v_live -> 'longest_absence_days')),
+    ('stray_records', (select sum((s.stray ->> 'records')::bigint)::bigint from jsonb_array_elements(v_live -> 'strays') as s (stray)), null, jsonb_build_object('strays', v_live -> 'strays')),
+    ('run_stands_still', (v_live -> 'standing_run' <> 'null')::integer, null, jsonb_build_object('run', v_live -> 'standing_run'));
 end;
 $$;
 
-comment on function image_sync.file_findings(jsonb) is 'Which files have no record, no URL or no picture because of their name or size.';
+comment on function image_sync.bucket_findings(jsonb) is 'What is true of a bucket, the rights, the URLs and the runs, by the code of a finding.';
 
--- Of how files and records differ.
-create or replace function image_sync.difference_findings(p_facts jsonb)
-returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
-language plpgsql
-stable
-set search_path = ''
-as $$
-declare
-  v_bucket_id constant text := p_facts ->> 'bucket_id';
-  v_live constant jsonb := p_facts -> 'live';
-  v_measured constant jsonb := p_facts -> 'measured';
-  v_last_sync constant jsonb := p_facts -> 'last_sync';
-  -- Where the first of the files is that were moved away.
-  v_away_to record;
-begin
-  select f.bucket_id, f.is_followed, exists (
-    select
-    from image_sync.settings s
-    where s.bucket_id = f.bucket_id
-  ) as has_settings
-  into v_away_to
-  from (select v_measured #>> '{moved_away,files,0,bucket}', coalesce((v_measured #>> '{moved_away,files,0,is_followed}')::boolean, true)) as f (bucket_id, is_followed);
-  return query
-  select v.*
-  from (values
-    (
-      'missing', 'warning', 'Images without a record',
-      (v_measured #>> '{difference,missing,count}')::bigint, v_measured #> '{difference,missing,samples}',
-      'Start a sync; the nightly run does it too.',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'orphaned', 'warning', 'Records without a file',
-      (v_measured #>> '{difference,orphaned,count}')::bigint, v_measured #> '{difference,orphaned,samples}',
-      'If the files are gone for good, start a cleanup: it lists the records first and removes them only when that list is confirmed. If they should be there, restore the files.'
-        || case
-          when (v_last_sync #>> '{totals,inserted}')::bigint = (v_measured #>> '{difference,orphaned,count}')::bigint
-            then ' Just as many files came as went: if they were copied and deleted instead of moved, their records could not follow. Move files with Storage''s own move, which keeps their records.'
-          else ''
-        end,
-      image_sync.request_of(v_bucket_id, '{"mode": "cleanup"}')
-    ),
-    (
-      'collided', 'warning', 'Images whose record the table refuses',
-      (v_measured #>> '{difference,collided,count}')::bigint, v_measured #> '{difference,collided,samples}',
-      coalesce((
-        select format('Column %I must have a value, and a sync has none for it. Give it a default, or run: alter table public.part_images alter column %1$I drop not null; then start a sync.', c.name)
-        from jsonb_array_elements(coalesce(v_last_sync -> 'problems', '[]')) as p (problem)
-        cross join substring(p.problem ->> 'detail', '^null value in column "(.+)" of relation "part_images"') as c (name)
-        where c.name is not null
-        limit 1
-      ), 'Another record has the same part number, or a constraint or trigger of the table says no. Rename the file, or change the other record, then start a sync.'),
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'moved', 'warning', 'Files that were renamed or moved',
-      (v_measured #>> '{difference,moved,count}')::bigint, v_measured #> '{difference,moved,samples}',
-      'Their URLs open nothing any more. Start a sync: it takes each record along to the new name and signs it; the nightly run does it too.',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'moved_away', 'warning', 'Files that were moved away',
-      (v_measured #>> '{moved_away,count}')::bigint,
-      (
-        select jsonb_agg(format('%s → %s', a.file ->> 'name', image_sync.place_in_words(v_bucket_id, a.file ->> 'bucket', coalesce(a.file ->> 'to', a.file ->> 'name'))))
-        from jsonb_array_elements(coalesce(nullif(v_measured -> 'moved_away', 'null') -> 'files', '[]')) as a (file)
-      ),
-      'Their records are here still, with URLs that open nothing' || case
-        when v_away_to.has_settings and v_away_to.is_followed then ': a sync of the bucket that they went to takes them along. Start a sync of that bucket.'
-        when v_away_to.has_settings then ', and no sync takes them along: what they are called now is left out, or they are empty. Rename them, or change what is left out; then start a sync.'
-        else ', and no sync looks at the bucket that they went to. Give it settings and start a sync of it, or move them back.'
-      end,
-      case
-        when v_away_to.has_settings then image_sync.request_of(v_away_to.bucket_id, '{"mode": "sync"}')
-        else image_sync.sql_of(format('insert into image_sync.settings (bucket_id) values (%L);', v_away_to.bucket_id))
-      end
-    ),
-    (
-      'not_moved', 'warning', 'Records that could not follow their files',
-      (v_measured #>> '{unmoved,count}')::bigint, v_measured #> '{unmoved,samples}',
-      'The problems of the last sync say why of each: somebody held the record (the next sync settles it), or a constraint or trigger of the table refused its new name or part number. Mend that, then start a sync.',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'unnamed_records', 'warning', 'Records without a file name',
-      (v_measured ->> 'unnamed')::bigint, null,
-      'They cannot be matched with any file. Give them their file names, or move them to the archive; then start an analyze.',
-      image_sync.sql_of(format(
-        'with taken as (delete from public.part_images p where p.bucket_id = %1$L and coalesce(p.file_name, '''') = '''' returning to_jsonb(p.*) as record) insert into image_sync.archive (bucket_id, file_name, record, reason) select %1$L, '''', taken.record, ''unnamed'' from taken;',
-        v_bucket_id
-      ))
-    ),
-    (
-      'stray_records', 'warning', 'Records of buckets that no run looks at',
-      (
-        select sum((s.stray ->> 'records')::bigint)
-        from jsonb_array_elements(v_live -> 'strays') as s (stray)
-      )::bigint,
-      (
-        select jsonb_agg(format(
-          '%s: %s%s %s, %s', s.stray ->> 'bucket_id',
-          s.stray ->> 'records', case when (s.stray ->> 'records')::integer >= 10000 then ' or more' end,
-          case when (s.stray ->> 'records')::integer = 1 then 'record' else 'records' end,
-          case when (s.stray ->> 'bucket_exists')::boolean then 'a bucket without settings' else 'the bucket does not exist' end
-        ))
-        from jsonb_array_elements(v_live -> 'strays') as s (stray)
-      ),
-      'Nothing renews their URLs. A bucket that exists is kept in step once it has settings; the records of one that is gone are archived by a cleanup that says so: bucket by bucket, beginning with the first.',
-      case
-        when (v_live #>> '{strays,0,bucket_exists}')::boolean then image_sync.sql_of(format('insert into image_sync.settings (bucket_id) values (%L);', v_live #>> '{strays,0,bucket_id}'))
-        -- No bucket can be called so, and none can have settings by that name.
-        when v_live #>> '{strays,0,bucket_id}' ~ '^$|[\u0001-\u001f\u007f-\u009f\u2028\u2029]' then image_sync.sql_of(format(
-          'with taken as (delete from public.part_images p where p.bucket_id = %1$L returning p.file_name, to_jsonb(p.*) as record) insert into image_sync.archive (bucket_id, file_name, record, reason) select %1$L, coalesce(taken.file_name, ''''), taken.record, ''orphaned'' from taken;',
-          v_live #>> '{strays,0,bucket_id}'
-        ))
-        else image_sync.request_of(v_live #>> '{strays,0,bucket_id}', '{"mode": "cleanup", "bucket_is_gone": true}')
-      end
-    )
-  ) as v (code, level, title, count, samples, remediation, action);
-end;
-$$;
-
-comment on function image_sync.difference_findings(jsonb) is 'Which images have no record, which records no file, and why they stay so.';
-
--- Of the URLs that records have: none, one that has died, one that will die too soon.
-create or replace function image_sync.url_findings(p_facts jsonb)
-returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
-language plpgsql
-stable
-set search_path = ''
-as $$
-declare
-  v_bucket_id constant text := p_facts ->> 'bucket_id';
-  v_live constant jsonb := p_facts -> 'live';
-  v_schedule constant jsonb := p_facts -> 'schedule';
-  v_measured constant jsonb := p_facts -> 'measured';
-  v_last_sync constant jsonb := p_facts -> 'last_sync';
-begin
-  return query
-  select v.*
-  from (values
-    (
-      'signing_failed', 'error', 'Error signing URLs',
-      (v_last_sync ->> 'stop_reason' in ('signing_failed', 'signing_impossible', 'dead_chunks'))::integer, null,
-      coalesce((v_last_sync #>> '{error,detail}') || '. ', '')
-        || 'The Storage API did not sign. See the run''s error and problems; check that the bucket is the one in the settings, that the function has a secret key, and the status of Storage. Then start a sync.',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'unsigned', 'warning', 'Records without a URL',
-      -- Those that the last run could not sign or write stand under findings of their own.
-      (v_measured ->> 'unsigned_with_object')::bigint - (v_measured #>> '{failed,count}')::bigint
-        - (v_measured #>> '{held,count}')::bigint - (v_measured #>> '{too_slow,count}')::bigint - (v_measured #>> '{url_refused,count}')::bigint, null,
-      'Start a sync. If they stay, see the problems of that run.',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'row_locked', 'warning', 'Records that somebody else held',
-      (v_measured #>> '{held,count}')::bigint, v_measured #> '{held,samples}',
-      'Other sessions had them locked, so they were left as they were; the next sync settles them. If it does not, look for who stays: select pid, usename, application_name, xact_start from pg_stat_activity where state like ''idle in transaction%'' order by xact_start;',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'database_timeout', 'warning', 'Records that the database could not write in time',
-      (v_measured #>> '{too_slow,count}')::bigint, v_measured #> '{too_slow,samples}',
-      'Each of them alone took longer than the statement timeout of the Data API. Look at the triggers of the table: select tgname, tgfoid::regproc from pg_trigger where tgrelid = ''public.part_images''::regclass and not tgisinternal; Then start a sync.',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'url_refused', 'warning', 'Records that the table does not let be changed',
-      (v_measured #>> '{url_refused,count}')::bigint, v_measured #> '{url_refused,samples}',
-      'A constraint or trigger of the table refused their new URL. See the problems of the last sync for its words, mend that, then start a sync.',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'expired', 'error', 'Records whose URL has expired',
-      case
-        -- Nothing was measured since the first of them died: at least one has.
-        when (v_measured #>> '{records,soonest_expiry}')::timestamptz <= now() then greatest((v_measured ->> 'expired_with_object')::bigint, 1)
-        else (v_measured ->> 'expired_with_object')::bigint
-      end, null,
-      'Start a sync: it signs them again. Then see why the nights before did not.',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'renewed_too_late', 'warning', 'URLs will die before the schedule renews them',
-      (
-        (v_live ->> 'nightly')::boolean
-        and (
-          select min(image_sync.next_time(
-            s.schedule, greatest(now(), (v_measured #>> '{records,soonest_expiry}')::timestamptz - (v_live ->> 'renew_before')::interval)
-          ))
-          from jsonb_array_elements_text(v_schedule -> 'schedules') as s (schedule)
-        ) > (v_measured #>> '{records,soonest_expiry}')::timestamptz
-        and (v_measured #>> '{records,soonest_expiry}')::timestamptz > now()
-      )::integer, null,
-      format(
-        'The first URL dies at %s, and no scheduled sync lies in the %s before it. Let URLs live longer and be renewed earlier than the time between two nights, then start a sync.',
-        to_char((v_measured #>> '{records,soonest_expiry}')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI "GMT"'), v_live ->> 'renew_before'
-      ),
-      image_sync.sql_of(format('update image_sync.settings set signed_url_ttl = greatest(signed_url_ttl, ''7 days''), renew_before = greatest(renew_before, ''2 days'') where bucket_id = %L;', v_bucket_id))
-    ),
-    (
-      'register_opened_rarely', 'info', 'Registers that are opened less often than their URLs live',
-      jsonb_array_length(v_live -> 'rare_readers'), v_live -> 'rare_readers',
-      'What their sheets show has died meanwhile: they see no picture until they refresh. Let every URL have more life left than it takes them to look again, then start a sync: for a register that is opened once a month signed_url_ttl is 45 days and renew_before a month. A reader who has left should be revoked.',
-      image_sync.sql_of(format(
-        'update image_sync.settings set signed_url_ttl = greatest(signed_url_ttl, ''%s days''), renew_before = greatest(renew_before, ''%s days'') where bucket_id = %L;',
-        greatest(45, least(365, ceil(1.4 * (v_live ->> 'longest_absence_days')::numeric))), v_live ->> 'longest_absence_days', v_bucket_id
-      ))
-    )
-  ) as v (code, level, title, count, samples, remediation, action);
-end;
-$$;
-
-comment on function image_sync.url_findings(jsonb) is 'Which records have no URL that works, or will have none when somebody looks.';
-
--- Of what a reader sees who opens the URLs.
-create or replace function image_sync.unseen_findings(p_facts jsonb)
-returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
-language plpgsql
-stable
-set search_path = ''
-as $$
-declare
-  v_bucket_id constant text := p_facts ->> 'bucket_id';
-begin
-  return query
-  select
-    u.code, case when u.none_shown then 'error' else 'warning' end, told.title, u.files, u.samples,
-    told.remediation, image_sync.request_of(v_bucket_id, told.request)
-  from image_sync.unseen(p_facts) u
-  join (values
-    (
-      'file_lost', 'Files that are lost or empty in Storage',
-      'Storage has their row and no content: no URL shows them. Upload them again, then start a verify. Where no file shows, look at Storage first: a database that was restored brings no files along.',
-      '{"mode": "verify"}'::jsonb
-    ),
-    (
-      'file_gone', 'Files that were deleted while they were looked at',
-      'Their records are orphaned from now on: start a sync, and then see what it says of them.',
-      '{"mode": "sync"}'
-    ),
-    (
-      'not_an_image', 'Files that are no images',
-      'What they begin with is of no kind of image, whatever their names say. Upload the right files, or leave them out by the setting exclude; then start a verify.',
-      '{"mode": "verify"}'
-    ),
-    (
-      'wrong_content_type', 'Images stored under a wrong content type',
-      'Browsers and spreadsheets may not show them. Upload them again with their content type (image/jpeg), then start a verify.',
-      '{"mode": "verify"}'
-    ),
-    (
-      'url_rejected', 'URLs that Storage rejects',
-      'The key that signs URLs was rotated, or the URL was changed by hand. They have to be signed anew: start a sync that renews all.',
-      '{"mode": "sync", "renew": "all"}'
-    ),
-    (
-      'unreachable', 'URLs that could not be opened',
-      format(
-        '%s. Nothing was changed. Mend that, then start a verify.',
-        rtrim(coalesce(
-          p_facts ->> 'unreached',
-          (
-            select p.failure ->> 'error'
-            from jsonb_array_elements(coalesce(p_facts #> '{measured,probe,failures}', '[]')) as p (failure)
-            where p.failure ->> 'code' = 'unreachable'
-            limit 1
-          ),
-          p_facts #>> '{verified,failures,unreachable,said}',
-          'Storage, or the address that readers use (the setting public_url), gave no answer that says anything of the file'
-        ), '.')
-      ),
-      '{"mode": "verify"}'
-    )
-  ) as told (code, title, remediation, request) on told.code = u.code;
-end;
-$$;
-
-comment on function image_sync.unseen_findings(jsonb) is 'Which URLs show no image, by reason; an error where none of those looked at showed one.';
-
--- Of the runs: the open one, the last one, the one that should have been.
-create or replace function image_sync.run_findings(p_facts jsonb)
-returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
-language plpgsql
-stable
-set search_path = ''
-as $$
-declare
-  v_bucket_id constant text := p_facts ->> 'bucket_id';
-  v_live constant jsonb := p_facts -> 'live';
-  v_schedule constant jsonb := p_facts -> 'schedule';
-  v_measured constant jsonb := p_facts -> 'measured';
-  v_last_sync constant jsonb := p_facts -> 'last_sync';
-begin
-  return query
-  select v.*
-  from (values
-    (
-      'run_stands_still', 'error', 'An open run stands still',
-      (v_live -> 'standing_run' <> 'null')::integer::bigint, null,
-      format(
-        'The %s %s has not moved since %s. %s The watchdog calls the function again every minute; after 6 hours the nightly job closes the run. Starting it again wakes it at once; to end it, cancel it.',
-        v_live #>> '{standing_run,mode}', v_live #>> '{standing_run,id}', to_char((v_live #>> '{standing_run,since}')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI "GMT"'), v_live #>> '{standing_run,reason}'
-      ),
-      image_sync.request_of(v_bucket_id, jsonb_strip_nulls(jsonb_build_object(
-        'mode', v_live #> '{standing_run,mode}',
-        'confirm', case when v_live #>> '{standing_run,mode}' = 'cleanup' then v_live #> '{standing_run,plan_id}' end,
-        'restore', case when v_live #>> '{standing_run,mode}' = 'restore' then v_live #> '{standing_run,plan_id}' end,
-        'bucket_is_gone', v_live #> '{standing_run,bucket_is_gone}'
-      )))
-    ),
-    (
-      'last_run_failed', 'error', 'The last sync failed',
-      (
-        v_last_sync ->> 'state' = 'failed'
-        -- function_unknown says it already.
-        and not coalesce(v_last_sync #>> '{error,code}' = 'function_unknown' and v_schedule -> 'function_url' = 'null', false)
-      )::integer, null,
-      format('%s Then start a sync.', coalesce((v_last_sync #>> '{error,title}') || ': ' || (v_last_sync #>> '{error,detail}'), 'See the run''s problems.')),
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'last_run_partial', 'warning', 'The last sync could not do all of its work',
-      (v_last_sync ->> 'state' = 'partial')::integer, v_measured #> '{failed,samples}',
-      'See the run''s problems for what was said of each. The next sync tries again.',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'no_recent_sync', 'error', 'No successful sync since one was due',
-      (v_live -> 'last_success_at' = 'null' or coalesce((
-        -- Two hours after the first night that should have come since. Without a schedule there is no such limit.
-        select min(image_sync.next_time(s.schedule, (v_live ->> 'last_success_at')::timestamptz)) < now() - interval '2 hours'
-        from jsonb_array_elements_text(v_schedule -> 'schedules') as s (schedule)
-        where (v_live ->> 'nightly')::boolean
-      ), false))::integer, null,
-      'Start a sync by hand. If the nightly one does not come, look at the findings about its job and its calls.',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    )
-  ) as v (code, level, title, count, samples, remediation, action);
-end;
-$$;
-
-comment on function image_sync.run_findings(jsonb) is 'Which run stands still, failed, did a part of its work, or never was.';
-
--- Of the schedule: its jobs, and the calls that it queues.
+-- Of the schedule: its jobs, the calls that it queues, and whether it comes in time.
 create or replace function image_sync.schedule_findings(p_facts jsonb)
-returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns table (code text, count bigint, samples jsonb, numbers jsonb) language plpgsql stable set search_path = '' as $$
 declare
-  v_bucket_id constant text := p_facts ->> 'bucket_id';
   v_live constant jsonb := p_facts -> 'live';
   v_schedule constant jsonb := p_facts -> 'schedule';
-  v_call constant jsonb := p_facts -> 'schedule' -> 'calls' -> (p_facts ->> 'bucket_id');
+  v_missing constant jsonb := coalesce(v_schedule -> 'missing_jobs', '["image-sync-housekeeping", "image-sync-nightly", "image-sync-watchdog"]');
+  v_call constant jsonb := v_schedule -> 'calls' -> (p_facts ->> 'bucket_id');
+  v_status constant integer := (v_call ->> 'status')::integer;
+  v_answered constant boolean := (v_call ->> 'answered')::boolean;
+  v_arrived constant boolean := (v_call ->> 'arrived')::boolean;
+  v_nightly constant boolean := (v_live ->> 'nightly')::boolean;
+  v_success constant timestamptz := (v_live ->> 'last_success_at')::timestamptz;
+  v_expiry constant timestamptz := (p_facts #>> '{measured,records,soonest_expiry}')::timestamptz;
+  v_failed constant jsonb := image_sync.standing_failures(p_facts);
 begin
   return query
-  select v.*
-  from (values
-    (
-      'job_missing', 'error', 'A scheduled job is absent, switched off, or does something else',
-      jsonb_array_length(coalesce(v_schedule -> 'missing_jobs', '["image-sync-housekeeping", "image-sync-nightly", "image-sync-watchdog"]')), coalesce(v_schedule -> 'missing_jobs', '["image-sync-housekeeping", "image-sync-nightly", "image-sync-watchdog"]'),
-      'The lines of SQL below make it; the owner of the schema image_sync (postgres) has to run them.',
-      image_sync.sql_of(coalesce(v_schedule ->> 'missing_lines', 'create extension pg_cron with schema pg_catalog;'))
-    ),
-    (
-      'job_failed', 'error', 'A scheduled job failed the last time',
-      (
-        select count(*)
-        from jsonb_array_elements(v_schedule -> 'failed_jobs') as j (job)
-        -- What a later success refutes is gone.
-        where not coalesce(j.job ->> 'name' = 'image-sync-nightly' and (v_live ->> 'last_success_at')::timestamptz > (j.job ->> 'at')::timestamptz, false)
-      ),
-      (
-        select jsonb_agg(format('%s at %s: %s', j.job ->> 'name', to_char((j.job ->> 'at')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI "GMT"'), j.job ->> 'message'))
-        from jsonb_array_elements(v_schedule -> 'failed_jobs') as j (job)
-      ),
-      'Mend what its message says. The finding goes when the job has run well, or a sync has succeeded since.',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'calls_unanswered', 'error', 'Calls of the function are not answered',
-      (
-        (v_call ->> 'is_open')::boolean
-        and not (v_call ->> 'answered')::boolean
-        and not (v_call ->> 'arrived')::boolean
-        and (v_call ->> 'moved_at')::timestamptz < now() - interval '2 minutes'
-        and (v_call ->> 'kicked_at')::timestamptz < now() - interval '10 seconds'
-      )::integer, null,
-      format(
-        'Nothing has moved since %s GMT, and the last call is queued or lost: is pg_net at work? select count(*) from net.http_request_queue; select net.worker_restart(); A sync started by hand does the work meanwhile, as long as its command waits or the window is open.',
-        to_char((v_call ->> 'moved_at')::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS')
-      ),
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'function_unknown', 'error', 'The function has not said where it lives',
-      (v_schedule -> 'function_url' = 'null')::integer, null,
-      'The schedule cannot call it. It announces its address whenever it starts a run: deploy it, and start a sync by hand.',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'function_outdated', 'error', 'The deployed function does not know this schema',
-      (not (v_schedule ->> 'function_fits')::boolean)::integer, null,
-      'Runs wait for it. Deploy it, and start a sync by hand: npx supabase functions deploy image-sync --use-api',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'address_stale', 'error', 'The schedule calls a function that does not know this database',
-      ((v_call ->> 'answered')::boolean and (v_call ->> 'status')::integer = 401)::integer,
-      jsonb_build_array(v_schedule ->> 'function_url'),
-      'As after a restore or a branch into another project: the address is the old one''s until this project''s own function has been called. Start a sync by hand.',
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    ),
-    (
-      'last_call_failed', 'warning', 'The last call that the schedule queued got an error',
-      ((v_call ->> 'answered')::boolean and coalesce(
-        (v_call ->> 'status')::integer not between 200 and 299 and (v_call ->> 'status')::integer <> 401,
-        not (v_call ->> 'arrived')::boolean
-      ) and (v_schedule ->> 'function_fits')::boolean)::integer,
-      jsonb_build_array(coalesce('HTTP ' || (v_call ->> 'status'), v_call ->> 'error')),
-      format('404: the function is not deployed. 503: it did not start, or could not reach the database; its log says more. No answer: %s cannot be reached. A sync started by hand does the work meanwhile, as long as its command waits or the window is open.', coalesce(v_schedule ->> 'function_url', 'its address')),
-      image_sync.request_of(v_bucket_id, '{"mode": "sync"}')
-    )
-  ) as v (code, level, title, count, samples, remediation, action);
+  values
+    ('job_missing', jsonb_array_length(v_missing)::bigint, v_missing, jsonb_build_object('lines', v_schedule -> 'missing_lines')),
+    ('job_failed', jsonb_array_length(v_failed), null::jsonb, jsonb_build_object('jobs', v_failed)),
+    ('calls_unanswered', (
+      (v_call ->> 'is_open')::boolean and not v_answered and not v_arrived
+      and (v_call ->> 'moved_at')::timestamptz < now() - interval '2 minutes'
+      and (v_call ->> 'kicked_at')::timestamptz < now() - interval '10 seconds'
+    )::integer, null, jsonb_build_object('moved_at', v_call -> 'moved_at')),
+    ('function_unknown', (v_schedule -> 'function_url' = 'null')::integer, null, null),
+    ('function_outdated', (not (v_schedule ->> 'function_fits')::boolean)::integer, null, null),
+    ('address_stale', (v_answered and v_status = 401)::integer, jsonb_build_array(v_schedule ->> 'function_url'), null),
+    ('last_call_failed', (
+      v_answered and coalesce(v_status not between 200 and 299 and v_status <> 401, not v_arrived) and (v_schedule ->> 'function_fits')::boolean
+    )::integer, null, jsonb_build_object('status', v_status, 'error', v_call -> 'error', 'function_url', v_schedule -> 'function_url')),
+    -- No sync is due between the moment from which the first URL may be renewed and its death.
+    ('renewed_too_late', (
+      v_nightly and v_expiry > now()
+      and image_sync.next_night(p_facts, greatest(now(), v_expiry - (v_live ->> 'renew_before')::interval)) > v_expiry
+    )::integer, null, jsonb_build_object('renew_before', v_live -> 'renew_before')),
+    -- Two hours after the first night that should have come since. Without a schedule there is no such limit.
+    ('no_recent_sync', (
+      v_live -> 'last_success_at' = 'null' or coalesce(v_nightly and image_sync.next_night(p_facts, v_success) < now() - interval '2 hours', false)
+    )::integer, null, null);
 end;
 $$;
 
-comment on function image_sync.schedule_findings(jsonb) is 'What keeps the schedule from calling the function.';
+comment on function image_sync.schedule_findings(jsonb) is 'What keeps the schedule from calling the function, or from coming in time, by the code of a finding.';
 
--- Those that stand, the gravest first.
+create or replace function image_sync.next_night(p_facts jsonb, p_after timestamptz)
+returns timestamptz language sql stable set search_path = '' as $$
+  select min(image_sync.next_time(s.schedule, p_after))
+  from jsonb_array_elements_text(p_facts #> '{schedule,schedules}') as s (schedule)
+$$;
+
+comment on function image_sync.next_night(jsonb, timestamptz) is 'When the facts'' nightly job is due next after a moment; null without one.';
+
+create or replace function image_sync.standing_failures(p_facts jsonb)
+returns jsonb language sql stable set search_path = '' as $$
+  select coalesce(jsonb_agg(j.job), '[]')
+  from jsonb_array_elements(p_facts #> '{schedule,failed_jobs}') as j (job)
+  where (j.job ->> 'name' = 'image-sync-nightly' and (p_facts #>> '{live,last_success_at}')::timestamptz > (j.job ->> 'at')::timestamptz) is not true
+$$;
+
+comment on function image_sync.standing_failures(jsonb) is 'The facts'' failed jobs but for a nightly one that a later success refutes.';
+
+-- All that there is.
 create or replace function image_sync.findings(p_facts jsonb)
-returns table (code text, level text, title text, count bigint, samples jsonb, remediation text, action jsonb)
+returns table (code text, count bigint, samples jsonb, numbers jsonb)
 -- Not in sql, which would plan all of them anew at each call: 15 ms to find in one. What it calls inherits the setting.
 language plpgsql
 stable
@@ -8563,55 +5874,19 @@ set plan_cache_mode = 'force_generic_plan'
 as $$
 begin
   return query
-  with found as (
-    select v.code, v.level, v.title, v.count, coalesce(v.samples, '[]') as samples, v.remediation, v.action
-    from (
-      select * from image_sync.bucket_findings(p_facts)
-      union all select * from image_sync.access_findings(p_facts)
-      union all select * from image_sync.file_findings(p_facts)
-      union all select * from image_sync.difference_findings(p_facts)
-      union all select * from image_sync.url_findings(p_facts)
-      union all select * from image_sync.unseen_findings(p_facts)
-      union all select * from image_sync.run_findings(p_facts)
-      union all select * from image_sync.schedule_findings(p_facts)
-    ) as v
-    where v.count > 0
-  )
-  select found.code, found.level, found.title, found.count, found.samples, found.remediation, found.action
-  from found
-  where not exists (
-    select
-    from (values
-      ('last_run_failed', 'bucket_missing'),
-      ('last_run_failed', 'listing_failed'),
-      ('last_run_failed', 'signing_failed'),
-      ('last_run_partial', 'signing_failed'),
-      ('last_run_failed', 'table_refused'),
-      ('listing_incomplete', 'listing_failed'),
-      ('last_run_partial', 'unsignable_names'),
-      ('last_run_partial', 'row_locked'),
-      ('last_run_partial', 'database_timeout'),
-      ('last_run_partial', 'url_refused'),
-      ('last_run_partial', 'not_moved'),
-      ('last_run_partial', 'collided'),
-      ('last_call_failed', 'calls_unanswered'),
-      ('run_stands_still', 'calls_unanswered'),
-      ('missing', 'row_locked'),
-      ('missing', 'database_timeout'),
-      ('unsignable_names', 'signing_failed'),
-      ('unsigned', 'signing_failed'),
-      ('listing_incomplete', 'signing_failed'),
-      ('listing_incomplete', 'last_run_failed')
-    ) as explained (code, cause)
-    join found as cause on cause.code = explained.cause
-    where explained.code = found.code
-  )
-  order by array_position(array['error', 'warning', 'info'], found.level), found.code;
+  select f.code, f.count, coalesce(f.samples, '[]'), jsonb_strip_nulls(coalesce(f.numbers, '{}'))
+  from (
+    select * from image_sync.measured_findings(p_facts)
+    union all select * from image_sync.bucket_findings(p_facts)
+    union all select * from image_sync.schedule_findings(p_facts)
+  ) as f
+  where f.count > 0
+  order by f.code;
 end;
 $$;
 
 comment on function image_sync.findings(jsonb) is
-  'The findings of a report: code, level (error, warning, info), title, count, samples, remediation, and action: {"request"}, {"sql"}, or null where only a person can do something. The one definition of all of them.';
+  'The findings of a report before their words: code, count, samples, and the numbers that the words need.';
 
 -- since
 
@@ -8622,33 +5897,23 @@ comment on function image_sync.findings(jsonb) is
 -- Runs before version 1.1.0 kept no such thing: what they saw already, nobody knows since when, so the run after them notes it with
 -- null. It is told once it has gone and come again.
 create or replace function image_sync.note_since(p_run image_sync.runs)
-returns void
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_before jsonb;
-  v_now jsonb;
+returns void language plpgsql set search_path = '' as $$
 begin
-  select coalesce(r.report -> 'since', 'null')
-  into v_before
-  from image_sync.runs r
-  where r.bucket_id = p_run.bucket_id
-    and r.report is not null
-    and r.id <> p_run.id
-  order by r.finished_at desc
-  limit 1;
-  -- Without what is asked of the bucket, the table and the schedule: a run that ends waits for nobody.
-  select coalesce(jsonb_object_agg(f.code, case
-    when v_before is null then to_jsonb(p_run.finished_at)
-    when v_before = 'null' then 'null'
-    when v_before ? f.code then v_before -> f.code
-    else to_jsonb(p_run.finished_at)
-  end), '{}')
-  into v_now
-  from image_sync.findings(image_sync.measured_facts(p_run.bucket_id) || '{"live": {}, "schedule": {"missing_jobs": []}}') as f;
   update image_sync.runs r
-  set report = r.report || jsonb_build_object('since', v_now)
+  set report = r.report || jsonb_build_object('since', (
+    select coalesce(jsonb_object_agg(f.code, case
+      when before.since = 'null' then before.since
+      else coalesce(before.since -> f.code, to_jsonb(p_run.finished_at))
+    end), '{}')
+    -- Without what is asked of the bucket, the table and the schedule: a run that ends waits for nobody.
+    from image_sync.findings(image_sync.measured_facts(p_run.bucket_id) || '{"live": {}, "schedule": {"missing_jobs": []}}') as f
+    left join (
+      select coalesce(o.report -> 'since', 'null') as since
+      from image_sync.runs o
+      where o.bucket_id = p_run.bucket_id and o.report is not null and o.id <> p_run.id
+      order by o.finished_at desc limit 1
+    ) as before on true
+  ))
   where r.id = p_run.id;
 exception
   when others then
@@ -8663,11 +5928,7 @@ comment on function image_sync.note_since(image_sync.runs) is
 -- When the last syncs of a bucket began to end as the newest did, without a break: by the finding that says so. Syncs that went well
 -- say nothing, and cost nothing.
 create or replace function image_sync.failing_since(p_bucket_id text, p_last_sync jsonb)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   if coalesce(p_last_sync ->> 'state', 'succeeded') = 'succeeded' then
     return '{}'::jsonb;
@@ -8704,11 +5965,7 @@ comment on function image_sync.failing_since(text, jsonb) is
 
 -- Since when what the facts of a report say is so: {code: time}. A code that is not in it: nobody knows, or nothing is found.
 create or replace function image_sync.since_of(p_facts jsonb)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 declare
   v_call constant jsonb := p_facts -> 'schedule' -> 'calls' -> (p_facts ->> 'bucket_id');
 begin
@@ -8722,15 +5979,10 @@ begin
       'address_stale', v_call -> 'kicked_at',
       'job_failed', (
         select min((j.job ->> 'at')::timestamptz)
-        from jsonb_array_elements(p_facts #> '{schedule,failed_jobs}') as j (job)
-        where coalesce((j.job ->> 'at')::timestamptz > (p_facts #>> '{live,last_success_at}')::timestamptz, true) or j.job ->> 'name' <> 'image-sync-nightly'
+        from jsonb_array_elements(image_sync.standing_failures(p_facts)) as j (job)
       ),
       -- When the first night should have come that did not.
-      'no_recent_sync', (
-        select min(image_sync.next_time(s.schedule, (p_facts #>> '{live,last_success_at}')::timestamptz))
-        from jsonb_array_elements_text(p_facts #> '{schedule,schedules}') as s (schedule)
-        where (p_facts #>> '{live,nightly}')::boolean
-      ),
+      'no_recent_sync', case when (p_facts #>> '{live,nightly}')::boolean then image_sync.next_night(p_facts, (p_facts #>> '{live,last_success_at}')::timestamptz) end,
       -- What a run counted, and what has died since then.
       'expired', case
         when (p_facts #>> '{measured,expired_with_object}')::bigint = 0 then p_facts #> '{measured,records,soonest_expiry}'
@@ -8748,20 +6000,13 @@ comment on function image_sync.since_of(jsonb) is
 
 -- The last finished run in any of these modes, as a document.
 create or replace function image_sync.last_run(p_bucket_id text, p_modes text[])
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     select image_sync.run_document(r.id) || jsonb_build_object('reached_end', r.exhausted)
     from image_sync.runs r
-    where r.bucket_id = p_bucket_id
-      and r.mode = any (p_modes)
-      and r.finished_at is not null
-    order by r.finished_at desc
-    limit 1
+    where r.bucket_id = p_bucket_id and r.mode = any (p_modes) and r.finished_at is not null
+    order by r.finished_at desc limit 1
   );
 end;
 $$;
@@ -8770,12 +6015,7 @@ comment on function image_sync.last_run(text, text[]) is 'The last finished run 
 
 -- What runs found out: nothing here asks how the bucket is at this moment.
 create or replace function image_sync.measured_facts(p_bucket_id text)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-set plan_cache_mode = 'force_generic_plan'
-as $$
+returns jsonb language plpgsql stable set search_path = '' set plan_cache_mode = 'force_generic_plan' as $$
 begin
   return (
     select jsonb_build_object(
@@ -8786,38 +6026,27 @@ begin
           'probe', (
             select s.report -> 'probe'
             from image_sync.runs s
-            where s.bucket_id = p_bucket_id
-              and s.mode = 'sync'
-              and s.report is not null
-            order by s.finished_at desc
-            limit 1
+            where s.bucket_id = p_bucket_id and s.mode = 'sync' and s.report is not null
+            order by s.finished_at desc limit 1
           ),
           'moved_away', case
             when (r.report #> '{moved_away,count}')::bigint > 0 then image_sync.still_away(p_bucket_id, r.report -> 'moved_away')
           end
         )
         from image_sync.runs r
-        where r.bucket_id = p_bucket_id
-          and r.report is not null
-        order by r.finished_at desc
-        limit 1
+        where r.bucket_id = p_bucket_id and r.report is not null
+        order by r.finished_at desc limit 1
       ),
       -- The newest look at every URL, and whether a sync came after it.
       'verified', (
         select r.report -> 'verified' || jsonb_build_object('is_older', exists (
           select
           from image_sync.runs s
-          where s.bucket_id = p_bucket_id
-            and s.mode = 'sync'
-            and s.report is not null
-            and s.finished_at > r.finished_at
+          where s.bucket_id = p_bucket_id and s.mode = 'sync' and s.report is not null and s.finished_at > r.finished_at
         ))
         from image_sync.runs r
-        where r.bucket_id = p_bucket_id
-          and r.mode = 'verify'
-          and r.report is not null
-        order by r.finished_at desc
-        limit 1
+        where r.bucket_id = p_bucket_id and r.mode = 'verify' and r.report is not null
+        order by r.finished_at desc limit 1
       ),
       -- What ended the last verify early, unless URLs were opened since.
       'unreached', (
@@ -8828,11 +6057,9 @@ begin
           where l.bucket_id = p_bucket_id
             and (l.mode = 'verify' and l.finished_at is not null or l.mode = 'sync' and (l.report #>> '{probe,ok}')::bigint > 0)
             and l.outcome <> 'cancelled'
-          order by l.finished_at desc
-          limit 1
+          order by l.finished_at desc limit 1
         ) as r
-        where r.mode = 'verify'
-          and r.stop_reason = 'unreachable'
+        where r.mode = 'verify' and r.stop_reason = 'unreachable'
       ),
       'last_sync', image_sync.last_run(p_bucket_id, array['sync']),
       'last_listing', image_sync.last_run(p_bucket_id, array['sync', 'analyze', 'verify'])
@@ -8845,12 +6072,7 @@ comment on function image_sync.measured_facts(text) is 'The part of a report''s 
 
 -- Those, and what is true right now and cheap to ask.
 create or replace function image_sync.report_facts(p_settings image_sync.settings)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-set plan_cache_mode = 'force_generic_plan'
-as $$
+returns jsonb language plpgsql stable set search_path = '' set plan_cache_mode = 'force_generic_plan' as $$
 begin
   return image_sync.measured_facts(p_settings.bucket_id) || (
     select jsonb_build_object(
@@ -8862,8 +6084,7 @@ begin
         'last_success_at', (
           select max(r.finished_at)
           from image_sync.runs r
-          where r.bucket_id = p_settings.bucket_id
-            and r.mode = 'sync'
+          where r.bucket_id = p_settings.bucket_id and r.mode = 'sync'
             -- What fails for single files has a finding of its own and must not hide, night after night, that the rest went well.
             and (r.outcome = 'succeeded' or r.stop_reason in ('items_failed', 'row_locked', 'database_timeout', 'records_refused'))
         )
@@ -8876,49 +6097,34 @@ $$;
 
 comment on function image_sync.report_facts(image_sync.settings) is 'What the report and its findings are made of: the last measurement, the last runs, the schedule, and what is cheap to ask now.';
 
--- Nothing is healthy while more than one image in a hundred has no working URL, or more than one record in a hundred shows nothing.
-create or replace function image_sync.shows_enough(p_measured jsonb)
-returns boolean
-language sql
-immutable
-set search_path = ''
-as $$
-  select coalesce((p_measured #>> '{coverage,signed}')::numeric, 1) >= 0.99
+-- Nothing is healthy while more than one image in a hundred has no working URL, or more than one record in a hundred shows nothing: by
+-- the counts, or to a reader, by a verify and not by the few of a probe.
+create or replace function image_sync.shows_enough(p_facts jsonb)
+returns boolean language plpgsql stable set search_path = '' as $$
+declare
+  v_measured constant jsonb := coalesce(p_facts -> 'measured', '{}');
+  v_away constant bigint := coalesce((v_measured #>> '{moved_away,count}')::bigint, 0);
+begin
+  return coalesce((v_measured #>> '{coverage,signed}')::numeric, 1) >= 0.99
     and 100 * (
-      coalesce((p_measured #>> '{difference,orphaned,count}')::bigint, 0)
-      + coalesce((p_measured ->> 'unsigned_with_object')::bigint, 0)
-      + coalesce((p_measured ->> 'expired_with_object')::bigint, 0)
-      + coalesce((p_measured #>> '{moved_away,count}')::bigint, 0)
-    ) <= coalesce((p_measured #>> '{records,total}')::bigint, 0) + coalesce((p_measured #>> '{moved_away,count}')::bigint, 0)
+      coalesce((v_measured #>> '{difference,orphaned,count}')::bigint, 0)
+      + coalesce((v_measured ->> 'unsigned_with_object')::bigint, 0)
+      + coalesce((v_measured ->> 'expired_with_object')::bigint, 0)
+      + v_away
+    ) <= coalesce((v_measured #>> '{records,total}')::bigint, 0) + v_away
+    and coalesce((
+      select 100 * sum(u.files) <= (p_facts #>> '{verified,checked}')::bigint
+      from image_sync.unseen(p_facts) u
+    ), true);
+end;
 $$;
 
 comment on function image_sync.shows_enough(jsonb) is
-  'Whether, by a measurement, at least 99 % of the images have a working URL and at most 1 % of the records show nothing.';
-
--- A URL that works for the database and shows nothing to a reader counts as well: by a verify, not by the few of a probe.
-create or replace function image_sync.shows_what_it_says(p_facts jsonb)
-returns boolean
-language sql
-stable
-set search_path = ''
-as $$
-  select coalesce(
-    (
-      select 100 * sum(u.files) <= (p_facts #>> '{verified,checked}')::bigint
-      from image_sync.unseen(p_facts) u
-    ), true)
-$$;
-
-comment on function image_sync.shows_what_it_says(jsonb) is
-  'Whether, by the newest verify and what came after it, at most 1 % of the URLs show no image; true where there was none.';
+  'Whether, by a measurement and the newest verify, at least 99 % of the images have a working URL and at most 1 % of the records show nothing.';
 
 -- The status report, as far as nobody holds what it looks at: its caller says how long that is waited for.
 create or replace function image_sync.report_of(p_bucket text)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 declare
   v_settings image_sync.settings;
   v_facts jsonb;
@@ -8951,7 +6157,8 @@ begin
       from image_sync.project p
     )),
     'measured_at', v_measured -> 'measured_at',
-    'healthy', not jsonb_path_exists(v_findings, '$[*] ? (@.level == "error")') and image_sync.shows_enough(v_measured) and image_sync.shows_what_it_says(v_facts),
+    -- As far as counts tell: findings have their levels in the function.
+    'healthy', image_sync.shows_enough(v_facts),
     'bucket', jsonb_build_object('id', p_bucket) || coalesce(v_measured -> 'bucket', '{"objects": null, "images": null, "bytes": null, "by_extension": {}}'),
     'records', coalesce(v_measured -> 'records', '{"total": null, "signed": null, "unsigned": null, "expired": null, "soonest_expiry": null}'),
     'difference', coalesce(v_measured -> 'difference', '{"missing": {"count": null, "samples": []}, "orphaned": {"count": null, "samples": []}, "collided": {"count": null, "samples": []}, "moved": {"count": null, "samples": []}}'),
@@ -8961,10 +6168,8 @@ begin
     'open_run', (
       select image_sync.run_document(r.id)
       from image_sync.runs r
-      where r.bucket_id = p_bucket
-        and r.finished_at is null
-      order by r.started_at desc
-      limit 1
+      where r.bucket_id = p_bucket and r.finished_at is null
+      order by r.started_at desc limit 1
     ),
     'next_run_at', case when v_settings.nightly then v_facts #> '{schedule,next_run_at}' end,
     'last_runs', jsonb_build_object(
@@ -8995,14 +6200,14 @@ end;
 $$;
 
 comment on function public.image_sync_report(text) is
-  'The status report of a bucket: what the last run measured, the last run of each mode, the open run, the next one, and the findings. Problem: unknown_bucket (404). Never contains a signed URL or a key.';
+  'The status report of a bucket: what the last run measured, the last run of each mode, the open run, the next one, and the findings, by their codes: the function has their words. Problem: unknown_bucket (404). Never contains a signed URL or a key.';
 
 -- lists
 
 -- Lists for the operator: the buckets that are kept in step, and the history of runs. Pages by keyset, each bounded.
 
 -- Every bucket with settings, with its verdict.
--- Returns {"buckets": [{"bucket_id", "exists", "nightly", "healthy", "errors", "warnings", "images", "coverage", "last_sync_at",
+-- Returns {"buckets": [{"bucket_id", "exists", "nightly", "healthy", "findings", "images", "coverage", "last_sync_at",
 -- "last_sync_state", "open_run"}], "next": the p_after of the next page or null}.
 create or replace function public.image_sync_buckets(p_after text default '', p_limit integer default 50)
 returns jsonb language plpgsql stable set search_path = '' set lock_timeout = '1s' as $$
@@ -9015,8 +6220,10 @@ begin
       'exists', (r.facts #>> '{bucket_exists}')::boolean,
       'nightly', s.nightly,
       'healthy', r.report -> 'healthy',
-      'errors', jsonb_array_length(jsonb_path_query_array(r.report, '$.findings[*] ? (@.level == "error")')),
-      'warnings', jsonb_array_length(jsonb_path_query_array(r.report, '$.findings[*] ? (@.level == "warning")')),
+      'findings', (
+        select coalesce(jsonb_agg(f.finding || '{"samples": []}'), '[]')
+        from jsonb_array_elements(r.report -> 'findings') as f (finding)
+      ),
       'images', r.report #> '{bucket,images}',
       'coverage', r.report #> '{coverage,signed}',
       'last_sync_at', r.report #> '{last_runs,sync,finished_at}',
@@ -9115,145 +6322,51 @@ comment on function public.image_sync_runs(text, text, text, uuid, integer) is '
 -- Files and records as a person looks through them: a page at a time, by name, in one state. Every page costs the same wherever it
 -- begins and however rare what is looked for: it reads a bounded number of names, and where nothing was found it says where to go on.
 
--- The files and records of the keys (p_from_key, p_to_key] that are in a state, in one statement. Both sides are read by keyset as
--- image_sync.compare reads them; p_low is the lowest key that is meant (a search), p_size how many of each side are read.
+-- The files and records of the keys from p_from to p_to, both included, that are in a state.
 --   items     at most p_limit of them
 --   last_key  how far was read; null: to the end
 create or replace function image_sync.list_range(
-  p_settings image_sync.settings,
-  p_state text,
-  p_from_key text,
-  p_low text,
-  p_to_key text,
-  p_size integer,
-  p_limit integer,
-  p_urls boolean,
-  out items jsonb,
-  out last_key text
+  p_settings image_sync.settings, p_state text, p_from text, p_to text, p_size integer, p_limit integer, p_urls boolean,
+  out items jsonb, out last_key text
 )
-language plpgsql
-stable
-set search_path = ''
-as $$
+language plpgsql stable set search_path = '' as $$
 declare
-  v_last_key constant text := coalesce(p_to_key, image_sync.last_key());
   v_url_base constant text := image_sync.url_base(p_settings);
   v_renew_at constant timestamptz := now() + p_settings.renew_before;
+  v_end constant text := image_sync.range_end(p_settings.bucket_id, p_from, p_size);
+  v_is_end constant boolean := coalesce(v_end collate "C" >= p_to, true);
 begin
-  with next_objects as materialized (
-    select o.name, o.id, o.extension, o.bytes
-    from image_sync.objects o
-    where o.bucket_id = p_settings.bucket_id
-      and o.name collate "C" > p_from_key
-      and o.name collate "C" >= p_low
-      and o.name collate "C" <= v_last_key
-    order by o.name collate "C"
-    limit p_size
-  ), next_records as materialized (
-    select
-      r.file_name,
-      r.part_number,
-      r.object_id,
-      r.signed_url,
-      -- A URL of another address is none.
-      r.signed and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name) as signed,
-      case when image_sync.is_url_of(r.signed_url, v_url_base, r.file_name) then r.usable_until end as usable_until
-    from image_sync.records r
-    where r.bucket_id = p_settings.bucket_id
-      and r.file_name collate "C" > p_from_key
-      and r.file_name collate "C" >= p_low
-      and r.file_name collate "C" <= v_last_key
-    order by r.file_name collate "C"
-    limit p_size
-  ), range as materialized (
-    select nullif(least(
-      v_last_key collate "C",
-      (
-        select max(n.name collate "C")
-        from next_objects n
-        having count(*) = p_size
-      ),
-      (
-        select max(n.file_name collate "C")
-        from next_records n
-        having count(*) = p_size
-      )
-    ), image_sync.last_key()) as to_key
-  ), compared as (
-    select
-      coalesce(o.name, r.file_name) as name,
-      o.bytes,
-      r.part_number,
-      r.signed_url,
-      r.usable_until,
-      r.object_id,
-      case
-        when o.name is null then 'orphaned'
-        when o.extension = any (p_settings.extensions) and o.bytes = 0 and (r.file_name is not null or not (o.name like any (p_settings.exclude))) then 'empty'
-        when r.file_name is null and o.name like any (p_settings.exclude) then 'excluded'
-        when r.file_name is null and o.extension <> all (p_settings.extensions) then 'other'
-        when r.file_name is null then 'missing'
-        when not r.signed then 'unsigned'
-        when r.usable_until is null then 'expired'
-        when r.usable_until < v_renew_at then 'expiring'
-        else 'working'
-      end as state
-    from next_objects o
-    full join next_records r on r.file_name = o.name
-    cross join range
-    where range.to_key is null or coalesce(o.name, r.file_name) collate "C" <= range.to_key
-    offset 0
-  ), found as (
-    select c.*
-    from compared c
-    where p_state in ('all', c.state)
-      -- A record whose file is elsewhere is no orphan.
-      and not (p_state = 'orphaned' and exists (
-        select
-        from image_sync.place_of(p_settings.bucket_id, c.name, c.object_id)
-      ))
-    order by c.name collate "C"
-    limit p_limit
-  )
   select
     coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
       'file_name', f.name,
       'part_number', f.part_number,
-      'state', case
-        when f.state = 'orphaned' and exists (
-          select
-          from image_sync.place_of(p_settings.bucket_id, f.name, f.object_id)
-        ) then 'moved'
-        else f.state
-      end,
+      'state', case when f.state = 'moved_away' then 'moved' else f.state end,
       'bytes', f.bytes,
       'usable_until', f.usable_until,
       'url', case when p_urls and f.usable_until is not null then f.signed_url end
     )) order by f.name collate "C"), '[]'),
-    case
-      when count(*) = p_limit then max(f.name collate "C")
-      else (select range.to_key from range)
-    end
+    case when count(*) = p_limit then max(f.name collate "C") when not v_is_end then v_end end
   into items, last_key
-  from found f;
+  from (
+    select c.*
+    from image_sync.compare_range(p_settings.bucket_id, p_from, case when v_is_end then p_to else v_end end, v_renew_at, v_url_base, p_settings.extensions, p_settings.exclude) as c
+    where p_state in ('all', c.state)
+    order by c.name collate "C" limit p_limit
+  ) as f;
 end;
 $$;
 
-comment on function image_sync.list_range(image_sync.settings, text, text, text, text, integer, integer, boolean) is
+comment on function image_sync.list_range(image_sync.settings, text, text, text, integer, integer, boolean) is
   'At most p_limit files and records of a range of keys that are in a state, of p_size read from either side: items as image_sync_records returns them, and how far was read (null: to the end).';
 
 -- The same of certain names.
 create or replace function image_sync.list_names(p_settings image_sync.settings, p_state text, p_names text[], p_urls boolean)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     select coalesce(jsonb_agg(item.value order by n.place), '[]')
     from unnest(p_names) with ordinality as n (name, place)
-    cross join lateral image_sync.list_range(p_settings, p_state, '', n.name, n.name, 1, 1, p_urls) as listed
+    cross join lateral image_sync.list_range(p_settings, p_state, n.name, n.name, 1, 1, p_urls) as listed
     cross join lateral jsonb_array_elements(listed.items) as item
   );
 end;
@@ -9264,11 +6377,7 @@ comment on function image_sync.list_names(image_sync.settings, text, text[], boo
 -- Where to look for what is in a state: the chunks of the newest run that passed the bucket say in which ranges it was. Null where
 -- the bucket is so small that all of it is looked at, or where no chunk is left.
 create or replace function image_sync.guide_of(p_bucket_id text)
-returns image_sync.runs
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns image_sync.runs language plpgsql stable set search_path = '' as $$
 declare
   v_run image_sync.runs;
 begin
@@ -9278,13 +6387,8 @@ begin
   where r.bucket_id = p_bucket_id
     and r.mode in ('sync', 'analyze', 'verify')
     and r.outcome in ('succeeded', 'partial')
-    and exists (
-      select
-      from image_sync.chunks c
-      where c.run_id = r.id
-    )
-  order by r.finished_at desc
-  limit 1;
+    and exists (select from image_sync.chunks c where c.run_id = r.id)
+  order by r.finished_at desc limit 1;
   if (v_run.summary #>> '{totals,listed}')::bigint + (v_run.summary #>> '{totals,orphaned}')::bigint <= 5000 then
     return null;
   end if;
@@ -9296,16 +6400,31 @@ comment on function image_sync.guide_of(text) is 'The newest run whose chunks sa
 
 -- Ranges behind a key that hold something in a state, as a run's chunks noted it.
 create or replace function image_sync.ranges_of(p_run image_sync.runs, p_settings image_sync.settings, p_state text, p_after text, p_limit integer)
-returns table (from_key text, to_key text)
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns table (from_key text, low text, to_key text) language plpgsql stable set search_path = '' as $$
 begin
   return query
-  select c.from_key, c.to_key
+  select c.from_key, n.low, n.high
   from image_sync.chunks c
+  -- Of few, all are named.
+  cross join lateral (
+    select case p_state
+      when 'missing' then c.facts -> 'missing'
+      when 'orphaned' then c.facts -> 'orphaned'
+      when 'excluded' then c.facts -> 'excluded'
+      when 'empty' then c.facts -> 'empty_files'
+      when 'other' then c.facts -> 'other_extensions'
+    end as names
+  ) as s
+  cross join lateral (
+    select m.name, m.name
+    from jsonb_array_elements_text(s.names) as m (name)
+    where jsonb_array_length(s.names) < 20 and m.name collate "C" > p_after
+    union all
+    select '', coalesce(c.to_key, image_sync.last_key())
+    where coalesce(jsonb_array_length(s.names) >= 20, true)
+  ) as n (low, high)
   where c.run_id = p_run.id
+    and c.from_key is not null
     and coalesce(c.to_key collate "C" > p_after, true)
     and case p_state
       when 'missing' then c.ledger ?| '{missing,collided,vanished,unmoved}'
@@ -9319,26 +6438,23 @@ begin
       when 'several' then c.ledger ? 'several_files'
       else true
     end
-  order by c.from_key collate "C"
-  limit p_limit;
+  order by c.from_key collate "C", n.low collate "C" limit p_limit;
 end;
 $$;
 
-comment on function image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer) is 'The ranges behind a key in which the run found something in this state.';
+comment on function image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer) is 'The ranges behind a key in which the run found something in this state, from low on.';
 
 -- A page of what is in a state. For 25 ms at most: what was read by then is the page, and the next one goes on behind it.
 create or replace function image_sync.list_state(
   p_settings image_sync.settings, p_state text, p_search text, p_after text, p_limit integer, p_urls boolean,
   out items jsonb, out next text, out as_of timestamptz
 )
-language plpgsql
-stable
-set search_path = ''
-as $$
+language plpgsql stable set search_path = '' as $$
 declare
   v_until constant timestamptz := clock_timestamp() + interval '25 milliseconds';
   v_guide constant image_sync.runs := case when p_state <> 'all' and p_search = '' then image_sync.guide_of(p_settings.bucket_id) end;
   v_size constant integer := case when p_state = 'all' then p_limit else 1000 end;
+  v_from text;
   v_cursor text := p_after;
   v_range record;
   v_listed record;
@@ -9346,31 +6462,36 @@ begin
   items := '[]';
   as_of := v_guide.finished_at;
   for v_range in
-    select r.from_key, r.to_key
+    select r.from_key, r.low, r.to_key
     from image_sync.ranges_of(v_guide, p_settings, p_state, p_after, 20) r
     where v_guide.id is not null
     union all
-    select p_after, case when p_search <> '' then p_search || image_sync.last_key() end
+    select p_after, p_search, p_search || image_sync.last_key()
     where v_guide.id is null
   loop
     v_cursor := greatest(v_cursor collate "C", v_range.from_key);
     loop
-      v_listed := image_sync.list_range(p_settings, p_state, v_cursor, p_search, v_range.to_key, v_size, p_limit - jsonb_array_length(items), p_urls);
+      -- As a variable: an argument in byte order would hand on that order to the bucket's id, and no index has that.
+      v_from := greatest(image_sync.behind(v_cursor) collate "C", v_range.low);
+      v_listed := image_sync.list_range(
+        p_settings, p_state, v_from, v_range.to_key,
+        v_size, p_limit - jsonb_array_length(items), p_urls
+      );
       items := items || v_listed.items;
-      v_cursor := v_listed.last_key;
+      v_cursor := coalesce(v_listed.last_key, v_range.to_key);
       next := v_cursor;
       if jsonb_array_length(items) = p_limit or clock_timestamp() > v_until then
-        next := case when v_guide.id is null and v_cursor = v_range.to_key then null else v_cursor end;
+        next := case when v_listed.last_key is null and (v_guide.id is null or v_range.to_key = image_sync.last_key()) then null else v_cursor end;
         return;
       end if;
-      exit when v_cursor is null or v_cursor = v_range.to_key;
+      exit when v_listed.last_key is null;
     end loop;
   end loop;
   -- Ranges that were not looked at lie behind the last of twenty.
   if v_guide.id is null or not exists (
     select
-    from image_sync.ranges_of(v_guide, p_settings, p_state, coalesce(v_cursor, image_sync.last_key()), 1) r
-    where r.from_key collate "C" >= v_cursor
+    from image_sync.ranges_of(v_guide, p_settings, p_state, v_cursor, 1) r
+    where greatest(r.from_key collate "C", r.low) >= v_cursor
   ) then
     next := null;
   end if;
@@ -9383,11 +6504,7 @@ comment on function image_sync.list_state(image_sync.settings, text, text, text,
 -- Files of a look-up key, with the pictures beside them that are left out by their extension; null where that is one file. A bounded
 -- number of each.
 create or replace function image_sync.files_of_twins(p_bucket_id text, p_key text)
-returns text[]
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns text[] language plpgsql stable set search_path = '' as $$
 begin
   return (
     with files as (
@@ -9414,10 +6531,7 @@ create or replace function image_sync.list_twins(
   p_settings image_sync.settings, p_guide image_sync.runs, p_until timestamptz, p_after text, p_limit integer, p_urls boolean,
   out items jsonb, out next text
 )
-language plpgsql
-stable
-set search_path = ''
-as $$
+language plpgsql stable set search_path = '' as $$
 declare
   v_page constant integer := 2000;
   v_cursor text := p_after;
@@ -9445,10 +6559,8 @@ begin
       from (
         select r.look_up_key as key
         from image_sync.records r
-        where r.look_up_key collate "C" > v_cursor
-          and r.look_up_key collate "C" < p_settings.bucket_id || '0'
-        order by r.look_up_key collate "C"
-        limit v_page
+        where r.look_up_key collate "C" > v_cursor and r.look_up_key collate "C" < p_settings.bucket_id || '0'
+        order by r.look_up_key collate "C" limit v_page
       ) as page
     ) as k;
     v_keys := array(
@@ -9480,11 +6592,7 @@ comment on function image_sync.list_twins(image_sync.settings, image_sync.runs, 
 -- The image of which a picture that is left out by its extension is another file, with all such pictures beside it; null where there
 -- is none, where list_twins has them, and for all of the pictures but the first, which stands for them.
 create or replace function image_sync.files_with(p_settings image_sync.settings, p_picture text)
-returns text[]
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns text[] language plpgsql stable set search_path = '' as $$
 declare
   v_beside record;
 begin
@@ -9519,10 +6627,7 @@ create or replace function image_sync.list_beside(
   p_settings image_sync.settings, p_guide image_sync.runs, p_until timestamptz, p_after text, p_limit integer, p_urls boolean,
   out items jsonb, out next text
 )
-language plpgsql
-stable
-set search_path = ''
-as $$
+language plpgsql stable set search_path = '' as $$
 declare
   v_page constant integer := 1000;
   v_ranges constant integer := 20;
@@ -9559,8 +6664,7 @@ begin
         where o.bucket_id = p_settings.bucket_id
           and o.name collate "C" > v_cursor
           and o.name collate "C" <= coalesce(v_range.to_key, image_sync.last_key())
-        order by o.name collate "C"
-        limit v_page
+        order by o.name collate "C" limit v_page
       ) as n;
       foreach v_picture in array coalesce(v_read.pictures, '{}') loop
         v_cursor := v_picture;
@@ -9593,10 +6697,7 @@ create or replace function image_sync.list_several(
   p_settings image_sync.settings, p_after text, p_limit integer, p_urls boolean,
   out items jsonb, out next text, out as_of timestamptz
 )
-language plpgsql
-stable
-set search_path = ''
-as $$
+language plpgsql stable set search_path = '' as $$
 declare
   v_until constant timestamptz := clock_timestamp() + interval '25 milliseconds';
   v_guide constant image_sync.runs := image_sync.guide_of(p_settings.bucket_id);
@@ -9629,38 +6730,28 @@ create or replace function image_sync.list_broken(
   p_settings image_sync.settings, p_after text, p_limit integer, p_urls boolean,
   out items jsonb, out next text, out as_of timestamptz
 )
-language plpgsql
-stable
-set search_path = ''
-as $$
+language plpgsql stable set search_path = '' as $$
 declare
   v_run image_sync.runs;
 begin
   select r.*
   into v_run
   from image_sync.runs r
-  where r.bucket_id = p_settings.bucket_id
-    and r.mode = 'verify'
-    and r.finished_at is not null
-  order by r.started_at desc
-  limit 1;
+  where r.bucket_id = p_settings.bucket_id and r.mode = 'verify' and r.finished_at is not null
+  order by r.started_at desc limit 1;
   as_of := v_run.finished_at;
   with ranges as (
     select c.problems
     from image_sync.chunks c
-    where c.run_id = v_run.id
-      and c.ledger ? 'broken'
-      and coalesce(c.to_key collate "C" > p_after, true)
-    order by c.from_key collate "C"
-    limit p_limit + 1
+    where c.run_id = v_run.id and c.ledger ? 'broken' and coalesce(c.to_key collate "C" > p_after, true)
+    order by c.from_key collate "C" limit p_limit + 1
   ), named as (
     select p.problem ->> 'name' as name, p.problem ->> 'code' as code, p.problem ->> 'detail' as detail
     from ranges
     cross join lateral jsonb_array_elements(ranges.problems) as p (problem)
     where p.problem ->> 'code' = any ('{file_lost,file_gone,not_an_image,wrong_content_type,url_rejected,unreachable}')
       and (p.problem ->> 'name') collate "C" > p_after
-    order by (p.problem ->> 'name') collate "C"
-    limit p_limit
+    order by (p.problem ->> 'name') collate "C" limit p_limit
   )
   select
     coalesce(jsonb_agg(item.value || jsonb_strip_nulls(jsonb_build_object('code', n.code, 'detail', n.detail)) order by n.name collate "C"), '[]'),
@@ -9699,6 +6790,7 @@ set lock_timeout = '1s'
 set enable_seqscan = 'off'
 set enable_bitmapscan = 'off'
 set enable_sort = 'off'
+set enable_hashjoin = 'off'
 as $$
 declare
   v_limit constant integer := least(greatest(coalesce(p_limit, 50), 1), 100);
@@ -9734,8 +6826,7 @@ begin
         from image_sync.records r
         where r.look_up_key collate "C" >= p_bucket || '/' || lower(p_search)
           and r.look_up_key collate "C" < p_bucket || '/' || lower(p_search) || U&'\+10FFFF'
-        order by r.look_up_key collate "C"
-        limit 1000
+        order by r.look_up_key collate "C" limit 1000
       ) as k
       where not starts_with(k.file_name, p_search)
       limit v_limit
@@ -10262,7 +7353,7 @@ begin
   end;
   if v_unseen is null then
     v_write := image_sync.write_rows('archive', p_run, array(
-      select (l.name, null, null)::image_sync.item
+      select (l.name, null, null, null)::image_sync.item
       from unnest(v_locked) as l (name)
       where l.name <> all (v_referenced)
     ));
@@ -10361,7 +7452,7 @@ comment on function image_sync.why_kept(text, text[], text[], jsonb, text[], ima
 create or replace function image_sync.restore_records(p_run image_sync.runs, p_names text[], out done text[], out problems jsonb)
 language plpgsql set search_path = '' as $$
 declare
-  v_write constant image_sync.write := image_sync.write_rows('restore', p_run, array(select (n.name, null, null)::image_sync.item from unnest(p_names) as n (name)));
+  v_write constant image_sync.write := image_sync.write_rows('restore', p_run, array(select (n.name, null, null, null)::image_sync.item from unnest(p_names) as n (name)));
 begin
   done := v_write.written;
   problems := (
@@ -10522,11 +7613,7 @@ comment on function public.image_sync_archived(uuid, text, integer) is 'A page o
 -- file
 
 create or replace function image_sync.place_in_words(p_bucket_id text, p_other_bucket_id text, p_name text)
-returns text
-language sql
-immutable
-set search_path = ''
-as $$
+returns text language sql immutable set search_path = '' as $$
   select p_name || case when p_other_bucket_id <> p_bucket_id then format(' (bucket %s)', p_other_bucket_id) else '' end
 $$;
 
@@ -10535,11 +7622,7 @@ comment on function image_sync.place_in_words(text, text, text) is 'A name, with
 -- What the newest verify, or the probe of the newest sync, saw of a file that only another upload can mend; null where that was no
 -- such thing, or the file was stored anew since.
 create or replace function image_sync.unseen_file(p_bucket_id text, p_name text)
-returns text
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns text language plpgsql stable set search_path = '' as $$
 begin
   return (
     select f.failure ->> 'code'
@@ -10547,19 +7630,14 @@ begin
       (
         select r.id, r.finished_at, r.mode, r.report
         from image_sync.runs r
-        where r.bucket_id = p_bucket_id
-          and r.mode = 'verify'
-          and r.report is not null
-        order by r.finished_at desc
-        limit 1
+        where r.bucket_id = p_bucket_id and r.mode = 'verify' and r.report is not null
+        order by r.finished_at desc limit 1
       )
       union all
       (
         select r.id, r.finished_at, r.mode, r.report
         from image_sync.runs r
-        where r.bucket_id = p_bucket_id
-          and r.mode = 'sync'
-          and r.report is not null
+        where r.bucket_id = p_bucket_id and r.mode = 'sync' and r.report is not null
           -- A verify that ended later has opened all of them.
           and not exists (
             select
@@ -10569,8 +7647,7 @@ begin
               and later.outcome = 'succeeded'
               and later.finished_at > r.finished_at
           )
-        order by r.finished_at desc
-        limit 1
+        order by r.finished_at desc limit 1
       )
     ) as r
     cross join lateral (
@@ -10598,8 +7675,7 @@ begin
         order by o.name collate "C"
         offset 0
       )
-    order by r.finished_at desc
-    limit 1
+    order by r.finished_at desc limit 1
   );
 end;
 $$;
@@ -10610,11 +7686,7 @@ comment on function image_sync.unseen_file(text, text) is
 -- What the newest verify saw of a file: {"run", "at", "code"}, the code null where its URL showed an image. Null where nobody can tell:
 -- the file was not opened, or a run of before 2.0 named only the first of many that showed none.
 create or replace function image_sync.verified_file(p_bucket_id text, p_file text)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     select case
@@ -10627,8 +7699,7 @@ begin
           and exists (
             select
             from public.part_images p
-            where p.bucket_id = p_bucket_id
-              and p.file_name collate "C" = p_file
+            where p.bucket_id = p_bucket_id and p.file_name collate "C" = p_file
           )
           and exists (
             select
@@ -10645,11 +7716,8 @@ begin
     from (
       select r.id, r.started_at, r.finished_at
       from image_sync.runs r
-      where r.bucket_id = p_bucket_id
-        and r.mode = 'verify'
-        and r.finished_at is not null
-      order by r.started_at desc
-      limit 1
+      where r.bucket_id = p_bucket_id and r.mode = 'verify' and r.finished_at is not null
+      order by r.started_at desc limit 1
     ) as v
     join image_sync.chunks c
       on c.run_id = v.id
@@ -10671,12 +7739,7 @@ comment on function image_sync.verified_file(text, text) is 'What the newest ver
 
 -- Why this file is, or is not, in sync.
 create or replace function public.image_sync_file(p_bucket text, p_file text)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-set lock_timeout = '1s'
-as $$
+returns jsonb language plpgsql stable set search_path = '' set lock_timeout = '1s' as $$
 declare
   v_settings image_sync.settings;
   v_object record;
@@ -10708,17 +7771,13 @@ begin
   select o.name, o.extension, o.bytes, o.id
   into v_object
   from image_sync.objects o
-  where o.bucket_id = p_bucket
-    and o.name collate "C" >= p_file
-    and o.name collate "C" <= p_file
+  where o.bucket_id = p_bucket and o.name collate "C" >= p_file and o.name collate "C" <= p_file
   -- An order that only the index of names gives.
-  order by o.name collate "C"
-  limit 1;
+  order by o.name collate "C" limit 1;
   select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id, r.look_up_key, r.signed and not image_sync.is_url_of(r.signed_url, image_sync.url_base(v_settings), r.file_name) as is_foreign
   into v_record
   from image_sync.records r
-  where r.bucket_id = p_bucket
-    and r.file_name collate "C" = p_file;
+  where r.bucket_id = p_bucket and r.file_name collate "C" = p_file;
 
   if v_record.file_name is not null and v_object.id is distinct from v_record.object_id then
     select
@@ -10747,10 +7806,8 @@ begin
     from (
       select m.object_id
       from image_sync.moves m
-      where m.bucket_id = p_bucket
-        and m.file_name collate "C" = p_file
-      order by m.moved_at desc, m.id desc
-      limit 1
+      where m.bucket_id = p_bucket and m.file_name collate "C" = p_file
+      order by m.moved_at desc, m.id desc limit 1
     ) as newest
     join image_sync.objects o
       on o.id = newest.object_id;
@@ -10759,18 +7816,7 @@ begin
   v_unseen := case when v_object.name is not null and v_record.file_name is not null then image_sync.unseen_file(p_bucket, p_file) end;
   v_is_excluded := v_object.name is not null and v_record.file_name is null and v_object.name like any (v_settings.exclude);
   v_is_wanted := v_object.name is not null and v_record.file_name is null and v_object.extension = any (v_settings.extensions) and not v_is_excluded and v_object.bytes is distinct from 0;
-  v_is_taken := v_object.name is not null and image_sync.part_number_is_unique() and exists (
-    select
-    from public.part_images p
-    where p.part_number = any (image_sync.part_numbers_of(array[v_object.name]))
-      -- Who follows its file to another part number leaves this one.
-      and not exists (
-        select
-        from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
-        where image_sync.part_numbers_of(array[p.file_name]) = array[p.part_number]
-          and image_sync.part_numbers_of(array[d.name]) <> array[p.part_number]
-      )
-  );
+  v_is_taken := v_object.name is not null and image_sync.part_number_is_unique() and image_sync.is_part_taken((image_sync.part_numbers_of(array[v_object.name]))[1]);
 
   select coalesce(jsonb_agg(jsonb_build_object('code', c.code, 'detail', c.detail)), '[]')
   into v_reasons

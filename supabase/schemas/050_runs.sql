@@ -55,7 +55,6 @@ comment on column image_sync.runs.total_estimate is 'How many objects (restore a
 comment on column image_sync.runs.chunk_size is 'At most so many names in the next chunk, where that is less than the setting: chunks that the database could not do within its statement timeout were halved.';
 comment on column image_sync.runs.bucket_created_at is 'created_at of the bucket when the run began: a bucket deleted and made again is another bucket.';
 comment on column image_sync.runs.started_at is 'When the run was opened.';
-comment on column image_sync.runs.moved_at is 'When a chunk of the run was last made or closed. Looking at the run or handing it on is no progress.';
 comment on column image_sync.runs.kicked_at is 'When a call of the function was last queued for the run.';
 comment on column image_sync.runs.kick_id is 'That call''s id in net._http_response.';
 comment on column image_sync.runs.wake_hashes is 'SHA-256 of the tokens of the last two queued calls that were not used yet: who brings one may wake this run, and nothing else.';
@@ -75,4 +74,8 @@ alter table image_sync.runs enable row level security;
 grant select, insert, update, delete on image_sync.runs to service_role;
 
 -- step 2.0.0
+alter table image_sync.runs add column stride integer;
+comment on column image_sync.runs.stride is 'How many names the walk looks at next at once; null: as many as a chunk may have.';
+comment on column image_sync.runs.chunk_size is 'At most so many rows in one write, where that is less than the setting: as many as the database did within its statement timeout.';
+comment on column image_sync.runs.moved_at is 'When a chunk of the run was last made or closed. Looking at the run or handing it on is no progress.';
 comment on column image_sync.runs.wake_hashes is 'SHA-256 of the tokens of the last two queued calls, newest first, null for one that was used: who brings one may wake this run, and nothing else.';

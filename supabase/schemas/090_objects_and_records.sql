@@ -138,11 +138,7 @@ comment on column image_sync.records.object_id is 'The object that the record is
 
 -- The part of a look-up key behind the bucket, of one part number: the expression of the view, where it is asked of few.
 create or replace function image_sync.look_up_part(p_part_number text)
-returns text
-language plpgsql
-immutable
-set search_path = ''
-as $$
+returns text language plpgsql immutable set search_path = '' as $$
 begin
   return lower(coalesce(nullif(regexp_replace(p_part_number, '^((copy of|kopie von|copie de|copia d[ei]) )+|( *\((\d+|([^()]+ )?(copy|kopie|copie|copia))\)|( -)? (copy|kopie|copie|copia)( \d+| \(\d+\))?|_jpe?g|_png)?\s*$', '', 'gi'), ''), p_part_number));
 end;
@@ -152,11 +148,7 @@ comment on function image_sync.look_up_part(text) is 'A part number as image_syn
 
 -- a.b/12.x.jpg: 12.x. Of many names at once: a call for each costs more than what it does.
 create or replace function image_sync.part_numbers_of(p_names text[])
-returns text[]
-language plpgsql
-immutable
-set search_path = ''
-as $$
+returns text[] language plpgsql immutable set search_path = '' as $$
 begin
   return array(
     select case when strpos(f.name, '.') = 0 then f.name else left(f.name, -1 - length(split_part(f.name, '.', -1))) end
@@ -176,11 +168,7 @@ grant select on image_sync.objects, image_sync.records to service_role;
 
 -- Above every key of the walk in byte order: longer than any key that a btree index can hold, of the highest character there is.
 create or replace function image_sync.last_key()
-returns text
-language sql
-immutable
-set search_path = ''
-as $$
+returns text language sql immutable set search_path = '' as $$
   select repeat(U&'\+10FFFF', 700)
 $$;
 

@@ -6,10 +6,7 @@
 
 -- What the walk has found so far. The caller holds the run's row lock. Returns whether it is at its end; 250 ms keep a call short.
 create or replace function image_sync.count_twins(p_run image_sync.runs)
-returns boolean
-language plpgsql
-set search_path = ''
-as $$
+returns boolean language plpgsql set search_path = '' as $$
 declare
   v_page constant integer := 2000;
   v_until constant timestamptz := clock_timestamp() + interval '250 milliseconds';
@@ -37,8 +34,7 @@ begin
         where r.look_up_key collate "C" > v_cursor
           -- What follows the slash is a zero.
           and r.look_up_key collate "C" < p_run.bucket_id || '0'
-        order by r.look_up_key collate "C"
-        limit v_page
+        order by r.look_up_key collate "C" limit v_page
       ) as page
       group by page.key
     ) as k;
@@ -48,10 +44,8 @@ begin
       when v_is_full and v_found.last_key <> all (coalesce(v_found.twins, '{}')) then (
         select r.look_up_key
         from image_sync.records r
-        where r.look_up_key collate "C" > v_cursor
-          and r.look_up_key collate "C" < v_found.last_key
-        order by r.look_up_key collate "C" desc
-        limit 1
+        where r.look_up_key collate "C" > v_cursor and r.look_up_key collate "C" < v_found.last_key
+        order by r.look_up_key collate "C" desc limit 1
       )
       else v_found.last_key
     end, v_cursor);
@@ -86,11 +80,7 @@ comment on function image_sync.count_twins(image_sync.runs) is
 
 -- The files whose records have a look-up key, 20 at most: a record without its file is an orphan and no twin.
 create or replace function image_sync.files_of_key(p_bucket_id text, p_key text)
-returns table (name text, part_number text)
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns table (name text, part_number text) language plpgsql stable set search_path = '' as $$
 declare
   -- A caller with a key in byte order hands on that order to all texts of the call, and no index has the bucket in it: at a million
   -- objects that was 80 ms a file instead of 0.02.
@@ -108,11 +98,8 @@ begin
   cross join lateral (
     select o.name
     from image_sync.objects o
-    where o.bucket_id = v_bucket_id
-      and o.name collate "C" >= r.file_name
-      and o.name collate "C" <= r.file_name
-    order by o.name collate "C"
-    limit 1
+    where o.bucket_id = v_bucket_id and o.name collate "C" >= r.file_name and o.name collate "C" <= r.file_name
+    order by o.name collate "C" limit 1
   ) as file
   where r.bucket_id = v_bucket_id
   limit 20;
@@ -124,22 +111,15 @@ comment on function image_sync.files_of_key(text, text) is 'Up to 20 files of th
 -- Objects named like a file but for its extension, as far as a look is bounded: between "stem." and "stem/", an order that only the
 -- index gives.
 create or replace function image_sync.files_beside(p_bucket_id text, p_stem text)
-returns table (name text, extension text)
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns table (name text, extension text) language plpgsql stable set search_path = '' as $$
 begin
   return query
   select n.name, n.extension
   from (
     select o.name, o.extension
     from image_sync.objects o
-    where o.bucket_id = p_bucket_id
-      and o.name collate "C" >= p_stem || '.'
-      and o.name collate "C" < p_stem || '/'
-    order by o.name collate "C"
-    limit 100
+    where o.bucket_id = p_bucket_id and o.name collate "C" >= p_stem || '.' and o.name collate "C" < p_stem || '/'
+    order by o.name collate "C" limit 100
   ) as n
   where left(n.name, -(length(n.extension) + 1)) = p_stem
     and n.extension = any ('{jpg,jpeg,png,gif,webp,avif,bmp,tif,tiff,heic}');
@@ -149,11 +129,7 @@ $$;
 comment on function image_sync.files_beside(text, text) is 'The pictures of a stem (a name with its folders, without its extension), of whatever extension.';
 
 create or replace function image_sync.stem_of(p_name text)
-returns text
-language sql
-immutable
-set search_path = ''
-as $$
+returns text language sql immutable set search_path = '' as $$
   select left(p_name, -(length(split_part(p_name, '.', -1)) + 1))
 $$;
 
@@ -161,11 +137,7 @@ comment on function image_sync.stem_of(text) is 'A file''s name with its folders
 
 -- The twins of a run as a person reads them: "part number: files", with pictures beside them that are left out by their extension.
 create or replace function image_sync.twin_samples(p_bucket_id text, p_keys text[])
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     select coalesce(jsonb_agg(twins.part_number || ': ' || twins.files order by keys.place), '[]')
@@ -195,11 +167,7 @@ comment on function image_sync.twin_samples(text, text[]) is 'Of these look-up k
 
 -- Whether a copy of a file lies in its folder, by the names that programs give to copies: what begins so is few, and is compared.
 create or replace function image_sync.has_copy_beside(p_bucket_id text, p_stem text)
-returns boolean
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns boolean language plpgsql stable set search_path = '' as $$
 declare
   v_part_number constant text := split_part(p_stem, '/', -1);
   v_folder constant text := left(p_stem, length(p_stem) - length(v_part_number));
@@ -216,11 +184,8 @@ begin
     cross join lateral (
       select o.name
       from image_sync.objects o
-      where o.bucket_id = p_bucket_id
-        and o.name collate "C" >= range.low
-        and o.name collate "C" < range.high
-      order by o.name collate "C"
-      limit 20
+      where o.bucket_id = p_bucket_id and o.name collate "C" >= range.low and o.name collate "C" < range.high
+      order by o.name collate "C" limit 20
     ) as copy
     where strpos(substr(copy.name, length(v_folder) + 1), '/') = 0
       and image_sync.look_up_part((image_sync.part_numbers_of(array[copy.name]))[1]) = image_sync.look_up_part(v_part_number)
@@ -243,10 +208,7 @@ create or replace function image_sync.find_several_files(
   out part_numbers integer,
   out samples text[]
 )
-language plpgsql
-stable
-set search_path = ''
-as $$
+language plpgsql stable set search_path = '' as $$
 begin
   with pictures as (
     select image_sync.stem_of(f.name) as stem, array_agg(f.name) as names
@@ -261,8 +223,7 @@ begin
       from image_sync.files_beside(p_bucket_id, s.stem) b
       where b.extension = any (p_extensions)
     ) as images
-    where cardinality(images.names) = 1
-      and not image_sync.has_copy_beside(p_bucket_id, s.stem)
+    where cardinality(images.names) = 1 and not image_sync.has_copy_beside(p_bucket_id, s.stem)
   ), unrecorded as (
     select lower(m.part_number) as stem, array_agg(m.name order by m.name collate "C") as names
     from unnest(p_missing, image_sync.part_numbers_of(p_missing)) as m (name, part_number)

@@ -2,80 +2,9 @@
 -- Verifying: every URL of a bucket is opened as a reader does. The bucket is walked and counted as in an analyze; a chunk that holds
 -- URLs is leased to a worker that opens them, no faster than settings.verify_rate over all workers of the run.
 
--- The names in a chunk whose record has a URL that should work: with an object, of this project, not expired.
-create or replace function image_sync.names_to_open(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
-returns text[]
-language plpgsql
-stable
-set search_path = ''
-as $$
-declare
-  v_url_base constant text := image_sync.url_base(p_settings);
-begin
-  return (
-    with objects as (
-      select o.name
-      from image_sync.objects o
-      where o.bucket_id = p_run.bucket_id
-        and o.name collate "C" > p_chunk.from_key
-        and o.name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
-    ), records as (
-      select r.file_name
-      from image_sync.records r
-      where r.bucket_id = p_run.bucket_id
-        and r.file_name collate "C" > p_chunk.from_key
-        and r.file_name collate "C" <= coalesce(p_chunk.to_key, image_sync.last_key())
-        and r.usable_until is not null
-        and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name)
-    )
-    select coalesce(array_agg(records.file_name order by records.file_name collate "C"), '{}')
-    from records
-    join objects on objects.name = records.file_name
-  );
-end;
-$$;
-
-comment on function image_sync.names_to_open(image_sync.runs, image_sync.settings, image_sync.chunks) is
-  'Files of the chunk whose record has a URL of this project that has not expired.';
-
--- What there is to do in a chunk that is leased: names to sign in a sync, names to open in a verify.
-create or replace function image_sync.names_to_work(p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks)
-returns text[]
-language plpgsql
-stable
-set search_path = ''
-as $$
-begin
-  if p_run.mode = 'verify' then
-    return image_sync.names_to_open(p_run, p_settings, p_chunk);
-  end if;
-  return image_sync.names_to_sign(p_run, p_settings, p_chunk);
-end;
-$$;
-
-comment on function image_sync.names_to_work(image_sync.runs, image_sync.settings, image_sync.chunks) is
-  'The names of a leased chunk that need something: a URL in a sync, a look in a verify.';
-
--- How long until a run may lease its next chunk to open. The caller holds the run's row lock.
-create or replace function image_sync.pace_left(p_run image_sync.runs)
-returns integer
-language sql
-stable
-set search_path = ''
-as $$
-  select case
-    when p_run.mode = 'verify' then nullif(greatest(ceil(1000 * extract(epoch from p_run.paced_until - clock_timestamp()))::integer, 0), 0)
-  end
-$$;
-
-comment on function image_sync.pace_left(image_sync.runs) is 'Milliseconds until a verify may open more URLs; null where it may.';
-
 -- Takes the time that so many URLs cost at the setting's rate, and returns them with their names. The caller holds the run's row lock.
 create or replace function image_sync.lease_targets(p_run image_sync.runs, p_settings image_sync.settings, p_names text[])
-returns jsonb
-language plpgsql
-set search_path = ''
-as $$
+returns jsonb language plpgsql set search_path = '' as $$
 begin
   update image_sync.runs r
   set paced_until = clock_timestamp() + make_interval(secs => cardinality(p_names)::double precision / p_settings.verify_rate)
@@ -83,8 +12,7 @@ begin
   return (
     select coalesce(jsonb_agg(jsonb_build_object('name', p.file_name, 'url', p.signed_url)), '[]')
     from public.part_images p
-    where p.bucket_id = p_run.bucket_id
-      and p.file_name collate "C" = any (p_names)
+    where p.bucket_id = p_run.bucket_id and p.file_name collate "C" = any (p_names)
       -- In order: no more than their range is read.
       and p.file_name collate "C" >= p_names[1]
       and p.file_name collate "C" <= p_names[cardinality(p_names)]
@@ -100,19 +28,14 @@ comment on function image_sync.lease_targets(image_sync.runs, image_sync.setting
 -- renews all (image_sync.renews_all). A row that somebody holds is not waited for,
 -- and a table that refuses keeps what it has: the verify says of each all the same what was to be seen.
 create or replace function image_sync.forget_rejected(p_run image_sync.runs, p_chunk image_sync.chunks, p_failures jsonb)
-returns integer
-language plpgsql
-set search_path = ''
-set lock_timeout = '400ms'
-as $$
+returns integer language plpgsql set search_path = '' set lock_timeout = '400ms' as $$
 declare
   v_forgotten integer;
 begin
   if not p_chunk.ledger ? 'shown' and not exists (
     select
     from image_sync.chunks c
-    where c.run_id = p_run.id
-      and c.ledger ? 'shown'
+    where c.run_id = p_run.id and c.ledger ? 'shown'
   ) then
     return 0;
   end if;
@@ -157,20 +80,14 @@ comment on function image_sync.forget_rejected(image_sync.runs, image_sync.chunk
 -- Closes a chunk of a verify.
 --   p_shown     the names whose URL showed an image
 --   p_failures  [{"name", "code", "error", "url"}], the URL only where Storage said that its token is dead
-create or replace function image_sync.close_verified(p_run image_sync.runs, p_token uuid, p_shown text[], p_failures jsonb, p_storage_calls integer, p_retries integer)
-returns text
-language plpgsql
-set search_path = ''
-as $$
+create or replace function image_sync.close_verified(p_run image_sync.runs, p_chunk image_sync.chunks, p_shown text[], p_failures jsonb, p_is_given_up boolean)
+returns text language plpgsql set search_path = '' as $$
 declare
-  v_chunk image_sync.chunks := image_sync.lock_chunk(p_run.id, p_token);
+  v_chunk image_sync.chunks := p_chunk;
   v_failures jsonb;
   v_counts jsonb;
   v_forgotten integer;
 begin
-  if v_chunk.state is distinct from 'leased' or p_run.finished_at is not null then
-    return case when v_chunk.state = 'done' then 'already_closed' else 'stale' end;
-  end if;
   -- The object tells whether a file that Storage does not find was deleted or lost; one that was deleted meanwhile shows nothing to
   -- nobody, and is an orphan from now on.
   with seen as (
@@ -205,41 +122,36 @@ begin
 
   update image_sync.chunks c
   set
-    state = 'done',
-    ledger = image_sync.add_counts(c.ledger, jsonb_build_object(
-      'to_open', cardinality(p_shown) + jsonb_array_length(p_failures) - image_sync.count_of(c.ledger, 'to_open'),
+    state = case when p_is_given_up then 'dead' else 'done' end,
+    to_do = '{}',
+    to_do_ids = '{}',
+    ledger = image_sync.add_counts(p_chunk.ledger, jsonb_build_object(
+      'to_open', case when p_is_given_up then 0 else cardinality(p_shown) + jsonb_array_length(p_failures) - image_sync.count_of(c.ledger, 'to_open') end,
       'shown', cardinality(p_shown),
-      'broken', jsonb_array_length(p_failures),
+      'broken', case when p_is_given_up then image_sync.count_of(c.ledger, 'to_open') else jsonb_array_length(p_failures) end,
       'rejected', v_counts -> 'url_rejected',
       'updated', v_forgotten,
       'records_expired', v_forgotten,
       -- What Storage rejects is no working URL, forgotten or not.
-      'images_signed', -least(coalesce((v_counts ->> 'url_rejected')::integer, 0), image_sync.count_of(c.ledger, 'images_signed')),
-      'storage_calls', p_storage_calls,
-      'retries', p_retries
+      'images_signed', -least(coalesce((v_counts ->> 'url_rejected')::integer, 0), image_sync.count_of(c.ledger, 'images_signed'))
     )),
     facts = c.facts || jsonb_build_object('broken', v_counts),
     problems = c.problems || v_failures,
     lease_expires_at = null,
-    error = null,
+    error = case when p_is_given_up then c.error end,
     closed_at = clock_timestamp()
-  where c.run_id = v_chunk.run_id
-    and c.number = v_chunk.number;
+  where c.run_id = v_chunk.run_id and c.number = v_chunk.number;
   return 'closed';
 end;
 $$;
 
-comment on function image_sync.close_verified(image_sync.runs, uuid, text[], jsonb, integer, integer) is
-  'Closes a chunk whose URLs were opened: counts what showed an image and what did not, by reason, and makes the next sync sign anew what has a dead token. Returns closed, already_closed or stale.';
+comment on function image_sync.close_verified(image_sync.runs, image_sync.chunks, text[], jsonb, boolean) is
+  'Closes a leased chunk whose URLs were opened: counts what showed an image and what did not, by reason, and makes the next sync sign anew what has a dead token. Returns closed.';
 
 -- A file that Storage does not find is lost where its object is there, and deleted where it is not: the words of S3 and of Storage
 -- tell that in some versions only.
 create or replace function image_sync.tell_lost(p_bucket_id text, p_probe jsonb)
-returns jsonb
-language sql
-stable
-set search_path = ''
-as $$
+returns jsonb language sql stable set search_path = '' as $$
   select case
     when jsonb_path_exists(p_probe, '$.failures[*] ? (@.code == "file_gone" || @.code == "file_lost")') then p_probe || jsonb_build_object('failures', (
       select jsonb_agg(
@@ -268,11 +180,7 @@ comment on function image_sync.tell_lost(text, jsonb) is 'What a probe gave, wit
 -- Where a look at the URLs saw a rejected one and could not forget it, the next sync renews all: after a rotation of the URL-signing key
 -- that is what mends them. By the newest look: a verify, or the probe of a sync; a sync that has renewed all is one too.
 create or replace function image_sync.renews_all(p_bucket_id text)
-returns boolean
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns boolean language plpgsql stable set search_path = '' as $$
 begin
   return coalesce(
     (
@@ -292,8 +200,7 @@ begin
             or look.outcome <> 'failed' and look.options ->> 'renew' = 'all'
           )
         )
-      order by look.finished_at desc
-      limit 1
+      order by look.finished_at desc limit 1
     ), false);
 end;
 $$;

@@ -3,11 +3,7 @@
 
 -- The first 20 names that a run's chunks kept under a key of their facts.
 create or replace function image_sync.samples(p_run uuid, p_key text)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     -- A name may have 1,024 characters and more: a sample is for the eye.
@@ -16,10 +12,8 @@ begin
       select name #>> '{}' as name
       from image_sync.chunks c
       cross join lateral jsonb_array_elements(c.facts -> p_key) as name
-      where c.run_id = p_run
-        and c.facts ? p_key
-      order by c.number
-      limit 20
+      where c.run_id = p_run and c.facts ? p_key
+      order by c.number limit 20
     ) as s
   );
 end;
@@ -29,11 +23,7 @@ comment on function image_sync.samples(uuid, text) is 'Up to 20 sample names of 
 
 -- The same of the items that failed with a code.
 create or replace function image_sync.problem_samples(p_run uuid, p_code text)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     select coalesce(jsonb_agg(case when length(s.name) > 300 then left(s.name, 299) || '…' else s.name end), '[]')
@@ -41,11 +31,8 @@ begin
       select problem ->> 'name' as name
       from image_sync.chunks c
       cross join lateral jsonb_array_elements(c.problems) as problem
-      where c.run_id = p_run
-        and c.problems <> '[]'
-        and problem ->> 'code' = p_code
-      order by c.number
-      limit 20
+      where c.run_id = p_run and c.problems <> '[]' and problem ->> 'code' = p_code
+      order by c.number limit 20
     ) as s
   );
 end;
@@ -80,13 +67,9 @@ comment on function image_sync.run_ledger(uuid) is 'What the ledgers of a run''s
 
 -- Whether every object and every name of a chunk has one end.
 create or replace function image_sync.is_balanced(p_ledger jsonb, p_is_closed boolean)
-returns boolean
-language sql
-immutable
-set search_path = ''
-as $$
+returns boolean language sql immutable set search_path = '' as $$
   select image_sync.count_of(p_ledger, 'listed') = image_sync.count_of(p_ledger, 'images') + image_sync.count_of(p_ledger, 'not_images')
-    and image_sync.count_of(p_ledger, 'images') = image_sync.count_of(p_ledger, 'recorded') + image_sync.count_of(p_ledger, 'inserted') + image_sync.count_of(p_ledger, 'moved') + image_sync.count_of(p_ledger, 'unmoved') + image_sync.count_of(p_ledger, 'collided') + image_sync.count_of(p_ledger, 'vanished') + image_sync.count_of(p_ledger, 'missing')
+    and image_sync.count_of(p_ledger, 'images') = image_sync.count_of(p_ledger, 'recorded') + image_sync.count_of(p_ledger, 'inserted') + image_sync.count_of(p_ledger, 'moved') + image_sync.count_of(p_ledger, 'unmoved') + image_sync.count_of(p_ledger, 'collided') + image_sync.count_of(p_ledger, 'vanished') + image_sync.count_of(p_ledger, 'missing') + image_sync.count_of(p_ledger, 'unsettled')
     and (not p_is_closed or image_sync.count_of(p_ledger, 'to_sign') = image_sync.count_of(p_ledger, 'signed') + image_sync.count_of(p_ledger, 'withdrawn') + image_sync.count_of(p_ledger, 'failed') + image_sync.count_of(p_ledger, 'held') and image_sync.count_of(p_ledger, 'to_open') = image_sync.count_of(p_ledger, 'shown') + image_sync.count_of(p_ledger, 'broken'))
 $$;
 
@@ -95,15 +78,9 @@ comment on function image_sync.is_balanced(jsonb, boolean) is
 
 -- The totals of a run, from its chunks. Kept in runs.summary when it finishes, because chunks are pruned.
 create or replace function image_sync.summarize(p_run uuid)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-set enable_seqscan = 'off'
-as $$
+returns jsonb language plpgsql stable set search_path = '' set enable_seqscan = 'off' as $$
 declare
   v_ledger constant jsonb := image_sync.run_ledger(p_run);
-  v_moved constant bigint := image_sync.count_of(v_ledger, 'moved') + image_sync.count_of(v_ledger, 'moved_ahead');
 begin
   return (
     select jsonb_build_object(
@@ -117,10 +94,8 @@ begin
       'balanced', coalesce(bool_and(image_sync.is_balanced(c.ledger, c.state in ('done', 'dead'))), true),
       'totals', (
         select jsonb_object_agg(n.name, image_sync.count_of(v_ledger, n.name))
-        from unnest('{listed,images,not_images,inserted,unmoved,collided,vanished,missing,to_sign,signed,withdrawn,failed,held,shown,orphaned,records,removed,restored,skipped,storage_calls,retries}'::text[]) as n (name)
+        from unnest('{listed,images,not_images,recorded,inserted,moved,unmoved,collided,vanished,missing,to_sign,signed,withdrawn,failed,held,shown,orphaned,records,removed,restored,skipped,storage_calls,retries}'::text[]) as n (name)
       ) || jsonb_build_object(
-        'recorded', image_sync.count_of(v_ledger, 'recorded') - image_sync.count_of(v_ledger, 'moved_ahead'),
-        'moved', v_moved,
         'opened', image_sync.count_of(v_ledger, 'shown') + image_sync.count_of(v_ledger, 'broken'),
         'rows_written', (
           select sum(image_sync.count_of(v_ledger, n.name))
@@ -130,7 +105,7 @@ begin
             select r.mode = 'sync'
             from image_sync.runs r
             where r.id = p_run
-          ) then v_moved
+          ) then image_sync.count_of(v_ledger, 'moved')
           else 0
         end
       ),
@@ -143,10 +118,8 @@ begin
           cross join lateral jsonb_array_elements(
             d.problems || case when d.state = 'dead' then jsonb_build_object('name', format('chunk %s', d.number)) || d.error else '[]' end
           ) as problem
-          where d.run_id = p_run
-            and (d.problems <> '[]' or d.state = 'dead')
-          order by d.number
-          limit 20
+          where d.run_id = p_run and (d.problems <> '[]' or d.state = 'dead')
+          order by d.number limit 20
         ) as p
       )
     )
@@ -161,11 +134,7 @@ comment on function image_sync.summarize(uuid) is
 
 -- The run as GET answers it. Never a URL, a key or a lease.
 create or replace function image_sync.run_document(p_run uuid)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 declare
   v_run image_sync.runs;
   v_summary jsonb;
@@ -237,22 +206,15 @@ comment on function image_sync.run_document(uuid) is 'One run as JSON: identity,
 -- How many objects the run can expect: what the last run of the bucket counted, else a count that gives up at 100,000 and then
 -- trusts the statistics of the table.
 create or replace function image_sync.estimate_total(p_bucket_id text)
-returns bigint
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns bigint language plpgsql stable set search_path = '' as $$
 declare
   v_total bigint;
 begin
   select (r.summary #>> '{totals,listed}')::bigint
   into v_total
   from image_sync.runs r
-  where r.bucket_id = p_bucket_id
-    and r.mode in ('sync', 'analyze', 'verify')
-    and r.outcome in ('succeeded', 'partial')
-  order by r.started_at desc
-  limit 1;
+  where r.bucket_id = p_bucket_id and r.mode in ('sync', 'analyze', 'verify') and r.outcome in ('succeeded', 'partial')
+  order by r.started_at desc limit 1;
   if v_total > 0 then
     return v_total;
   end if;
@@ -263,8 +225,7 @@ begin
     select
     from storage.objects o
     where o.bucket_id = p_bucket_id
-    order by o.name collate "C"
-    limit 100000
+    order by o.name collate "C" limit 100000
   ) as counted;
   if v_total < 100000 then
     return v_total;

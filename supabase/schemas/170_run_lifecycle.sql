@@ -3,22 +3,14 @@
 
 -- A problem that a caller can do something about: an expected condition, so a return value (docs: RFC 9457 in the API).
 create or replace function image_sync.problem(p_status integer, p_code text, p_title text, p_detail text, p_numbers jsonb default '{}')
-returns jsonb
-language sql
-immutable
-set search_path = ''
-as $$
+returns jsonb language sql immutable set search_path = '' as $$
   select jsonb_build_object('problem', p_numbers || jsonb_build_object('status', p_status, 'code', p_code, 'title', p_title, 'detail', p_detail))
 $$;
 
 comment on function image_sync.problem(integer, text, text, text, jsonb) is 'A refusal as the API answers it: HTTP status, stable code, title, detail with the way out, and the numbers behind it.';
 
 create or replace function image_sync.unknown_run(p_run uuid)
-returns jsonb
-language sql
-immutable
-set search_path = ''
-as $$
+returns jsonb language sql immutable set search_path = '' as $$
   select image_sync.problem(404, 'unknown_run', 'There is no such run', format('Cannot find run %s: it never was, or housekeeping pruned it.', p_run))
 $$;
 
@@ -34,10 +26,7 @@ create or replace function image_sync.open_run(
   p_plan uuid,
   p_total bigint
 )
-returns image_sync.runs
-language plpgsql
-set search_path = ''
-as $$
+returns image_sync.runs language plpgsql set search_path = '' as $$
 declare
   v_run image_sync.runs;
 begin
@@ -62,8 +51,7 @@ begin
     from image_sync.runs r
     where r.id = p_run
       or (r.bucket_id = p_bucket_id and r.mode = p_mode and r.finished_at is null)
-    order by (r.id = p_run) desc
-    limit 1;
+    order by (r.id = p_run) desc limit 1;
   end if;
   return v_run;
 end;
@@ -75,11 +63,7 @@ comment on function image_sync.open_run(uuid, text, text, text, jsonb, uuid, big
 -- Whether the name of an object is one that Storage signs: of the characters that it accepts, and without the segments . and ..
 -- that every URL parser removes. Objects of an older Storage may have other names.
 create or replace function image_sync.is_signable(p_name text)
-returns boolean
-language sql
-immutable
-set search_path = ''
-as $$
+returns boolean language sql immutable set search_path = '' as $$
   select p_name ~ '^[A-Za-z0-9_/!.*''() &$@=;:+,?-]+$' and p_name !~ '(^|/)\.{1,2}(/|$)'
 $$;
 
@@ -87,10 +71,7 @@ comment on function image_sync.is_signable(text) is 'Whether Storage signs an ob
 
 -- How a run that came to its end turned out, by its chunks: outcome and stop_reason.
 create or replace function image_sync.judge_run(p_run image_sync.runs, p_summary jsonb, out outcome text, out stop_reason text)
-language plpgsql
-stable
-set search_path = ''
-as $$
+language plpgsql stable set search_path = '' as $$
 declare
   v_totals record;
   v_chunks record;
@@ -99,18 +80,17 @@ begin
   into v_totals
   from jsonb_to_record(p_summary -> 'totals') as t (signed bigint, failed bigint, held bigint, unmoved bigint, restored bigint, skipped bigint);
   select
-    coalesce(bool_or(c.state = 'dead' and c.error ->> 'code' = 'database_timeout'), false) as too_slow,
-    coalesce(bool_or(c.state = 'dead' and c.error ->> 'code' <> 'database_timeout'), false) as dead,
+    coalesce(bool_or(c.ledger ? 'too_slow'), false) as too_slow,
+    coalesce(bool_or(c.state = 'dead'), false) as dead,
     coalesce(bool_or(c.problems @> '[{"code": "record_refused"}]'), false) as refused,
     -- Storage is at fault where nothing could be signed, unless nothing was left to sign but names that can never be.
     coalesce(bool_or(c.ledger ? 'failed' and (
-      c.state = 'dead' and c.error ->> 'code' <> 'database_timeout'
+      c.state = 'dead'
       or c.problems @> '[{"code": "signing_failed"}]'
     )), false) as unsigned
   into v_chunks
   from image_sync.chunks c
-  where c.run_id = p_run.id
-    and (c.state = 'dead' or c.ledger ? 'failed' or c.problems <> '[]');
+  where c.run_id = p_run.id and (c.state = 'dead' or c.ledger ?| '{failed,too_slow}' or c.problems <> '[]');
 
   stop_reason := case
     when v_totals.signed = 0 and v_chunks.unsigned then 'signing_impossible'
@@ -137,11 +117,7 @@ comment on function image_sync.judge_run(image_sync.runs, jsonb) is
 -- Chunks are closed side by side, without the run's row lock: each close holds this key shared, and whoever ends the run holds it
 -- alone. So what a close has stored is counted, and none is stored after the count.
 create or replace function image_sync.closing_key(p_run uuid)
-returns bigint
-language sql
-immutable
-set search_path = ''
-as $$
+returns bigint language sql immutable set search_path = '' as $$
   select hashtextextended('image_sync.closing ' || p_run, 0)
 $$;
 
@@ -150,11 +126,7 @@ comment on function image_sync.closing_key(uuid) is 'The advisory lock of a run:
 -- Comes before the run's row lock, which those who are closing want next. A close takes as long as its statement may: the wait for it is
 -- what is left of ours.
 create or replace function image_sync.await_closes(p_run uuid)
-returns void
-language plpgsql
-set search_path = ''
-set lock_timeout = '5s'
-as $$
+returns void language plpgsql set search_path = '' set lock_timeout = '5s' as $$
 begin
   perform pg_advisory_xact_lock(image_sync.closing_key(p_run));
 end;
@@ -166,10 +138,7 @@ comment on function image_sync.await_closes(uuid) is
 -- Closes a run for good, unless a chunk of it is being closed: false then, and nothing changes. The caller holds the run's row lock.
 -- Without p_outcome the chunks decide.
 create or replace function image_sync.finish_run(p_run uuid, p_outcome text, p_stop_reason text, p_error jsonb, p_probe jsonb)
-returns boolean
-language plpgsql
-set search_path = ''
-as $$
+returns boolean language plpgsql set search_path = '' as $$
 declare
   v_run image_sync.runs;
   v_summary jsonb;
@@ -197,11 +166,14 @@ begin
       when p_outcome is null and image_sync.is_kick_problem(r.error) then null
       else r.error
     end, case
-      when (v_summary #>> '{totals,held}')::bigint > 0 then image_sync.held_error((v_summary #>> '{totals,held}')::bigint)
+      when (v_summary #>> '{totals,held}')::bigint > 0 then jsonb_build_object(
+        'code', 'row_locked',
+        'title', 'Somebody else holds records',
+        'detail', format('%s records were locked by other sessions and left as they are. The next sync settles them; if it does not, look for a session that stays idle in a transaction (pg_stat_activity).', v_summary #>> '{totals,held}')
+      )
     end),
     summary = v_summary
-  where r.id = p_run
-    and r.finished_at is null
+  where r.id = p_run and r.finished_at is null
   returning *
   into v_run;
 
@@ -220,38 +192,15 @@ comment on function image_sync.finish_run(uuid, text, text, jsonb, jsonb) is
   'Closes an open run: releases its leases, keeps its totals and, for a sync or analyze that reached the end, what it measured. Outcome and stop reason follow from the chunks where none is given. False, and nothing changes, where a chunk of it is being closed.';
 
 create or replace function image_sync.is_kick_problem(p_error jsonb)
-returns boolean
-language sql
-immutable
-set search_path = ''
-as $$
+returns boolean language sql immutable set search_path = '' as $$
   select coalesce(p_error ->> 'code' in ('function_unknown', 'call_not_queued'), false)
 $$;
 
 comment on function image_sync.is_kick_problem(jsonb) is 'Whether an error of a run says that the function could not be called.';
 
-create or replace function image_sync.held_error(p_held bigint)
-returns jsonb
-language sql
-immutable
-set search_path = ''
-as $$
-  select jsonb_build_object(
-    'code', 'row_locked',
-    'title', 'Somebody else holds records',
-    'detail', format('%s records were locked by other sessions and left as they are. The next sync settles them; if it does not, look for a session that stays idle in a transaction (pg_stat_activity).', p_held)
-  )
-$$;
-
-comment on function image_sync.held_error(bigint) is 'What a run says of records that other sessions held.';
-
 -- Why an open run does not move, as far as it is known.
 create or replace function image_sync.standstill_reason(p_run image_sync.runs)
-returns text
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns text language plpgsql stable set search_path = '' as $$
 begin
   return coalesce(
     (
@@ -260,11 +209,8 @@ begin
       left join lateral (
         select c.error
         from image_sync.chunks c
-        where c.run_id = p_run.id
-          and c.state in ('pending', 'leased')
-          and c.error is not null
-        order by c.number
-        limit 1
+        where c.run_id = p_run.id and c.state in ('pending', 'leased') and c.error is not null
+        order by c.number limit 1
       ) as open_chunk on true
       where coalesce(p_run.error, open_chunk.error) is not null
     ),
@@ -278,11 +224,7 @@ comment on function image_sync.standstill_reason(image_sync.runs) is 'In words: 
 -- Takes the run's row lock, which makes walking and claiming one worker at a time, and gives up soon: a worker that has to wait
 -- is told so instead of holding a connection.
 create or replace function image_sync.lock_run(p_run uuid)
-returns image_sync.runs
-language plpgsql
-set search_path = ''
-set lock_timeout = '400ms'
-as $$
+returns image_sync.runs language plpgsql set search_path = '' set lock_timeout = '400ms' as $$
 declare
   v_run image_sync.runs;
 begin
@@ -303,11 +245,7 @@ comment on function image_sync.lock_run(uuid) is 'Locks the run''s row and retur
 -- The bucket as Storage has it. A listing by a key without rights, or of a bucket that does not exist, is empty and proves
 -- nothing; only storage.buckets says whether there is a bucket.
 create or replace function image_sync.bucket_problem(p_run image_sync.runs)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     select case
@@ -334,98 +272,11 @@ $$;
 
 comment on function image_sync.bucket_problem(image_sync.runs) is 'Why the run''s bucket cannot be walked: it is missing, or another one than at the beginning; null where it can.';
 
--- What a chunk's time says of the next one's size, where the database was too slow before: twice as many after one of full size
--- that took less than a second. Null: as the settings say.
-create or replace function image_sync.grown_size(p_run image_sync.runs, p_settings image_sync.settings, p_names integer, p_took interval)
-returns integer
-language sql
-immutable
-set search_path = ''
-as $$
-  select nullif(
-    least(
-      p_run.chunk_size * case when p_took < interval '1 second' and p_names >= p_run.chunk_size then 2 else 1 end,
-      p_settings.chunk_size
-    ),
-    case when p_run.chunk_size is null then null else p_settings.chunk_size end
-  )
-$$;
-
-comment on function image_sync.grown_size(image_sync.runs, image_sync.settings, integer, interval) is
-  'runs.chunk_size after a chunk of p_names names that took p_took.';
-
--- Walks over chunks that need no signing, up to the first that does, bounded in names and in time. The caller holds the run's
--- row lock. 250 ms keep every call far from the API's limits, and others waiting for the lock no longer than that. Where much is left
--- behind a chunk that needed nothing, it is leased as a stretch instead, which others can be at side by side.
-create or replace function image_sync.walk(
-  p_run image_sync.runs,
-  p_settings image_sync.settings,
-  p_worker uuid,
-  p_lease uuid
-)
-returns image_sync.chunk_to_sign
-language plpgsql
-set search_path = ''
-as $$
-declare
-  v_until constant timestamptz := clock_timestamp() + interval '250 milliseconds';
-  v_since timestamptz := clock_timestamp();
-  v_run image_sync.runs := p_run;
-  v_made image_sync.chunk_to_sign;
-  v_stretch image_sync.chunks;
-  v_passed bigint := 0;
-begin
-  if v_run.exhausted then
-    return null;
-  end if;
-  loop
-    if v_run.plan_id is not null then
-      v_made := (image_sync.settle_chunk(v_run, p_settings, p_worker), null);
-    else
-      v_made := image_sync.make_chunk(v_run, p_settings, p_worker, p_lease);
-    end if;
-    v_run.exhausted := (v_made.chunk).to_key is null;
-    v_run.cursor := coalesce((v_made.chunk).to_key, v_run.cursor);
-    v_passed := v_passed + image_sync.count_of((v_made.chunk).ledger, 'listed') + 1;
-    -- How long a chunk that needs signing takes shows when it is closed.
-    exit when (v_made.chunk).state = 'leased';
-    if v_run.chunk_size is not null then
-      v_run.chunk_size := image_sync.grown_size(
-        v_run, p_settings,
-        image_sync.names_of((v_made.chunk).ledger),
-        clock_timestamp() - v_since
-      );
-    end if;
-    v_since := clock_timestamp();
-    -- Where the database was too slow before, a call that it ends again is one chunk's.
-    exit when v_run.exhausted or p_run.chunk_size is not null or v_passed >= 100000 or v_since >= v_until;
-    v_stretch := image_sync.lease_stretch(v_run, p_settings, p_worker, p_lease);
-    if v_stretch.run_id is not null then
-      v_made := (v_stretch, null);
-      v_run.exhausted := v_stretch.to_key is null;
-      v_run.cursor := coalesce(v_stretch.to_key, v_run.cursor);
-      exit;
-    end if;
-  end loop;
-
-  update image_sync.runs r
-  set cursor = v_run.cursor, exhausted = v_run.exhausted, chunk_size = v_run.chunk_size, moved_at = clock_timestamp()
-  where r.id = v_run.id;
-  return case when (v_made.chunk).state = 'leased' then v_made end;
-end;
-$$;
-
-comment on function image_sync.walk(image_sync.runs, image_sync.settings, uuid, uuid) is
-  'Makes chunks from the cursor on until one needs signing (leased with p_lease and returned with its names), a stretch of them is leased with p_lease, the bucket ends, 100,000 names are passed or 250 ms are over.';
-
 -- The next chunk of a run that applies a plan took too long: half as many records next time, at one record it is left alone and
 -- named, once it has taken too long twice: between the call that the database ended and this one another worker may have got past it.
 -- Returns how many records the next chunks may have. The caller holds the run's row lock.
 create or replace function image_sync.interrupt_plan(p_run image_sync.runs, p_settings image_sync.settings, p_worker uuid, p_error jsonb)
-returns integer
-language plpgsql
-set search_path = ''
-as $$
+returns integer language plpgsql set search_path = '' as $$
 declare
   v_size constant integer := image_sync.chunk_size(p_run, p_settings);
   v_skipped image_sync.chunks;
@@ -446,11 +297,7 @@ comment on function image_sync.interrupt_plan(image_sync.runs, image_sync.settin
 
 -- Storage that refuses every call would otherwise be asked max_attempts times for every chunk of a large bucket.
 create or replace function image_sync.too_many_failures(p_run image_sync.runs, p_settings image_sync.settings)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     select jsonb_build_object(
@@ -461,12 +308,8 @@ begin
     from (
       select c.error, c.state
       from image_sync.chunks c
-      where c.run_id = p_run.id
-        and c.ledger ? 'to_sign'
-        -- Attempts that the database ended are no failures of Storage, but for what was given up.
-        and (c.state in ('done', 'dead') or c.attempts > c.interrupted)
-      order by c.closed_at desc nulls first
-      limit 3 * p_settings.max_attempts
+      where c.run_id = p_run.id and c.ledger ? 'to_sign' and (c.state in ('done', 'dead') or c.attempts > 0)
+      order by c.closed_at desc nulls first limit 3 * p_settings.max_attempts
     ) as last_failed
     having count(*) >= 3 * p_settings.max_attempts
       and bool_and(last_failed.state <> 'done' and last_failed.error ->> 'code' <> 'lease_expired')
@@ -479,10 +322,7 @@ comment on function image_sync.too_many_failures(image_sync.runs, image_sync.set
 
 -- Random URLs for the live probe: records at different places of a few random chunks, so that the cost does not grow with the table.
 create or replace function image_sync.pick_probe_targets(p_run image_sync.runs, p_settings image_sync.settings)
-returns jsonb
-language plpgsql
-set search_path = ''
-as $$
+returns jsonb language plpgsql set search_path = '' as $$
 declare
   v_url_base constant text := image_sync.url_base(p_settings);
 begin
@@ -496,16 +336,14 @@ begin
         image_sync.count_of(c.ledger, 'records_signed') - image_sync.count_of(c.ledger, 'records_expired')
           - image_sync.count_of(c.ledger, 'orphaned') + image_sync.count_of(c.ledger, 'orphans_unsigned') + image_sync.count_of(c.ledger, 'orphans_expired') as usable
       from image_sync.chunks c
-      where p_run.mode = 'sync'
-        and c.run_id = p_run.id
+      where p_run.mode = 'sync' and c.run_id = p_run.id
     ), parts as (
       -- Those of a chunk, cut into as many parts as may be probed: one of each part, and no record is drawn twice.
       select c.from_key, c.to_key, c.usable = c.records as is_whole, c.usable * (part - 1) / parts as first_place, c.usable * part / parts as next_place
       from candidates c
       cross join least(c.usable, p_settings.probe_size) as parts
       cross join generate_series(1, parts) as part
-      order by random()
-      limit p_settings.probe_size
+      order by random() limit p_settings.probe_size
     ), spots as materialized (
       -- Not computed beside "order by random()" above: the planner would take the sort's value for it, always next to 0.
       select p.*, p.first_place + floor(random() * (p.next_place - p.first_place)) as place

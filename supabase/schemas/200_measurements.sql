@@ -4,12 +4,7 @@
 
 -- Files of a run by extension: the 20 most frequent, the rest together.
 create or replace function image_sync.measured_extensions(p_run uuid)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-set enable_seqscan = 'off'
-as $$
+returns jsonb language plpgsql stable set search_path = '' set enable_seqscan = 'off' as $$
 begin
   return (
     with extensions as (
@@ -36,18 +31,11 @@ comment on function image_sync.measured_extensions(uuid) is 'How many files a ru
 
 -- What findings are made of: {"count", "samples"} by the name of what was counted.
 create or replace function image_sync.measured_counts(p_run image_sync.runs, p_ledger jsonb)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-set enable_seqscan = 'off'
-as $$
+returns jsonb language plpgsql stable set search_path = '' set enable_seqscan = 'off' as $$
 begin
   return (
     with refused as (
       select
-        coalesce(sum(image_sync.count_of(c.ledger, 'failed')) filter (where c.error ->> 'code' = 'database_timeout'), 0) as slow_files,
-        count(*) filter (where c.state = 'dead' and c.error ->> 'code' = 'database_timeout') as too_slow,
         coalesce(sum(jsonb_array_length(jsonb_path_query_array(c.problems, '$[*] ? (@.code == "url_refused")'))) filter (where c.problems <> '[]'), 0) as url_refused,
         coalesce(sum(jsonb_array_length(jsonb_path_query_array(c.problems, '$[*] ? (@.code == "unsignable_name")'))) filter (where c.problems <> '[]'), 0) as unsignable
       from image_sync.chunks c
@@ -64,11 +52,11 @@ begin
       ('excluded', image_sync.count_of(p_ledger, 'excluded'), null),
       ('empty_files', image_sync.count_of(p_ledger, 'empty_files'), null),
       ('several_files', image_sync.count_of(p_ledger, 'several_files') + coalesce(p_run.twins, 0), null),
-      ('failed', image_sync.count_of(p_ledger, 'failed') - refused.slow_files - refused.url_refused, 'signing_failed'),
+      ('failed', greatest(image_sync.count_of(p_ledger, 'failed') - image_sync.count_of(p_ledger, 'too_slow') - refused.url_refused, 0), 'signing_failed'),
       ('unsignable', refused.unsignable, 'unsignable_name'),
       ('unmoved', image_sync.count_of(p_ledger, 'unmoved'), 'not_moved'),
       ('held', image_sync.count_of(p_ledger, 'held'), 'row_locked'),
-      ('too_slow', refused.too_slow, 'database_timeout'),
+      ('too_slow', image_sync.count_of(p_ledger, 'too_slow'), 'database_timeout'),
       ('url_refused', refused.url_refused, 'url_refused')
     ) as n (name, count, code)
   );
@@ -129,8 +117,7 @@ begin
         jsonb_path_query_array(coalesce(jsonb_agg(c.facts #> '{away,files}' order by c.number), '[]'), '$[*][*]'), '$[0 to 19]'
       ))
       from image_sync.chunks c
-      where c.run_id = p_run.id
-        and c.facts ? 'away'
+      where c.run_id = p_run.id and c.facts ? 'away'
     ),
     -- Rounded down: 1 means all of them.
     'coverage', jsonb_build_object(
@@ -152,11 +139,7 @@ comment on function image_sync.measure(image_sync.runs, jsonb) is
 
 -- What a verify saw, for the report.
 create or replace function image_sync.measure_verified(p_run image_sync.runs)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 declare
   v_ledger constant jsonb := image_sync.run_ledger(p_run.id);
 begin
@@ -176,9 +159,7 @@ begin
             select p.problem ->> 'detail'
             from image_sync.chunks h
             cross join lateral jsonb_array_elements(h.problems) as p (problem)
-            where h.run_id = p_run.id
-              and h.ledger ? 'broken'
-              and p.problem ->> 'code' = 'unreachable'
+            where h.run_id = p_run.id and h.ledger ? 'broken' and p.problem ->> 'code' = 'unreachable'
             limit 1
           ) end
         )), '{}')
@@ -186,8 +167,7 @@ begin
           select e.code, sum(e.files::bigint) as files
           from image_sync.chunks k
           cross join lateral jsonb_each_text(k.facts -> 'broken') as e (code, files)
-          where k.run_id = p_run.id
-            and k.ledger ? 'broken'
+          where k.run_id = p_run.id and k.ledger ? 'broken'
           group by e.code
         ) as b
       )

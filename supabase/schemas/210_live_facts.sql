@@ -3,11 +3,7 @@
 
 -- The values of one field of a cron expression: *, lists, ranges and steps of numbers, or of names, the first of which is p_low.
 create or replace function image_sync.cron_field(p_field text, p_low integer, p_high integer, p_names text[] default '{}')
-returns integer[]
-language plpgsql
-immutable
-set search_path = ''
-as $$
+returns integer[] language plpgsql immutable set search_path = '' as $$
 begin
   return (
     select array_agg(distinct v.value)
@@ -33,11 +29,7 @@ comment on function image_sync.cron_field(text, integer, integer, text[]) is 'Th
 -- When a schedule of pg_cron is due next, in GMT as pg_cron has it: five fields with lists, ranges, steps, names of months and days and
 -- $ for the last day of a month; @daily and its like; or a number of seconds. Source: pg_cron's documentation.
 create or replace function image_sync.next_time(p_schedule text, p_after timestamptz)
-returns timestamptz
-language plpgsql
-immutable
-set search_path = ''
-as $$
+returns timestamptz language plpgsql immutable set search_path = '' as $$
 begin
   return (
     with spelled as (
@@ -78,8 +70,7 @@ begin
       where extract(month from d.day)::integer = any (sets.months)
         -- Where both kinds of day are restricted, either will do: cron's old rule.
         and case when sets.any_day then fits.fits_month and fits.fits_week else fits.fits_month or fits.fits_week end
-      order by n.days
-      limit 2
+      order by n.days limit 2
     )
     select coalesce(
       (
@@ -104,11 +95,7 @@ comment on function image_sync.next_time(text, timestamptz) is 'The next time th
 
 -- A report that met one lock would meet it again for each thing and each bucket: it has waited enough.
 create or replace function image_sync.wait_no_more()
-returns void
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns void language plpgsql stable set search_path = '' as $$
 begin
   perform set_config('lock_timeout', '1ms', true);
 end;
@@ -118,12 +105,7 @@ comment on function image_sync.wait_no_more() is 'Makes the rest of the calling 
 
 -- The jobs that the schedule consists of, by what they do and whose they are: the name is the operator's.
 create or replace function image_sync.scheduled_jobs()
-returns table (name text, line text, jobid bigint, schedule text)
-language plpgsql
-stable
-security definer
-set search_path = ''
-as $$
+returns table (name text, line text, jobid bigint, schedule text) language plpgsql stable security definer set search_path = '' as $$
 begin
   return query
   select w.name, format('select cron.schedule(%L, %L, %L);', w.name, w.schedule, w.command), j.jobid, j.schedule
@@ -155,12 +137,7 @@ comment on function image_sync.scheduled_jobs() is
 -- What service_role cannot see: whether jobs exist, how they went, and how the calls of the function went. Takes
 -- nothing, returns facts.
 create or replace function image_sync.schedule_facts()
-returns jsonb
-language plpgsql
-stable
-security definer
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable security definer set search_path = '' as $$
 declare
   v_facts jsonb := '{}'::jsonb;
 begin
@@ -178,10 +155,8 @@ begin
     left join lateral (
       select r.status, r.return_message, r.start_time
       from cron.job_run_details r
-      where r.jobid = s.jobid
-        and r.status in ('succeeded', 'failed')
-      order by r.runid desc
-      limit 1
+      where r.jobid = s.jobid and r.status in ('succeeded', 'failed')
+      order by r.runid desc limit 1
     ) as d on true;
   end if;
   v_facts := v_facts || jsonb_build_object('function_fits', image_sync.function_fits(), 'function_url', (
@@ -212,8 +187,7 @@ begin
       left join net._http_response h
         on h.id = r.kick_id
         and h.created between r.kicked_at and coalesce(r.finished_at, 'infinity')
-      where r.kick_id is not null
-        and r.outcome is distinct from 'succeeded'
+      where r.kick_id is not null and r.outcome is distinct from 'succeeded'
     ));
   end if;
   return v_facts;
@@ -317,11 +291,7 @@ comment on function image_sync.table_facts(text) is
 -- Records that no run looks at: of buckets without settings, or that do not exist. From one bucket to the next by the index, each
 -- counted up to 10,000: reading them costs the same however many records there are.
 create or replace function image_sync.stray_facts(p_bucket_id text)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     with recursive labels as (
@@ -336,8 +306,7 @@ begin
         ),
         l.place + 1
       from labels l
-      where l.bucket_id is not null
-        and l.place < 1000
+      where l.bucket_id is not null and l.place < 1000
     ), strays as (
       select l.bucket_id, b.id is not null as bucket_exists, counted.records
       from labels l
@@ -349,16 +318,13 @@ begin
           select
           from public.part_images p
           where p.bucket_id = l.bucket_id
-          order by p.file_name collate "C"
-          limit 10000
+          order by p.file_name collate "C" limit 10000
         ) as few
       ) as counted
-      where l.bucket_id is not null
-        and (b.id is null or s.bucket_id is null)
+      where l.bucket_id is not null and (b.id is null or s.bucket_id is null)
         -- Its own report says so as bucket_missing.
         and l.bucket_id <> p_bucket_id
-      order by l.bucket_id
-      limit 20
+      order by l.bucket_id limit 20
     )
     select jsonb_build_object('strays', coalesce(jsonb_agg(jsonb_build_object('bucket_id', t.bucket_id, 'bucket_exists', t.bucket_exists, 'records', t.records)), '[]'))
     from strays t
@@ -377,20 +343,13 @@ comment on function image_sync.stray_facts(text) is
 
 -- An open run that has not moved for two minutes: by then a worker that died was replaced.
 create or replace function image_sync.standing_run(p_bucket_id text)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     select jsonb_build_object('id', r.id, 'mode', r.mode, 'plan_id', r.plan_id, 'bucket_is_gone', case when r.plan_id is null then r.options -> 'bucket_is_gone' end, 'since', r.moved_at, 'reason', image_sync.standstill_reason(r))
     from image_sync.runs r
-    where r.bucket_id = p_bucket_id
-      and r.finished_at is null
-      and r.moved_at < now() - interval '2 minutes'
-    order by r.moved_at
-    limit 1
+    where r.bucket_id = p_bucket_id and r.finished_at is null and r.moved_at < now() - interval '2 minutes'
+    order by r.moved_at limit 1
   );
 end;
 $$;

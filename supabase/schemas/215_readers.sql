@@ -118,11 +118,7 @@ comment on function public.image_sync_open_register(text) is 'The reader whose k
 -- Readers for whom URLs die before they look again: their sheet shows nothing until it is refreshed. One that has not been used
 -- for a year has been given up.
 create or replace function image_sync.reader_facts(p_settings image_sync.settings)
-returns jsonb
-language sql
-stable
-set search_path = ''
-as $$
+returns jsonb language sql stable set search_path = '' as $$
   select jsonb_build_object(
     'rare_readers', coalesce(jsonb_agg(format('%s: last used %s', r.name, to_char(r.last_used_at at time zone 'UTC', 'YYYY-MM-DD')) order by r.last_used_at, r.name), '[]'),
     'longest_absence_days', ceil(extract(epoch from now() - min(r.last_used_at)) / 86400)

@@ -6,11 +6,7 @@
 -- URLs that show no image, by reason: what the newest verify saw of all of them, and the probe of a newer sync of a few. A sync that
 -- came after the verify signed anew what was rejected and counted what is gone; a file that is lost stays lost until it is looked at.
 create or replace function image_sync.unseen(p_facts jsonb)
-returns table (code text, files bigint, samples jsonb, none_shown boolean)
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns table (code text, files bigint, samples jsonb, none_shown boolean) language plpgsql stable set search_path = '' as $$
 declare
   v_verified constant jsonb := p_facts -> 'verified';
   v_probe constant jsonb := p_facts #> '{measured,probe}';
@@ -37,8 +33,7 @@ begin
   cross join lateral (
     select count(p.failure) as files, coalesce(jsonb_agg(p.failure ->> 'name'), '[]') as samples
     from jsonb_array_elements(coalesce(v_probe -> 'failures', '[]')) as p (failure)
-    where v_is_older
-      and p.failure ->> 'code' = reason.code
+    where v_is_older and p.failure ->> 'code' = reason.code
   ) as by_probe
   cross join lateral (
     select (reason.code = 'unreachable' and p_facts ->> 'unreached' is not null)::integer as files
@@ -51,11 +46,7 @@ comment on function image_sync.unseen(jsonb) is
 
 -- What runs counted, and what readers see.
 create or replace function image_sync.measured_findings(p_facts jsonb)
-returns table (code text, count bigint, samples jsonb, numbers jsonb)
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns table (code text, count bigint, samples jsonb, numbers jsonb) language plpgsql stable set search_path = '' as $$
 declare
   v_measured constant jsonb := p_facts -> 'measured';
 begin
@@ -95,18 +86,14 @@ comment on function image_sync.measured_findings(jsonb) is 'What runs counted an
 
 -- What is true of the bucket, its rights, its URLs and its runs.
 create or replace function image_sync.bucket_findings(p_facts jsonb)
-returns table (code text, count bigint, samples jsonb, numbers jsonb)
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns table (code text, count bigint, samples jsonb, numbers jsonb) language plpgsql stable set search_path = '' as $$
 declare
   v_live constant jsonb := p_facts -> 'live';
   v_measured constant jsonb := p_facts -> 'measured';
   v_sync constant jsonb := p_facts -> 'last_sync';
   v_listing constant jsonb := p_facts -> 'last_listing';
-  v_expiry constant timestamptz := v_measured #>> '{records,soonest_expiry}';
-  v_expired constant bigint := v_measured ->> 'expired_with_object';
+  v_expiry constant timestamptz := (v_measured #>> '{records,soonest_expiry}')::timestamptz;
+  v_expired constant bigint := (v_measured ->> 'expired_with_object')::bigint;
 begin
   return query
   select v.code, v.is_so::bigint, null::jsonb, v.numbers
@@ -143,22 +130,18 @@ comment on function image_sync.bucket_findings(jsonb) is 'What is true of a buck
 
 -- Of the schedule: its jobs, the calls that it queues, and whether it comes in time.
 create or replace function image_sync.schedule_findings(p_facts jsonb)
-returns table (code text, count bigint, samples jsonb, numbers jsonb)
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns table (code text, count bigint, samples jsonb, numbers jsonb) language plpgsql stable set search_path = '' as $$
 declare
   v_live constant jsonb := p_facts -> 'live';
   v_schedule constant jsonb := p_facts -> 'schedule';
   v_missing constant jsonb := coalesce(v_schedule -> 'missing_jobs', '["image-sync-housekeeping", "image-sync-nightly", "image-sync-watchdog"]');
   v_call constant jsonb := v_schedule -> 'calls' -> (p_facts ->> 'bucket_id');
-  v_status constant integer := v_call ->> 'status';
-  v_answered constant boolean := v_call ->> 'answered';
-  v_arrived constant boolean := v_call ->> 'arrived';
-  v_nightly constant boolean := v_live ->> 'nightly';
-  v_success constant timestamptz := v_live ->> 'last_success_at';
-  v_expiry constant timestamptz := p_facts #>> '{measured,records,soonest_expiry}';
+  v_status constant integer := (v_call ->> 'status')::integer;
+  v_answered constant boolean := (v_call ->> 'answered')::boolean;
+  v_arrived constant boolean := (v_call ->> 'arrived')::boolean;
+  v_nightly constant boolean := (v_live ->> 'nightly')::boolean;
+  v_success constant timestamptz := (v_live ->> 'last_success_at')::timestamptz;
+  v_expiry constant timestamptz := (p_facts #>> '{measured,records,soonest_expiry}')::timestamptz;
   v_failed constant jsonb := image_sync.standing_failures(p_facts);
 begin
   return query
@@ -191,11 +174,7 @@ $$;
 comment on function image_sync.schedule_findings(jsonb) is 'What keeps the schedule from calling the function, or from coming in time, by the code of a finding.';
 
 create or replace function image_sync.next_night(p_facts jsonb, p_after timestamptz)
-returns timestamptz
-language sql
-stable
-set search_path = ''
-as $$
+returns timestamptz language sql stable set search_path = '' as $$
   select min(image_sync.next_time(s.schedule, p_after))
   from jsonb_array_elements_text(p_facts #> '{schedule,schedules}') as s (schedule)
 $$;
@@ -203,11 +182,7 @@ $$;
 comment on function image_sync.next_night(jsonb, timestamptz) is 'When the facts'' nightly job is due next after a moment; null without one.';
 
 create or replace function image_sync.standing_failures(p_facts jsonb)
-returns jsonb
-language sql
-stable
-set search_path = ''
-as $$
+returns jsonb language sql stable set search_path = '' as $$
   select coalesce(jsonb_agg(j.job), '[]')
   from jsonb_array_elements(p_facts #> '{schedule,failed_jobs}') as j (job)
   where (j.job ->> 'name' = 'image-sync-nightly' and (p_facts #>> '{live,last_success_at}')::timestamptz > (j.job ->> 'at')::timestamptz) is not true

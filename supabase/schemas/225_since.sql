@@ -6,10 +6,7 @@
 -- Runs before version 1.1.0 kept no such thing: what they saw already, nobody knows since when, so the run after them notes it with
 -- null. It is told once it has gone and come again.
 create or replace function image_sync.note_since(p_run image_sync.runs)
-returns void
-language plpgsql
-set search_path = ''
-as $$
+returns void language plpgsql set search_path = '' as $$
 begin
   update image_sync.runs r
   set report = r.report || jsonb_build_object('since', (
@@ -22,11 +19,8 @@ begin
     left join (
       select coalesce(o.report -> 'since', 'null') as since
       from image_sync.runs o
-      where o.bucket_id = p_run.bucket_id
-        and o.report is not null
-        and o.id <> p_run.id
-      order by o.finished_at desc
-      limit 1
+      where o.bucket_id = p_run.bucket_id and o.report is not null and o.id <> p_run.id
+      order by o.finished_at desc limit 1
     ) as before on true
   ))
   where r.id = p_run.id;
@@ -43,11 +37,7 @@ comment on function image_sync.note_since(image_sync.runs) is
 -- When the last syncs of a bucket began to end as the newest did, without a break: by the finding that says so. Syncs that went well
 -- say nothing, and cost nothing.
 create or replace function image_sync.failing_since(p_bucket_id text, p_last_sync jsonb)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   if coalesce(p_last_sync ->> 'state', 'succeeded') = 'succeeded' then
     return '{}'::jsonb;
@@ -84,11 +74,7 @@ comment on function image_sync.failing_since(text, jsonb) is
 
 -- Since when what the facts of a report say is so: {code: time}. A code that is not in it: nobody knows, or nothing is found.
 create or replace function image_sync.since_of(p_facts jsonb)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 declare
   v_call constant jsonb := p_facts -> 'schedule' -> 'calls' -> (p_facts ->> 'bucket_id');
 begin

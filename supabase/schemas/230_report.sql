@@ -3,20 +3,13 @@
 
 -- The last finished run in any of these modes, as a document.
 create or replace function image_sync.last_run(p_bucket_id text, p_modes text[])
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     select image_sync.run_document(r.id) || jsonb_build_object('reached_end', r.exhausted)
     from image_sync.runs r
-    where r.bucket_id = p_bucket_id
-      and r.mode = any (p_modes)
-      and r.finished_at is not null
-    order by r.finished_at desc
-    limit 1
+    where r.bucket_id = p_bucket_id and r.mode = any (p_modes) and r.finished_at is not null
+    order by r.finished_at desc limit 1
   );
 end;
 $$;
@@ -25,12 +18,7 @@ comment on function image_sync.last_run(text, text[]) is 'The last finished run 
 
 -- What runs found out: nothing here asks how the bucket is at this moment.
 create or replace function image_sync.measured_facts(p_bucket_id text)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-set plan_cache_mode = 'force_generic_plan'
-as $$
+returns jsonb language plpgsql stable set search_path = '' set plan_cache_mode = 'force_generic_plan' as $$
 begin
   return (
     select jsonb_build_object(
@@ -41,38 +29,27 @@ begin
           'probe', (
             select s.report -> 'probe'
             from image_sync.runs s
-            where s.bucket_id = p_bucket_id
-              and s.mode = 'sync'
-              and s.report is not null
-            order by s.finished_at desc
-            limit 1
+            where s.bucket_id = p_bucket_id and s.mode = 'sync' and s.report is not null
+            order by s.finished_at desc limit 1
           ),
           'moved_away', case
             when (r.report #> '{moved_away,count}')::bigint > 0 then image_sync.still_away(p_bucket_id, r.report -> 'moved_away')
           end
         )
         from image_sync.runs r
-        where r.bucket_id = p_bucket_id
-          and r.report is not null
-        order by r.finished_at desc
-        limit 1
+        where r.bucket_id = p_bucket_id and r.report is not null
+        order by r.finished_at desc limit 1
       ),
       -- The newest look at every URL, and whether a sync came after it.
       'verified', (
         select r.report -> 'verified' || jsonb_build_object('is_older', exists (
           select
           from image_sync.runs s
-          where s.bucket_id = p_bucket_id
-            and s.mode = 'sync'
-            and s.report is not null
-            and s.finished_at > r.finished_at
+          where s.bucket_id = p_bucket_id and s.mode = 'sync' and s.report is not null and s.finished_at > r.finished_at
         ))
         from image_sync.runs r
-        where r.bucket_id = p_bucket_id
-          and r.mode = 'verify'
-          and r.report is not null
-        order by r.finished_at desc
-        limit 1
+        where r.bucket_id = p_bucket_id and r.mode = 'verify' and r.report is not null
+        order by r.finished_at desc limit 1
       ),
       -- What ended the last verify early, unless URLs were opened since.
       'unreached', (
@@ -83,11 +60,9 @@ begin
           where l.bucket_id = p_bucket_id
             and (l.mode = 'verify' and l.finished_at is not null or l.mode = 'sync' and (l.report #>> '{probe,ok}')::bigint > 0)
             and l.outcome <> 'cancelled'
-          order by l.finished_at desc
-          limit 1
+          order by l.finished_at desc limit 1
         ) as r
-        where r.mode = 'verify'
-          and r.stop_reason = 'unreachable'
+        where r.mode = 'verify' and r.stop_reason = 'unreachable'
       ),
       'last_sync', image_sync.last_run(p_bucket_id, array['sync']),
       'last_listing', image_sync.last_run(p_bucket_id, array['sync', 'analyze', 'verify'])
@@ -100,12 +75,7 @@ comment on function image_sync.measured_facts(text) is 'The part of a report''s 
 
 -- Those, and what is true right now and cheap to ask.
 create or replace function image_sync.report_facts(p_settings image_sync.settings)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-set plan_cache_mode = 'force_generic_plan'
-as $$
+returns jsonb language plpgsql stable set search_path = '' set plan_cache_mode = 'force_generic_plan' as $$
 begin
   return image_sync.measured_facts(p_settings.bucket_id) || (
     select jsonb_build_object(
@@ -117,8 +87,7 @@ begin
         'last_success_at', (
           select max(r.finished_at)
           from image_sync.runs r
-          where r.bucket_id = p_settings.bucket_id
-            and r.mode = 'sync'
+          where r.bucket_id = p_settings.bucket_id and r.mode = 'sync'
             -- What fails for single files has a finding of its own and must not hide, night after night, that the rest went well.
             and (r.outcome = 'succeeded' or r.stop_reason in ('items_failed', 'row_locked', 'database_timeout', 'records_refused'))
         )
@@ -134,11 +103,7 @@ comment on function image_sync.report_facts(image_sync.settings) is 'What the re
 -- Nothing is healthy while more than one image in a hundred has no working URL, or more than one record in a hundred shows nothing: by
 -- the counts, or to a reader, by a verify and not by the few of a probe.
 create or replace function image_sync.shows_enough(p_facts jsonb)
-returns boolean
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns boolean language plpgsql stable set search_path = '' as $$
 declare
   v_measured constant jsonb := coalesce(p_facts -> 'measured', '{}');
   v_away constant bigint := coalesce((v_measured #>> '{moved_away,count}')::bigint, 0);
@@ -162,11 +127,7 @@ comment on function image_sync.shows_enough(jsonb) is
 
 -- The status report, as far as nobody holds what it looks at: its caller says how long that is waited for.
 create or replace function image_sync.report_of(p_bucket text)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 declare
   v_settings image_sync.settings;
   v_facts jsonb;
@@ -210,10 +171,8 @@ begin
     'open_run', (
       select image_sync.run_document(r.id)
       from image_sync.runs r
-      where r.bucket_id = p_bucket
-        and r.finished_at is null
-      order by r.started_at desc
-      limit 1
+      where r.bucket_id = p_bucket and r.finished_at is null
+      order by r.started_at desc limit 1
     ),
     'next_run_at', case when v_settings.nightly then v_facts #> '{schedule,next_run_at}' end,
     'last_runs', jsonb_build_object(

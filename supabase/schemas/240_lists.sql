@@ -9,37 +9,33 @@ returns jsonb language plpgsql stable set search_path = '' set lock_timeout = '1
 declare
   v_limit constant integer := least(greatest(coalesce(p_limit, 50), 1), 100);
 begin
-  select coalesce(jsonb_agg(jsonb_build_object(
-    'bucket_id', s.bucket_id,
-    'exists', (r.facts #>> '{bucket_exists}')::boolean,
-    'nightly', s.nightly,
-    'healthy', r.report -> 'healthy',
-    'findings', (
-      select coalesce(jsonb_agg(f.finding || '{"samples": []}'), '[]')
-      from jsonb_array_elements(r.report -> 'findings') as f (finding)
-    ),
-    'images', r.report #> '{bucket,images}',
-    'coverage', r.report #> '{coverage,signed}',
-    'last_sync_at', r.report #> '{last_runs,sync,finished_at}',
-    'last_sync_state', r.report #> '{last_runs,sync,state}',
-    'open_run', r.report #> '{open_run,id}'
-  ) order by s.bucket_id collate "C"), '[]')
-  into v_buckets
-  from (
-    select q.bucket_id, q.nightly
-    from image_sync.settings q
-    where q.bucket_id collate "C" > coalesce(p_after, '')
-    order by q.bucket_id collate "C"
-    limit v_limit
-  ) as s
-  cross join lateral (
-    select image_sync.report_of(s.bucket_id) -> 'report' as report, image_sync.bucket_facts(s.bucket_id) as facts
-    -- One report for each, not one for each of the columns above.
-    offset 0
-  ) as r;
-  return jsonb_build_object(
-    'buckets', v_buckets,
-    'next', case when jsonb_array_length(v_buckets) = v_limit then v_buckets #> '{-1,bucket_id}' end
+  return (
+    select image_sync.page('buckets', coalesce(jsonb_agg(jsonb_build_object(
+      'bucket_id', s.bucket_id,
+      'exists', (r.facts #>> '{bucket_exists}')::boolean,
+      'nightly', s.nightly,
+      'healthy', r.report -> 'healthy',
+      'findings', (
+        select coalesce(jsonb_agg(f.finding || '{"samples": []}'), '[]')
+        from jsonb_array_elements(r.report -> 'findings') as f (finding)
+      ),
+      'images', r.report #> '{bucket,images}',
+      'coverage', r.report #> '{coverage,signed}',
+      'last_sync_at', r.report #> '{last_runs,sync,finished_at}',
+      'last_sync_state', r.report #> '{last_runs,sync,state}',
+      'open_run', r.report #> '{open_run,id}'
+    ) order by s.bucket_id collate "C"), '[]'), 'bucket_id', v_limit)
+    from (
+      select q.bucket_id, q.nightly
+      from image_sync.settings q
+      where q.bucket_id collate "C" > coalesce(p_after, '')
+      order by q.bucket_id collate "C" limit v_limit
+    ) as s
+    cross join lateral (
+      select image_sync.report_of(s.bucket_id) -> 'report' as report, image_sync.bucket_facts(s.bucket_id) as facts
+      -- One report for each, not one for each of the columns above.
+      offset 0
+    ) as r
   );
 end;
 $$;

@@ -2,145 +2,51 @@
 -- Files and records as a person looks through them: a page at a time, by name, in one state. Every page costs the same wherever it
 -- begins and however rare what is looked for: it reads a bounded number of names, and where nothing was found it says where to go on.
 
--- The files and records of the keys (p_from_key, p_to_key] that are in a state, in one statement. Both sides are read by keyset as
--- image_sync.compare reads them; p_low is the lowest key that is meant (a search), p_size how many of each side are read.
+-- The files and records of the keys from p_from to p_to, both included, that are in a state.
 --   items     at most p_limit of them
 --   last_key  how far was read; null: to the end
 create or replace function image_sync.list_range(
-  p_settings image_sync.settings,
-  p_state text,
-  p_from_key text,
-  p_low text,
-  p_to_key text,
-  p_size integer,
-  p_limit integer,
-  p_urls boolean,
-  out items jsonb,
-  out last_key text
+  p_settings image_sync.settings, p_state text, p_from text, p_to text, p_size integer, p_limit integer, p_urls boolean,
+  out items jsonb, out last_key text
 )
-language plpgsql
-stable
-set search_path = ''
-as $$
+language plpgsql stable set search_path = '' as $$
 declare
-  v_last_key constant text := coalesce(p_to_key, image_sync.last_key());
   v_url_base constant text := image_sync.url_base(p_settings);
   v_renew_at constant timestamptz := now() + p_settings.renew_before;
+  v_end constant text := image_sync.range_end(p_settings.bucket_id, p_from, p_size);
+  v_is_end constant boolean := coalesce(v_end collate "C" >= p_to, true);
 begin
-  with next_objects as materialized (
-    select o.name, o.id, o.extension, o.bytes
-    from image_sync.objects o
-    where o.bucket_id = p_settings.bucket_id
-      and o.name collate "C" > p_from_key
-      and o.name collate "C" >= p_low
-      and o.name collate "C" <= v_last_key
-    order by o.name collate "C"
-    limit p_size
-  ), next_records as materialized (
-    select
-      r.file_name,
-      r.part_number,
-      r.object_id,
-      r.signed_url,
-      -- A URL of another address is none.
-      r.signed and image_sync.is_url_of(r.signed_url, v_url_base, r.file_name) as signed,
-      case when image_sync.is_url_of(r.signed_url, v_url_base, r.file_name) then r.usable_until end as usable_until
-    from image_sync.records r
-    where r.bucket_id = p_settings.bucket_id
-      and r.file_name collate "C" > p_from_key
-      and r.file_name collate "C" >= p_low
-      and r.file_name collate "C" <= v_last_key
-    order by r.file_name collate "C"
-    limit p_size
-  ), range as materialized (
-    select nullif(least(
-      v_last_key collate "C",
-      (
-        select max(n.name collate "C")
-        from next_objects n
-        having count(*) = p_size
-      ),
-      (
-        select max(n.file_name collate "C")
-        from next_records n
-        having count(*) = p_size
-      )
-    ), image_sync.last_key()) as to_key
-  ), compared as (
-    select
-      coalesce(o.name, r.file_name) as name,
-      o.bytes,
-      r.part_number,
-      r.signed_url,
-      r.usable_until,
-      r.object_id,
-      case
-        when o.name is null then 'orphaned'
-        when o.extension = any (p_settings.extensions) and o.bytes = 0 and (r.file_name is not null or not (o.name like any (p_settings.exclude))) then 'empty'
-        when r.file_name is null and o.name like any (p_settings.exclude) then 'excluded'
-        when r.file_name is null and o.extension <> all (p_settings.extensions) then 'other'
-        when r.file_name is null then 'missing'
-        when not r.signed then 'unsigned'
-        when r.usable_until is null then 'expired'
-        when r.usable_until < v_renew_at then 'expiring'
-        else 'working'
-      end as state
-    from next_objects o
-    full join next_records r on r.file_name = o.name
-    cross join range
-    where range.to_key is null or coalesce(o.name, r.file_name) collate "C" <= range.to_key
-    offset 0
-  ), found as (
-    select c.*
-    from compared c
-    where p_state in ('all', c.state)
-      -- A record whose file is elsewhere is no orphan.
-      and not (p_state = 'orphaned' and exists (
-        select
-        from image_sync.place_of(p_settings.bucket_id, c.name, c.object_id)
-      ))
-    order by c.name collate "C"
-    limit p_limit
-  )
   select
     coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
       'file_name', f.name,
       'part_number', f.part_number,
-      'state', case
-        when f.state = 'orphaned' and exists (
-          select
-          from image_sync.place_of(p_settings.bucket_id, f.name, f.object_id)
-        ) then 'moved'
-        else f.state
-      end,
+      'state', case when f.state = 'moved_away' then 'moved' else f.state end,
       'bytes', f.bytes,
       'usable_until', f.usable_until,
       'url', case when p_urls and f.usable_until is not null then f.signed_url end
     )) order by f.name collate "C"), '[]'),
-    case
-      when count(*) = p_limit then max(f.name collate "C")
-      else (select range.to_key from range)
-    end
+    case when count(*) = p_limit then max(f.name collate "C") when not v_is_end then v_end end
   into items, last_key
-  from found f;
+  from (
+    select c.*
+    from image_sync.compare_range(p_settings.bucket_id, p_from, case when v_is_end then p_to else v_end end, v_renew_at, v_url_base, p_settings.extensions, p_settings.exclude) as c
+    where p_state in ('all', c.state)
+    order by c.name collate "C" limit p_limit
+  ) as f;
 end;
 $$;
 
-comment on function image_sync.list_range(image_sync.settings, text, text, text, text, integer, integer, boolean) is
+comment on function image_sync.list_range(image_sync.settings, text, text, text, integer, integer, boolean) is
   'At most p_limit files and records of a range of keys that are in a state, of p_size read from either side: items as image_sync_records returns them, and how far was read (null: to the end).';
 
 -- The same of certain names.
 create or replace function image_sync.list_names(p_settings image_sync.settings, p_state text, p_names text[], p_urls boolean)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     select coalesce(jsonb_agg(item.value order by n.place), '[]')
     from unnest(p_names) with ordinality as n (name, place)
-    cross join lateral image_sync.list_range(p_settings, p_state, '', n.name, n.name, 1, 1, p_urls) as listed
+    cross join lateral image_sync.list_range(p_settings, p_state, n.name, n.name, 1, 1, p_urls) as listed
     cross join lateral jsonb_array_elements(listed.items) as item
   );
 end;
@@ -151,11 +57,7 @@ comment on function image_sync.list_names(image_sync.settings, text, text[], boo
 -- Where to look for what is in a state: the chunks of the newest run that passed the bucket say in which ranges it was. Null where
 -- the bucket is so small that all of it is looked at, or where no chunk is left.
 create or replace function image_sync.guide_of(p_bucket_id text)
-returns image_sync.runs
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns image_sync.runs language plpgsql stable set search_path = '' as $$
 declare
   v_run image_sync.runs;
 begin
@@ -165,13 +67,8 @@ begin
   where r.bucket_id = p_bucket_id
     and r.mode in ('sync', 'analyze', 'verify')
     and r.outcome in ('succeeded', 'partial')
-    and exists (
-      select
-      from image_sync.chunks c
-      where c.run_id = r.id
-    )
-  order by r.finished_at desc
-  limit 1;
+    and exists (select from image_sync.chunks c where c.run_id = r.id)
+  order by r.finished_at desc limit 1;
   if (v_run.summary #>> '{totals,listed}')::bigint + (v_run.summary #>> '{totals,orphaned}')::bigint <= 5000 then
     return null;
   end if;
@@ -183,16 +80,31 @@ comment on function image_sync.guide_of(text) is 'The newest run whose chunks sa
 
 -- Ranges behind a key that hold something in a state, as a run's chunks noted it.
 create or replace function image_sync.ranges_of(p_run image_sync.runs, p_settings image_sync.settings, p_state text, p_after text, p_limit integer)
-returns table (from_key text, to_key text)
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns table (from_key text, low text, to_key text) language plpgsql stable set search_path = '' as $$
 begin
   return query
-  select c.from_key, c.to_key
+  select c.from_key, n.low, n.high
   from image_sync.chunks c
+  -- Of few, all are named.
+  cross join lateral (
+    select case p_state
+      when 'missing' then c.facts -> 'missing'
+      when 'orphaned' then c.facts -> 'orphaned'
+      when 'excluded' then c.facts -> 'excluded'
+      when 'empty' then c.facts -> 'empty_files'
+      when 'other' then c.facts -> 'other_extensions'
+    end as names
+  ) as s
+  cross join lateral (
+    select m.name, m.name
+    from jsonb_array_elements_text(s.names) as m (name)
+    where jsonb_array_length(s.names) < 20 and m.name collate "C" > p_after
+    union all
+    select '', coalesce(c.to_key, image_sync.last_key())
+    where coalesce(jsonb_array_length(s.names) >= 20, true)
+  ) as n (low, high)
   where c.run_id = p_run.id
+    and c.from_key is not null
     and coalesce(c.to_key collate "C" > p_after, true)
     and case p_state
       when 'missing' then c.ledger ?| '{missing,collided,vanished,unmoved}'
@@ -206,26 +118,23 @@ begin
       when 'several' then c.ledger ? 'several_files'
       else true
     end
-  order by c.from_key collate "C"
-  limit p_limit;
+  order by c.from_key collate "C", n.low collate "C" limit p_limit;
 end;
 $$;
 
-comment on function image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer) is 'The ranges behind a key in which the run found something in this state.';
+comment on function image_sync.ranges_of(image_sync.runs, image_sync.settings, text, text, integer) is 'The ranges behind a key in which the run found something in this state, from low on.';
 
 -- A page of what is in a state. For 25 ms at most: what was read by then is the page, and the next one goes on behind it.
 create or replace function image_sync.list_state(
   p_settings image_sync.settings, p_state text, p_search text, p_after text, p_limit integer, p_urls boolean,
   out items jsonb, out next text, out as_of timestamptz
 )
-language plpgsql
-stable
-set search_path = ''
-as $$
+language plpgsql stable set search_path = '' as $$
 declare
   v_until constant timestamptz := clock_timestamp() + interval '25 milliseconds';
   v_guide constant image_sync.runs := case when p_state <> 'all' and p_search = '' then image_sync.guide_of(p_settings.bucket_id) end;
   v_size constant integer := case when p_state = 'all' then p_limit else 1000 end;
+  v_from text;
   v_cursor text := p_after;
   v_range record;
   v_listed record;
@@ -233,31 +142,36 @@ begin
   items := '[]';
   as_of := v_guide.finished_at;
   for v_range in
-    select r.from_key, r.to_key
+    select r.from_key, r.low, r.to_key
     from image_sync.ranges_of(v_guide, p_settings, p_state, p_after, 20) r
     where v_guide.id is not null
     union all
-    select p_after, case when p_search <> '' then p_search || image_sync.last_key() end
+    select p_after, p_search, p_search || image_sync.last_key()
     where v_guide.id is null
   loop
     v_cursor := greatest(v_cursor collate "C", v_range.from_key);
     loop
-      v_listed := image_sync.list_range(p_settings, p_state, v_cursor, p_search, v_range.to_key, v_size, p_limit - jsonb_array_length(items), p_urls);
+      -- As a variable: an argument in byte order would hand on that order to the bucket's id, and no index has that.
+      v_from := greatest(image_sync.behind(v_cursor) collate "C", v_range.low);
+      v_listed := image_sync.list_range(
+        p_settings, p_state, v_from, v_range.to_key,
+        v_size, p_limit - jsonb_array_length(items), p_urls
+      );
       items := items || v_listed.items;
-      v_cursor := v_listed.last_key;
+      v_cursor := coalesce(v_listed.last_key, v_range.to_key);
       next := v_cursor;
       if jsonb_array_length(items) = p_limit or clock_timestamp() > v_until then
-        next := case when v_guide.id is null and v_cursor = v_range.to_key then null else v_cursor end;
+        next := case when v_listed.last_key is null and (v_guide.id is null or v_range.to_key = image_sync.last_key()) then null else v_cursor end;
         return;
       end if;
-      exit when v_cursor is null or v_cursor = v_range.to_key;
+      exit when v_listed.last_key is null;
     end loop;
   end loop;
   -- Ranges that were not looked at lie behind the last of twenty.
   if v_guide.id is null or not exists (
     select
-    from image_sync.ranges_of(v_guide, p_settings, p_state, coalesce(v_cursor, image_sync.last_key()), 1) r
-    where r.from_key collate "C" >= v_cursor
+    from image_sync.ranges_of(v_guide, p_settings, p_state, v_cursor, 1) r
+    where greatest(r.from_key collate "C", r.low) >= v_cursor
   ) then
     next := null;
   end if;
@@ -270,11 +184,7 @@ comment on function image_sync.list_state(image_sync.settings, text, text, text,
 -- Files of a look-up key, with the pictures beside them that are left out by their extension; null where that is one file. A bounded
 -- number of each.
 create or replace function image_sync.files_of_twins(p_bucket_id text, p_key text)
-returns text[]
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns text[] language plpgsql stable set search_path = '' as $$
 begin
   return (
     with files as (
@@ -301,10 +211,7 @@ create or replace function image_sync.list_twins(
   p_settings image_sync.settings, p_guide image_sync.runs, p_until timestamptz, p_after text, p_limit integer, p_urls boolean,
   out items jsonb, out next text
 )
-language plpgsql
-stable
-set search_path = ''
-as $$
+language plpgsql stable set search_path = '' as $$
 declare
   v_page constant integer := 2000;
   v_cursor text := p_after;
@@ -332,10 +239,8 @@ begin
       from (
         select r.look_up_key as key
         from image_sync.records r
-        where r.look_up_key collate "C" > v_cursor
-          and r.look_up_key collate "C" < p_settings.bucket_id || '0'
-        order by r.look_up_key collate "C"
-        limit v_page
+        where r.look_up_key collate "C" > v_cursor and r.look_up_key collate "C" < p_settings.bucket_id || '0'
+        order by r.look_up_key collate "C" limit v_page
       ) as page
     ) as k;
     v_keys := array(
@@ -367,11 +272,7 @@ comment on function image_sync.list_twins(image_sync.settings, image_sync.runs, 
 -- The image of which a picture that is left out by its extension is another file, with all such pictures beside it; null where there
 -- is none, where list_twins has them, and for all of the pictures but the first, which stands for them.
 create or replace function image_sync.files_with(p_settings image_sync.settings, p_picture text)
-returns text[]
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns text[] language plpgsql stable set search_path = '' as $$
 declare
   v_beside record;
 begin
@@ -406,10 +307,7 @@ create or replace function image_sync.list_beside(
   p_settings image_sync.settings, p_guide image_sync.runs, p_until timestamptz, p_after text, p_limit integer, p_urls boolean,
   out items jsonb, out next text
 )
-language plpgsql
-stable
-set search_path = ''
-as $$
+language plpgsql stable set search_path = '' as $$
 declare
   v_page constant integer := 1000;
   v_ranges constant integer := 20;
@@ -446,8 +344,7 @@ begin
         where o.bucket_id = p_settings.bucket_id
           and o.name collate "C" > v_cursor
           and o.name collate "C" <= coalesce(v_range.to_key, image_sync.last_key())
-        order by o.name collate "C"
-        limit v_page
+        order by o.name collate "C" limit v_page
       ) as n;
       foreach v_picture in array coalesce(v_read.pictures, '{}') loop
         v_cursor := v_picture;
@@ -480,10 +377,7 @@ create or replace function image_sync.list_several(
   p_settings image_sync.settings, p_after text, p_limit integer, p_urls boolean,
   out items jsonb, out next text, out as_of timestamptz
 )
-language plpgsql
-stable
-set search_path = ''
-as $$
+language plpgsql stable set search_path = '' as $$
 declare
   v_until constant timestamptz := clock_timestamp() + interval '25 milliseconds';
   v_guide constant image_sync.runs := image_sync.guide_of(p_settings.bucket_id);
@@ -516,38 +410,28 @@ create or replace function image_sync.list_broken(
   p_settings image_sync.settings, p_after text, p_limit integer, p_urls boolean,
   out items jsonb, out next text, out as_of timestamptz
 )
-language plpgsql
-stable
-set search_path = ''
-as $$
+language plpgsql stable set search_path = '' as $$
 declare
   v_run image_sync.runs;
 begin
   select r.*
   into v_run
   from image_sync.runs r
-  where r.bucket_id = p_settings.bucket_id
-    and r.mode = 'verify'
-    and r.finished_at is not null
-  order by r.started_at desc
-  limit 1;
+  where r.bucket_id = p_settings.bucket_id and r.mode = 'verify' and r.finished_at is not null
+  order by r.started_at desc limit 1;
   as_of := v_run.finished_at;
   with ranges as (
     select c.problems
     from image_sync.chunks c
-    where c.run_id = v_run.id
-      and c.ledger ? 'broken'
-      and coalesce(c.to_key collate "C" > p_after, true)
-    order by c.from_key collate "C"
-    limit p_limit + 1
+    where c.run_id = v_run.id and c.ledger ? 'broken' and coalesce(c.to_key collate "C" > p_after, true)
+    order by c.from_key collate "C" limit p_limit + 1
   ), named as (
     select p.problem ->> 'name' as name, p.problem ->> 'code' as code, p.problem ->> 'detail' as detail
     from ranges
     cross join lateral jsonb_array_elements(ranges.problems) as p (problem)
     where p.problem ->> 'code' = any ('{file_lost,file_gone,not_an_image,wrong_content_type,url_rejected,unreachable}')
       and (p.problem ->> 'name') collate "C" > p_after
-    order by (p.problem ->> 'name') collate "C"
-    limit p_limit
+    order by (p.problem ->> 'name') collate "C" limit p_limit
   )
   select
     coalesce(jsonb_agg(item.value || jsonb_strip_nulls(jsonb_build_object('code', n.code, 'detail', n.detail)) order by n.name collate "C"), '[]'),
@@ -586,6 +470,7 @@ set lock_timeout = '1s'
 set enable_seqscan = 'off'
 set enable_bitmapscan = 'off'
 set enable_sort = 'off'
+set enable_hashjoin = 'off'
 as $$
 declare
   v_limit constant integer := least(greatest(coalesce(p_limit, 50), 1), 100);
@@ -621,8 +506,7 @@ begin
         from image_sync.records r
         where r.look_up_key collate "C" >= p_bucket || '/' || lower(p_search)
           and r.look_up_key collate "C" < p_bucket || '/' || lower(p_search) || U&'\+10FFFF'
-        order by r.look_up_key collate "C"
-        limit 1000
+        order by r.look_up_key collate "C" limit 1000
       ) as k
       where not starts_with(k.file_name, p_search)
       limit v_limit

@@ -318,7 +318,7 @@ begin
   end;
   if v_unseen is null then
     v_write := image_sync.write_rows('archive', p_run, array(
-      select (l.name, null, null)::image_sync.item
+      select (l.name, null, null, null)::image_sync.item
       from unnest(v_locked) as l (name)
       where l.name <> all (v_referenced)
     ));
@@ -417,7 +417,7 @@ comment on function image_sync.why_kept(text, text[], text[], jsonb, text[], ima
 create or replace function image_sync.restore_records(p_run image_sync.runs, p_names text[], out done text[], out problems jsonb)
 language plpgsql set search_path = '' as $$
 declare
-  v_write constant image_sync.write := image_sync.write_rows('restore', p_run, array(select (n.name, null, null)::image_sync.item from unnest(p_names) as n (name)));
+  v_write constant image_sync.write := image_sync.write_rows('restore', p_run, array(select (n.name, null, null, null)::image_sync.item from unnest(p_names) as n (name)));
 begin
   done := v_write.written;
   problems := (

@@ -1,10 +1,6 @@
 -- set
 create or replace function image_sync.place_in_words(p_bucket_id text, p_other_bucket_id text, p_name text)
-returns text
-language sql
-immutable
-set search_path = ''
-as $$
+returns text language sql immutable set search_path = '' as $$
   select p_name || case when p_other_bucket_id <> p_bucket_id then format(' (bucket %s)', p_other_bucket_id) else '' end
 $$;
 
@@ -13,11 +9,7 @@ comment on function image_sync.place_in_words(text, text, text) is 'A name, with
 -- What the newest verify, or the probe of the newest sync, saw of a file that only another upload can mend; null where that was no
 -- such thing, or the file was stored anew since.
 create or replace function image_sync.unseen_file(p_bucket_id text, p_name text)
-returns text
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns text language plpgsql stable set search_path = '' as $$
 begin
   return (
     select f.failure ->> 'code'
@@ -25,19 +17,14 @@ begin
       (
         select r.id, r.finished_at, r.mode, r.report
         from image_sync.runs r
-        where r.bucket_id = p_bucket_id
-          and r.mode = 'verify'
-          and r.report is not null
-        order by r.finished_at desc
-        limit 1
+        where r.bucket_id = p_bucket_id and r.mode = 'verify' and r.report is not null
+        order by r.finished_at desc limit 1
       )
       union all
       (
         select r.id, r.finished_at, r.mode, r.report
         from image_sync.runs r
-        where r.bucket_id = p_bucket_id
-          and r.mode = 'sync'
-          and r.report is not null
+        where r.bucket_id = p_bucket_id and r.mode = 'sync' and r.report is not null
           -- A verify that ended later has opened all of them.
           and not exists (
             select
@@ -47,8 +34,7 @@ begin
               and later.outcome = 'succeeded'
               and later.finished_at > r.finished_at
           )
-        order by r.finished_at desc
-        limit 1
+        order by r.finished_at desc limit 1
       )
     ) as r
     cross join lateral (
@@ -76,8 +62,7 @@ begin
         order by o.name collate "C"
         offset 0
       )
-    order by r.finished_at desc
-    limit 1
+    order by r.finished_at desc limit 1
   );
 end;
 $$;
@@ -88,11 +73,7 @@ comment on function image_sync.unseen_file(text, text) is
 -- What the newest verify saw of a file: {"run", "at", "code"}, the code null where its URL showed an image. Null where nobody can tell:
 -- the file was not opened, or a run of before 2.0 named only the first of many that showed none.
 create or replace function image_sync.verified_file(p_bucket_id text, p_file text)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-as $$
+returns jsonb language plpgsql stable set search_path = '' as $$
 begin
   return (
     select case
@@ -105,8 +86,7 @@ begin
           and exists (
             select
             from public.part_images p
-            where p.bucket_id = p_bucket_id
-              and p.file_name collate "C" = p_file
+            where p.bucket_id = p_bucket_id and p.file_name collate "C" = p_file
           )
           and exists (
             select
@@ -123,11 +103,8 @@ begin
     from (
       select r.id, r.started_at, r.finished_at
       from image_sync.runs r
-      where r.bucket_id = p_bucket_id
-        and r.mode = 'verify'
-        and r.finished_at is not null
-      order by r.started_at desc
-      limit 1
+      where r.bucket_id = p_bucket_id and r.mode = 'verify' and r.finished_at is not null
+      order by r.started_at desc limit 1
     ) as v
     join image_sync.chunks c
       on c.run_id = v.id
@@ -149,12 +126,7 @@ comment on function image_sync.verified_file(text, text) is 'What the newest ver
 
 -- Why this file is, or is not, in sync.
 create or replace function public.image_sync_file(p_bucket text, p_file text)
-returns jsonb
-language plpgsql
-stable
-set search_path = ''
-set lock_timeout = '1s'
-as $$
+returns jsonb language plpgsql stable set search_path = '' set lock_timeout = '1s' as $$
 declare
   v_settings image_sync.settings;
   v_object record;
@@ -186,17 +158,13 @@ begin
   select o.name, o.extension, o.bytes, o.id
   into v_object
   from image_sync.objects o
-  where o.bucket_id = p_bucket
-    and o.name collate "C" >= p_file
-    and o.name collate "C" <= p_file
+  where o.bucket_id = p_bucket and o.name collate "C" >= p_file and o.name collate "C" <= p_file
   -- An order that only the index of names gives.
-  order by o.name collate "C"
-  limit 1;
+  order by o.name collate "C" limit 1;
   select r.file_name, r.part_number, r.signed, r.expired, r.usable_until, r.object_id, r.look_up_key, r.signed and not image_sync.is_url_of(r.signed_url, image_sync.url_base(v_settings), r.file_name) as is_foreign
   into v_record
   from image_sync.records r
-  where r.bucket_id = p_bucket
-    and r.file_name collate "C" = p_file;
+  where r.bucket_id = p_bucket and r.file_name collate "C" = p_file;
 
   if v_record.file_name is not null and v_object.id is distinct from v_record.object_id then
     select
@@ -225,10 +193,8 @@ begin
     from (
       select m.object_id
       from image_sync.moves m
-      where m.bucket_id = p_bucket
-        and m.file_name collate "C" = p_file
-      order by m.moved_at desc, m.id desc
-      limit 1
+      where m.bucket_id = p_bucket and m.file_name collate "C" = p_file
+      order by m.moved_at desc, m.id desc limit 1
     ) as newest
     join image_sync.objects o
       on o.id = newest.object_id;
@@ -237,18 +203,7 @@ begin
   v_unseen := case when v_object.name is not null and v_record.file_name is not null then image_sync.unseen_file(p_bucket, p_file) end;
   v_is_excluded := v_object.name is not null and v_record.file_name is null and v_object.name like any (v_settings.exclude);
   v_is_wanted := v_object.name is not null and v_record.file_name is null and v_object.extension = any (v_settings.extensions) and not v_is_excluded and v_object.bytes is distinct from 0;
-  v_is_taken := v_object.name is not null and image_sync.part_number_is_unique() and exists (
-    select
-    from public.part_images p
-    where p.part_number = any (image_sync.part_numbers_of(array[v_object.name]))
-      -- Who follows its file to another part number leaves this one.
-      and not exists (
-        select
-        from image_sync.destination_of(p.bucket_id, p.file_name, p.object_id) as d
-        where image_sync.part_numbers_of(array[p.file_name]) = array[p.part_number]
-          and image_sync.part_numbers_of(array[d.name]) <> array[p.part_number]
-      )
-  );
+  v_is_taken := v_object.name is not null and image_sync.part_number_is_unique() and image_sync.is_part_taken((image_sync.part_numbers_of(array[v_object.name]))[1]);
 
   select coalesce(jsonb_agg(jsonb_build_object('code', c.code, 'detail', c.detail)), '[]')
   into v_reasons

@@ -91,6 +91,7 @@ export type ItemFailure = {
 /** A chunk that is ready to be closed: its lease with what signing gave, or with why it gave nothing. */
 export type Closing = {
   readonly lease: string;
+  readonly number: number;
   /** What its URLs begin with: a URL is `base`, its path, `?token=` and its token. */
   readonly base: string;
   /** The names that were signed, or that a verify saw an image of; `paths`, `tokens` and `expires` are parallel. */
@@ -102,6 +103,8 @@ export type Closing = {
   readonly expires: readonly number[];
   readonly failures: readonly ItemFailure[];
   readonly error: Fault | null;
+  /** No other attempt would fare better: its records are written without URLs. */
+  readonly isFinal?: boolean;
   readonly storageCalls: number;
   readonly retries: number;
 };
@@ -142,7 +145,7 @@ export type Database = {
     request: { run: string; bucket: string; mode: Mode; options: Record<string, unknown> },
   ): Promise<{ run: Run; created: boolean }>;
   advance(request: AdvanceRequest): Promise<Advance>;
-  /** Counts an attempt that the database ended; its transaction is gone. False where the lease holds nothing any more. */
+  /** Counts an attempt that the database ended; its transaction is gone. True where the same close is to be made again at once. */
   endAttempt(attempt: EndedAttempt): Promise<boolean>;
   /** Says where the function lives and which version it is. Returns the version of the schema. */
   announce(url: string, version: string): Promise<string>;
@@ -252,9 +255,10 @@ export function createDatabase(client: SupabaseClient<Schema>): Database {
         ...(lease === null ? {} : { p_lease: lease }),
         ...(closing === null ? {} : {
           p_closing: closing.lease,
+          p_number: closing.number,
           ...compactUrls(closing),
           p_failures: closing.failures,
-          p_error: closing.error,
+          p_error: closing.error === null ? null : { ...closing.error, is_final: closing.isFinal ?? false },
           p_storage_calls: closing.storageCalls,
           p_retries: closing.retries,
         }),
@@ -270,7 +274,7 @@ export function createDatabase(client: SupabaseClient<Schema>): Database {
         p_storage_calls: storageCalls,
         p_retries: retries,
       }, endAttemptAnswerSchema);
-      return answer.ended;
+      return answer.more;
     },
     async announce(url, version) {
       const args = { p_url: url, p_version: version };

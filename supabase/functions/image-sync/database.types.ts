@@ -73,6 +73,7 @@ export type Database = {
           "p_failures"?: Json;
           "p_lease"?: string;
           "p_names"?: (string)[];
+          "p_number"?: number;
           "p_paths"?: (string)[];
           "p_retries"?: number;
           "p_run": string;

@@ -36,7 +36,7 @@ export function faultOf(error: DatabaseError): Fault {
 const WORDS: Readonly<Record<string, readonly [title: string, detail: string]>> = {
   database_timeout: [
     "The database took too long",
-    "A statement was ended by its timeout. Chunks are halved until they fit; a slow trigger of the table or a busy disk is the usual cause",
+    "A statement was ended by its timeout. Less is written at once until it fits; a slow trigger of the table or a busy disk is the usual cause",
   ],
   row_locked: [
     "Somebody else holds what is needed",

@@ -46,6 +46,7 @@ export async function openChunk(
   });
   return {
     lease,
+    number,
     ...NOTHING_SIGNED,
     names: shown,
     failures: failures.map((failure) => ({
@@ -70,14 +71,10 @@ function describe({ code, status, content_type, error }: Failure): string {
     .join(", ");
 }
 
-/** A chunk's closing; `isFinal` where no other chunk would fare better. */
-export type Outcome = { readonly closing: Closing; readonly isFinal: boolean };
-
 /** Signs the chunk's names. Never throws: a chunk that cannot be signed closes with its error. */
-export async function workChunk(pipeline: SigningPipeline, lease: string, chunk: Chunk): Promise<Outcome> {
+export async function workChunk(pipeline: SigningPipeline, lease: string, chunk: Chunk): Promise<Closing> {
   const started = Date.now();
-  const outcome = await signChunk(pipeline, lease, chunk);
-  const { closing } = outcome;
+  const closing = await signChunk(pipeline, lease, chunk);
   logChunk({
     number: chunk.number,
     signed: closing.names.length,
@@ -85,25 +82,23 @@ export async function workChunk(pipeline: SigningPipeline, lease: string, chunk:
     error: closing.error?.detail ?? null,
     ms: Date.now() - started,
   });
-  return outcome;
+  return closing;
 }
 
 async function signChunk(
   { bucket, sign, takeCounts }: SigningPipeline,
   lease: string,
   chunk: Chunk,
-): Promise<Outcome> {
+): Promise<Closing> {
+  const { number, names, expiresIn, publicUrl } = chunk;
   try {
-    const { names, expiresIn, publicUrl } = chunk;
     const signed = await sign({ bucket, names, expiresIn, publicUrl });
-    return { closing: { lease, ...signed, error: null, ...takeCounts() }, isFinal: false };
+    return { lease, number, ...signed, error: null, ...takeCounts() };
   } catch (error) {
     const fault = error instanceof SigningError
       ? error.fault
       : { code: "signing_failed", title: "Signing failed", detail: messageOf(error) };
-    return {
-      closing: { lease, ...NOTHING_SIGNED, error: fault, ...takeCounts() },
-      isFinal: error instanceof SigningError && error.isFinal,
-    };
+    const isFinal = error instanceof SigningError && error.isFinal;
+    return { lease, number, ...NOTHING_SIGNED, error: fault, isFinal, ...takeCounts() };
   }
 }

@@ -17,6 +17,8 @@ const FIRST_IDLE_MS = 100;
 const MAX_IDLE_MS = 20_000;
 /** What every lane waits out, in ms: the pace of a verify, mostly. */
 const SHORT_WAIT_MS = 250;
+/** How often a close that is not all written yet is repeated once the worker's budget is spent. */
+const MOST_REPEATS = 20;
 /** How long a lane leaves the run's lock to others before it asks again, in ms. */
 const BUSY_MS = 50;
 /** How long a lane waits after an attempt that a lock ended, in ms: first, doubled each time in a row, and longest. */
@@ -115,22 +117,15 @@ function startLanes(state: State, count: number): void {
 
 async function runLane(state: State, lane: number): Promise<void> {
   let closing: Closing | null = null;
-  let listing: string | null = null;
   let interruptions = 0;
   let idledMs = 0;
   while (!state.finished) {
-    const lease = nextLease(state, listing);
+    const lease = nextLease(state);
     // What is in hand is signed already: the next worker starts while it is closed.
     if (lease === null && state.failure === null) state.called ??= handOff(state, []);
     if (lease === null && closing === null) return;
-    const answer = await advance(state, lease, closing);
+    const answer = await close(state, lease, closing);
     closing = null;
-    // What nobody lists in time is given back; what could not be listed yet is listed by the next call.
-    if (answer.next === "list" && lease !== null) state.leases.add(listing = lease);
-    else if (answer.next !== "busy" && listing !== null) {
-      state.leases.delete(listing);
-      listing = null;
-    }
     if (answer.next === "interrupted") {
       await pause(state, answer, interruptions++);
       continue;
@@ -142,11 +137,10 @@ async function runLane(state: State, lane: number): Promise<void> {
       state.budget.countSignedChunk();
       // A chunk that needs signing has others behind it; they are worked on side by side.
       if (state.failure === null) startLanes(state, answer.chunk.moreLanes);
-      const outcome = await workChunk(state.pipeline, lease, answer.chunk);
-      closing = outcome.closing;
-      if (outcome.isFinal && closing.error !== null) {
+      closing = await workChunk(state.pipeline, lease, answer.chunk);
+      if (closing.isFinal === true && closing.error !== null) {
         // Its images get their records before the run ends.
-        await advance(state, null, closing);
+        await close(state, null, closing);
         return await fail(state, closing.error);
       }
     } else if (answer.next === "open" && lease !== null) {
@@ -160,14 +154,11 @@ async function runLane(state: State, lane: number): Promise<void> {
       // The next chunk's URLs are reached no better, and of this one's nothing is known.
       if (closing.error !== null) return await fail(state, closing.error);
       if (state.lanes.size > 1) {
-        await advance(state, null, closing);
+        await close(state, null, closing);
         closing = null;
         // Out of the count at once, as an idle lane. Where the other one found nothing and left, this one goes on.
         if (state.lanes.size > 1) return void state.lanes.delete(lane);
       }
-    } else if (answer.next === "list") {
-      // Much of the bucket may need nothing: it is gone over side by side as well.
-      if (state.failure === null) startLanes(state, answer.moreLanes);
     } else if (answer.next === "probe") {
       // Another lane of this worker came first: what is left is its.
       if (state.isProbing) return;
@@ -187,9 +178,8 @@ async function runLane(state: State, lane: number): Promise<void> {
 }
 
 /** The token of a lane's next call; null where it closes what is in hand and leases nothing more. */
-function nextLease({ budget, failure }: State, listing: string | null): string | null {
-  if (budget.isSpent() || failure !== null) return null;
-  return listing ?? crypto.randomUUID();
+function nextLease({ budget, failure }: State): string | null {
+  return budget.isSpent() || failure !== null ? null : crypto.randomUUID();
 }
 
 /** A timeout is mended by a smaller chunk; a lock, or a database that could not even note it, by time. */
@@ -220,6 +210,20 @@ function sleep(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms * (1 + Math.random() / 4)));
 }
 
+/** Closes what is in hand, in as many calls as the database takes for it, and leases the next chunk. */
+async function close(state: State, lease: string | null, closing: Closing | null): Promise<Step> {
+  for (let repeats = 0;; repeats++) {
+    const answer = await advance(state, lease, closing);
+    if (answer.next !== "more") {
+      if (closing !== null) state.leases.delete(closing.lease);
+      return answer;
+    }
+    // What is left of it is given back with the lease.
+    if (state.budget.isSpent() && repeats > MOST_REPEATS) return { closed: null, next: "again" };
+    await sleep(BUSY_MS);
+  }
+}
+
 async function advance(state: State, lease: string | null, closing: Closing | null): Promise<Step> {
   const { run, worker, database } = state;
   state.budget.countCall();
@@ -236,8 +240,6 @@ async function advance(state: State, lease: string | null, closing: Closing | nu
     }
     await fail(state, fault);
     return { closed: null, next: "stop" };
-  } finally {
-    if (closing !== null) state.leases.delete(closing.lease);
   }
 }
 
@@ -251,11 +253,11 @@ async function interrupted(
   closing: Closing | null,
   fault: Fault,
 ): Promise<Step> {
-  if (lease !== null && closing !== null) return await advance(state, null, closing);
+  if (lease !== null && closing !== null) return await close(state, null, closing);
   const { run, worker, database } = state;
   try {
     const { storageCalls, retries } = closing ?? { storageCalls: 0, retries: 0 };
-    await database.endAttempt({
+    const isToRepeat = await database.endAttempt({
       run,
       worker,
       lease,
@@ -264,7 +266,7 @@ async function interrupted(
       storageCalls,
       retries,
     });
-    return { next: "interrupted", fault, isNoted: true };
+    return isToRepeat ? { closed: null, next: "more" } : { next: "interrupted", fault, isNoted: true };
   } catch (error) {
     // Its lease runs out, which counts as an attempt too.
     log("attempt_not_noted", { run, code: fault.code, error: messageOf(error) });

@@ -40,6 +40,6 @@ export const readerRemovalAnswerSchema = z.union([
   z.object({ reader: readerSchema, revoked: z.boolean() }),
 ]);
 export const registerTagAnswerSchema = z.union([problemAnswerSchema, registerTagSchema]);
-export const endAttemptAnswerSchema = z.object({ ended: z.boolean() });
+export const endAttemptAnswerSchema = z.object({ ended: z.boolean(), more: z.boolean() });
 export const announceAnswerSchema = z.object({ changed: z.boolean(), schema_version: z.string() });
 export const handOffAnswerSchema = z.object({ kicked: z.boolean() });

@@ -45,14 +45,13 @@ const openChunkSchema = z.object({
 }));
 export type OpenChunk = z.infer<typeof openChunkSchema>;
 
-/** `held`: the URLs were stored, but somebody else holds the chunk's row, so it stays open for whoever gets it. */
-const closedSchema = z.enum(["closed", "already_closed", "stale", "held"]).nullable();
+/** `more`: not all of it is written yet. */
+const closedSchema = z.enum(["closed", "more", "already_closed", "stale"]).nullable();
 
 /** What `image_sync_advance` says to do next. */
 export const advanceAnswerSchema = z.discriminatedUnion("next", [
-  // The lease of this call holds a chunk that has still to be listed, or a stretch of many: the next call with the same lease lists it.
-  z.object({ closed: closedSchema, next: z.literal("list"), more_lanes: z.number() })
-    .transform(({ closed, next, more_lanes }) => ({ closed, next, moreLanes: more_lanes })),
+  // The same call is to be made again: the database writes as much as it can in time.
+  z.object({ closed: closedSchema, next: z.literal("more") }),
   z.object({ closed: closedSchema, next: z.literal("sign"), chunk: chunkSchema }),
   z.object({ closed: closedSchema, next: z.literal("open"), chunk: openChunkSchema }),
   z.object({ closed: closedSchema, next: z.literal("again") }),
