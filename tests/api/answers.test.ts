@@ -69,6 +69,7 @@ describe("a POST", () => {
     const error = { code: "signing_failed", title: "Signing failed", detail: "Storage is away" };
     const closing = {
       lease,
+      number: 1,
       ...NOTHING_SIGNED,
       error,
       storageCalls: 1,
@@ -126,6 +127,7 @@ describe("a GET", () => {
     await lab.database.advance({ run: id, worker, lease: first, closing: null });
     const closing = {
       lease: first,
+      number: 1,
       ...NOTHING_SIGNED,
       error: null,
       storageCalls: 1,

@@ -359,11 +359,11 @@ describe("named, and mended by the SQL that is written, is", () => {
   test("a type with all that hangs on it, and the right to the schema", async () => {
     const { drift, left } = await inflict(`
       drop table image_sync.moves cascade;
-      drop type image_sync.comparison cascade;
+      drop type image_sync.look cascade;
       revoke usage on schema image_sync from service_role`);
     expect(drift).toEqual(expect.arrayContaining([
       "table image_sync.moves missing",
-      "type image_sync.comparison missing",
+      "type image_sync.look missing",
       "grant usage on schema image_sync to service_role missing",
     ]));
     expect(left).toEqual([]);

@@ -46,7 +46,7 @@ describe.runIf(isInstalled || isRequired)("the database, as the Supabase CLI che
     const { results } = notesSchema.parse(JSON.parse(output.slice(output.indexOf("{"))));
     const warnings = results.filter(({ level }) => level !== "INFO").map(({ detail }) => detail);
     expect(warnings.sort()).toEqual(
-      ["count_of", "is_url_of"].map((name) =>
+      ["compare_names", "compare_range", "count_of", "followed_file", "is_url_of"].map((name) =>
         `Function \`image_sync.${name}\` has a role mutable search_path`
       ),
     );

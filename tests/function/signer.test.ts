@@ -303,18 +303,16 @@ describe("a chunk", () => {
 
   test("is closed with what signing gave and what it cost", async () => {
     const { signer } = storageOf(allSigned);
-    const outcome = await workChunk({ bucket: "part-images", sign: signer, takeCounts }, "a lease", chunk);
-    expect(outcome).toMatchObject({
-      isFinal: false,
-      closing: {
+    expect(await workChunk({ bucket: "part-images", sign: signer, takeCounts }, "a lease", chunk))
+      .toMatchObject({
         lease: "a lease",
+        number: chunk.number,
         names: ["a.jpg", "b.jpg"],
         failures: [],
         error: null,
         storageCalls: 2,
         retries: 1,
-      },
-    });
+      });
   });
 
   test.each([
@@ -326,10 +324,13 @@ describe("a chunk", () => {
     }, false],
   ])("is closed with its error after %s", async (_, answer: () => Answer, isFinal) => {
     const { signer } = storageOf(answer);
-    const outcome = await workChunk({ bucket: "part-images", sign: signer, takeCounts }, "a lease", chunk);
-    expect(outcome).toMatchObject({
-      isFinal,
-      closing: { names: [], tokens: [], error: { code: "signing_failed" }, storageCalls: 2 },
-    });
+    expect(await workChunk({ bucket: "part-images", sign: signer, takeCounts }, "a lease", chunk))
+      .toMatchObject({
+        isFinal,
+        names: [],
+        tokens: [],
+        error: { code: "signing_failed" },
+        storageCalls: 2,
+      });
   });
 });

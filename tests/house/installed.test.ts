@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
 import { runCommand } from "../cli/support/run_command.ts";
 
-const MOST_LINES = 16_800;
+const MOST_LINES = 13_800;
 
 test(`init writes ${MOST_LINES} lines at most`, async () => {
   const directory = await mkdtemp(join(tmpdir(), "image-sync-"));

@@ -236,7 +236,7 @@ describe("what somebody else holds costs itself alone", { timeout: 400_000 }, ()
     expect(await unsignedNames(bucket)).toEqual(["ümlaut.jpg"]);
   });
 
-  test("the row of a chunk: its images are signed all the same", async () => {
+  test("the row of a chunk: all others are signed meanwhile, and it when its row is free", async () => {
     const bucket = await createNight(numberedNames(3_000));
     const { id } = await openRun(lab, bucket);
     const lease = crypto.randomUUID();
@@ -244,7 +244,7 @@ describe("what somebody else holds costs itself alone", { timeout: 400_000 }, ()
     await lab.database.advance({ run: id, worker: crypto.randomUUID(), lease, closing: null });
     const session = await openTransaction();
     await wake(lab, id);
-    await session`select from image_sync.chunks where run_id = ${id} and number = 2 for update`;
+    await session`select from image_sync.chunks where run_id = ${id} and number = 1 for update`;
     await new Promise((resolve) => setTimeout(resolve, 10_000));
     const records = await readRecords(lab, bucket);
     expect(records.filter(({ file_name }) => file_name > "001000.jpg")).toHaveLength(2_000);
@@ -277,7 +277,7 @@ describe("what somebody else holds costs itself alone", { timeout: 400_000 }, ()
   });
 });
 
-describe("what the database cannot do in its time is halved until it can", { timeout: 400_000 }, () => {
+describe("what the database cannot do in its time is done in tenths", { timeout: 400_000 }, () => {
   test("a trigger that takes 9 ms a row", async () => {
     const bucket = await createNight(numberedNames(1_500));
     await addSlowTrigger(bucket, { event: "insert", seconds: 0.009 });
@@ -289,7 +289,8 @@ describe("what the database cannot do in its time is halved until it can", { tim
     });
     await expectBalance(run);
     const [remembered] = await admin`select chunk_size from image_sync.runs where id = ${run.id}`;
-    expect(remembered).toEqual({ chunk_size: 500 });
+    // A tenth; four times that once it took less than a second.
+    expect([100, 400]).toContain(remembered?.["chunk_size"]);
     const [counted] = await admin`
       select sum(attempts)::integer as attempts, count(*) filter (where state = 'dead')::integer as dead
       from image_sync.chunks where run_id = ${run.id}`;

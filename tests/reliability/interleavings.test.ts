@@ -3,7 +3,18 @@ import fc from "fast-check";
 import type { ReservedSql, Sql } from "postgres";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type BareStack, openBareStack } from "./support/bare_stack.ts";
-import { advance, createRows, findViolations, signAll, start, workToEnd } from "./support/protocol.ts";
+import {
+  advance,
+  type AdvanceRequest,
+  type Closing,
+  createRows,
+  endAttempt,
+  failed,
+  findViolations,
+  signAll,
+  start,
+  workToEnd,
+} from "./support/protocol.ts";
 
 // A shop at work while records are synced, cleaned up and restored: sessions with open transactions refer to records, change and lock
 // them, files come, go and get other names, in an order that fast-check draws. IMAGE_SYNC_INTERLEAVINGS and IMAGE_SYNC_SEED choose
@@ -18,7 +29,7 @@ const patienceMs = 2_500;
 
 let db: BareStack;
 beforeAll(async () => {
-  db = await openBareStack({ shortestStretch: 1 });
+  db = await openBareStack();
   for (let lane = 0; lane < lanes; lane++) {
     for (const action of actions) {
       await db.admin.unsafe(
@@ -35,8 +46,11 @@ const actions = ["cascade", "set null", "restrict"] as const;
 const tableOf = (lane: number, action: string) => `orders_${lane}_${action.replace(" ", "_")}`;
 const fileName = (index: number) => `${index}.jpg`;
 
+/** What befalls the next chunk that is closed. */
+type Trouble = "time_out" | "fail" | "fail_for_good";
+
 type Event =
-  | { readonly kind: "sync" | "plan" | "confirm" | "restore" | "work" }
+  | { readonly kind: "sync" | "plan" | "confirm" | "restore" | "work" | Trouble }
   | { readonly kind: "upload" | "delete" | "rename"; readonly file: number }
   | {
     readonly kind: "refer" | "update" | "lock";
@@ -53,6 +67,10 @@ const eventArbitrary: fc.Arbitrary<Event> = fc.oneof(
     arbitrary: fc.record({
       kind: fc.constantFrom("plan", "confirm", "confirm", "confirm", "work", "work", "restore", "sync"),
     }),
+  },
+  {
+    weight: 3,
+    arbitrary: fc.record({ kind: fc.constantFrom("time_out", "time_out", "fail", "fail_for_good") }),
   },
   {
     weight: 4,
@@ -105,6 +123,7 @@ type World = {
   readonly references: { readonly table: string; readonly id: string }[];
   /** The runs that are open: worked on by turns. */
   runs: string[];
+  trouble: Trouble | null;
   plan: string | null;
   cleanup: string | null;
   archived: number;
@@ -136,13 +155,28 @@ async function workOnce(world: World): Promise<void> {
     const request = { run, worker: randomUUID(), lease: randomUUID(), closing: null };
     const answer = await timely("advance", () => advance(world.sql, request));
     if (answer.next === "stop") world.runs = world.runs.filter((one) => one !== run);
-    if (answer.next === "sign") {
-      const closing = signAll(request.lease, answer.chunk?.names ?? []);
-      await timely("close", () => advance(world.sql, { ...request, lease: null, closing }));
+    if (answer.next === "sign" && answer.chunk !== undefined) {
+      await closeChunk(world, { ...request, lease: null, closing: signAll(request.lease, answer.chunk) });
     }
     await expectNoFileOfWhatIsArchived(world);
   }
   await noteRecords(world);
+}
+
+/** Closes a chunk, in as many calls as it takes. */
+async function closeChunk(world: World, request: AdvanceRequest & { closing: Closing }): Promise<void> {
+  const { trouble } = world;
+  world.trouble = null;
+  const { run, worker, closing } = request;
+  if (trouble === "time_out") {
+    const attempt = { run, worker, lease: null, closing: closing.lease, code: "database_timeout" } as const;
+    // What somebody holds is waited for: the next worker gets the chunk.
+    if (!await timely("end_attempt", () => endAttempt(world.sql, attempt))) return;
+  }
+  const sent = trouble === "fail" || trouble === "fail_for_good"
+    ? { ...request, closing: failed(closing, { isFinal: trouble === "fail_for_good" }) }
+    : request;
+  while ((await timely("close", () => advance(world.sql, sent))).next === "more");
 }
 
 /** What was moved to the archive a moment ago has no file. */
@@ -247,6 +281,11 @@ async function apply(world: World, event: Event): Promise<void> {
       return;
     case "work":
       return await workOnce(world);
+    case "time_out":
+    case "fail":
+    case "fail_for_good":
+      world.trouble = event.kind;
+      return;
     case "upload":
       await db.admin`
         insert into storage.objects (bucket_id, name) values (${bucket}, ${
@@ -316,7 +355,7 @@ async function play(lane: number, { present, chunkSize, events }: Interleaving):
   const all = Array.from({ length: files }, (_, index) => fileName(index));
   const bucket = await createRows(db.admin, {
     names: present.map(fileName),
-    settings: { chunk_size: chunkSize },
+    settings: { chunk_size: chunkSize, max_attempts: 2 },
   });
   await db.admin`
     insert into public.part_images (bucket_id, file_name, url)
@@ -329,6 +368,7 @@ async function play(lane: number, { present, chunkSize, events }: Interleaving):
     urls: new Map(),
     references: [],
     runs: [],
+    trouble: null,
     plan: null,
     cleanup: null,
     archived: 0,

@@ -5,6 +5,8 @@ import { type BareStack, openBareStack } from "./support/bare_stack.ts";
 import { type Mutation, withMutation } from "./support/mutation.ts";
 import {
   advance,
+  type Answer,
+  type Closing,
   createRows,
   endAttempt,
   findViolations,
@@ -24,6 +26,13 @@ async function newRun(names: readonly string[], settings: Record<string, number 
   const bucket = await createRows(db.admin, { names, settings });
   const { run } = await start(db.worker, bucket);
   return { bucket, run };
+}
+
+async function lease(run: string) {
+  const request = { run, worker: randomUUID(), lease: randomUUID(), closing: null };
+  const { chunk } = await advance(db.worker, request);
+  if (chunk === undefined) throw new Error(`There is no chunk to lease in run ${run}`);
+  return { request, chunk };
 }
 
 const names = Array.from({ length: 6 }, (_, index) => `${index + 1}.jpg`);
@@ -86,49 +95,54 @@ async function heldRecordCostsItself(): Promise<void> {
   });
 }
 
-async function heldChunkIsStoredAllTheSame(): Promise<void> {
+async function heldChunkIsClosedLater(): Promise<void> {
   const { bucket, run } = await newRun(names);
-  const request = { run, worker: randomUUID(), lease: randomUUID(), closing: null };
-  await advance(db.worker, request);
+  const { request, chunk } = await lease(run);
+  const closing = signAll(request.lease, chunk);
   await beside(
     (session) => session`select from image_sync.chunks where run_id = ${run} for update`,
     async () => {
-      const closing = signAll(request.lease, names);
-      expect((await advance(db.worker, { ...request, lease: null, closing })).closed).toBe("held");
+      expect((await advance(db.worker, { ...request, lease: null, closing })).closed).toBe("more");
     },
   );
+  await workToEnd(db.worker, run, { onWait: () => Promise.reject(new Error("somebody holds the chunk")) })
+    .catch(() => {});
+  expect((await advance(db.worker, { ...request, lease: null, closing })).closed).toBe("closed");
   const [row] = await db.admin`
     select count(signed_url)::integer as signed from public.part_images where bucket_id = ${bucket}`;
   expect(row).toEqual({ signed: 6 });
 }
 
-/** A worker whose every chunk of more than `fits` names times out, wherever it does. */
-async function workWithSlowDatabase(run: string, fits: number): Promise<void> {
+/** A worker whose every close of more than `fits` rows times out. Returns how many chunks it had to sign. */
+async function workWithSlowDatabase(run: string, fits: number): Promise<number> {
   const worker = randomUUID();
-  let listing: string | null = null;
+  let closing: Closing | null = null;
+  let signed = 0;
   for (let calls = 0; calls < 200; calls++) {
-    const lease: string = listing ?? randomUUID();
-    const answer = await advance(db.worker, { run, worker, lease, closing: null });
-    listing = answer.next === "list" ? lease : null;
-    if (answer.next === "stop") return;
-    if (answer.next !== "sign") continue;
-    if ((answer.chunk?.names.length ?? 0) > fits) {
-      await endAttempt(db.worker, { run, worker, lease: null, closing: lease, code: "database_timeout" });
-    } else {
-      await advance(db.worker, {
-        run,
-        worker,
-        lease: null,
-        closing: signAll(lease, answer.chunk?.names ?? []),
-      });
+    const [slice] = await db.admin<{ rows: number }[]>`
+      select least(c.write_size, cardinality(c.to_do)) as rows
+      from image_sync.chunks c where c.run_id = ${run} and c.number = ${closing?.number ?? 0}`;
+    if (closing !== null && (slice?.rows ?? 0) > fits) {
+      const attempt = { run, worker, lease: null, closing: closing.lease, code: "database_timeout" } as const;
+      if (!await endAttempt(db.worker, attempt)) closing = null;
+      continue;
     }
+    const lease: string = randomUUID();
+    const answer: Answer = await advance(db.worker, { run, worker, lease, closing });
+    if (answer.next === "stop") return signed;
+    if (answer.next === "more") continue;
+    closing = null;
+    if (answer.next !== "sign" || answer.chunk === undefined) continue;
+    closing = signAll(lease, answer.chunk);
+    signed++;
   }
   throw new Error("the run does not end");
 }
 
-async function slowChunkIsHalved(): Promise<void> {
+async function slowChunkIsWrittenInTenths(): Promise<void> {
   const { bucket, run } = await newRun(names, { max_attempts: 1 });
-  await workWithSlowDatabase(run, 2);
+  // The same lease, the same URLs.
+  expect(await workWithSlowDatabase(run, 2)).toBe(1);
   expect(await documentOf(run)).toMatchObject({
     state: "succeeded",
     balanced: true,
@@ -144,6 +158,7 @@ async function slowNameIsGivenUp(): Promise<void> {
   expect(await documentOf(run)).toMatchObject({
     state: "partial",
     stop_reason: "database_timeout",
+    balanced: true,
     totals: { listed: 6, failed: 6 },
   });
 }
@@ -184,10 +199,9 @@ async function lookingIsNoProgress(): Promise<void> {
 
 async function closingIsProgress(): Promise<void> {
   const { run } = await newRun(names);
-  const request = { run, worker: randomUUID(), lease: randomUUID(), closing: null };
-  await advance(db.worker, request);
+  const { request, chunk } = await lease(run);
   await db.admin`update image_sync.runs set moved_at = '2026-01-01' where id = ${run}`;
-  await advance(db.worker, { ...request, lease: null, closing: signAll(request.lease, names) });
+  await advance(db.worker, { ...request, lease: null, closing: signAll(request.lease, chunk) });
   const [row] = await db
     .admin`select moved_at > '2026-01-01' as moved from image_sync.runs where id = ${run}`;
   expect(row).toEqual({ moved: true });
@@ -237,12 +251,11 @@ async function aForeignUrlIsSignedAnew(): Promise<void> {
 /** A lock on the whole table, as create index has it, which lets everybody read. */
 async function heldTableLeavesNothingOut(): Promise<void> {
   const { run } = await newRun(names);
-  const request = { run, worker: randomUUID(), lease: randomUUID(), closing: null };
-  await advance(db.worker, request);
+  const { request, chunk } = await lease(run);
   await beside(
     (session) => session`lock table public.part_images in share mode`,
     async () => {
-      const closing = { ...request, lease: null, closing: signAll(request.lease, names) };
+      const closing = { ...request, lease: null, closing: signAll(request.lease, chunk) };
       const words = advance(db.worker, closing).then(() => "answered", (error: Error) => error.message);
       expect(await words).toContain("lock timeout");
     },
@@ -262,6 +275,9 @@ async function deferredRuleCostsItsRow(): Promise<void> {
   }
 }
 
+const writeRows = "image_sync.write_rows(text, image_sync.runs, image_sync.item[], timestamptz)";
+const accountFor =
+  "image_sync.account_for(image_sync.runs, image_sync.settings, image_sync.chunks, image_sync.item[], image_sync.write, jsonb, boolean)";
 const lockTimeout = (signature: string): Mutation => ({
   signature,
   from: "SET lock_timeout TO '400ms'",
@@ -270,7 +286,7 @@ const lockTimeout = (signature: string): Mutation => ({
 const interruptChunk =
   "image_sync.interrupt_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, jsonb)";
 const rpcAdvance =
-  "public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer)";
+  "public.image_sync_advance(uuid, uuid, uuid, uuid, text[], text[], text[], text[], bigint[], jsonb, jsonb, integer, integer, integer)";
 
 const cases: readonly {
   readonly mechanism: string;
@@ -280,12 +296,31 @@ const cases: readonly {
   {
     mechanism: "the limit on waiting for an insert of somebody else",
     holds: heldInsertCostsItself,
-    mutation: lockTimeout("image_sync.insert_missing(text, image_sync.chunks, text[], text[], bigint[])"),
+    mutation: lockTimeout(writeRows),
   },
   {
     mechanism: "the limit on waiting for a record of somebody else",
     holds: heldRecordCostsItself,
-    mutation: lockTimeout("image_sync.store_urls(text, text, text, text[], text[], bigint[])"),
+    mutation: lockTimeout(writeRows),
+  },
+  {
+    mechanism: "the look for records that somebody holds, without waiting",
+    holds: heldRecordCostsItself,
+    mutation: {
+      signature: "image_sync.held_names(text, text[])",
+      from: "for update skip locked",
+      to: "for update",
+    },
+  },
+  {
+    mechanism: "the short patience with a row that is tried by itself",
+    holds: heldInsertCostsItself,
+    mutation: { signature: "image_sync.row_patience(timestamptz)", from: "'20ms'", to: "'20s'" },
+  },
+  {
+    mechanism: "the count of what somebody holds",
+    holds: heldInsertCostsItself,
+    mutation: { signature: accountFor, from: "when e.is_held then 'held' ", to: "" },
   },
   {
     mechanism: "the difference between a held row and a refused one",
@@ -293,51 +328,49 @@ const cases: readonly {
     mutation: { signature: "image_sync.is_held(text)", from: "'55P03'", to: "'00000'" },
   },
   {
-    mechanism: "storing what was signed for a chunk that somebody holds",
-    holds: heldChunkIsStoredAllTheSame,
-    mutation: lockTimeout("image_sync.lock_chunk(uuid, uuid)"),
+    mechanism: "the limit on waiting for a chunk that somebody holds",
+    holds: heldChunkIsClosedLater,
+    mutation: lockTimeout("image_sync.lock_chunk(uuid, integer)"),
   },
   {
-    mechanism: "the halving of a chunk that took too long",
-    holds: slowChunkIsHalved,
+    mechanism: "writing in tenths what took too long",
+    holds: slowChunkIsWrittenInTenths,
     mutation: {
       signature: interruptChunk,
-      from: "image_sync.halve_chunk(p_chunk, (v_size + 1) / 2, p_error)",
-      to: "image_sync.halve_chunk(p_chunk, v_size, p_error)",
+      from: "greatest(v_size / 10, 1)",
+      to: "v_size",
     },
   },
   {
     mechanism: "giving up one name that takes too long",
     holds: slowNameIsGivenUp,
-    mutation: { signature: interruptChunk, from: "if v_size = 1 then", to: "if false then" },
+    mutation: { signature: interruptChunk, from: "case when v_size <= 1 then", to: "case when false then" },
   },
   {
     mechanism: "the patience with attempts that a lock ended",
     holds: lockKillsNoChunk,
     mutation: {
       signature: interruptChunk,
-      from: "if p_error ->> 'code' <> 'database_timeout' then",
-      to:
-        "if p_error ->> 'code' <> 'database_timeout' then perform image_sync.give_up_name(p_run, p_settings, p_chunk, p_error); return null;",
+      from: "set state = 'pending', not_before",
+      to: "set state = 'pending', attempts = c.attempts + 1, not_before",
     },
   },
   {
     mechanism: "the stillness of a run that is only looked at",
     holds: lookingIsNoProgress,
     mutation: {
-      signature: "image_sync.claim_chunk(image_sync.runs, image_sync.settings, uuid, uuid)",
-      from: "return (v_chunk, v_names)::image_sync.chunk_to_sign;",
-      to:
-        "update image_sync.runs r set moved_at = now() where r.id = p_run.id; return (v_chunk, v_names)::image_sync.chunk_to_sign;",
+      signature: "image_sync.claim_chunk(image_sync.runs)",
+      from: "return v_chunk;",
+      to: "update image_sync.runs r set moved_at = now() where r.id = p_run.id; return v_chunk;",
     },
   },
   {
     mechanism: "the progress that closing a chunk is",
     holds: closingIsProgress,
     mutation: {
-      signature: "image_sync.note_progress(uuid, image_sync.settings, uuid, text, interval)",
-      from: "set moved_at = clock_timestamp(), chunk_size",
-      to: "set chunk_size",
+      signature: "image_sync.note_progress(uuid, image_sync.settings, interval)",
+      from: "moved_at = clock_timestamp(),",
+      to: "",
     },
   },
   {

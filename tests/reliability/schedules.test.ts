@@ -18,7 +18,7 @@ describe.each([false, true])(
   (hasUniqueNumbers) => {
     let db: BareStack;
     beforeAll(async () => {
-      db = await openBareStack({ shortestStretch: 1 });
+      db = await openBareStack();
       if (hasUniqueNumbers) await db.admin`alter table public.part_images add unique (part_number)`;
     });
     afterAll(() => db?.close());

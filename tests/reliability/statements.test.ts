@@ -31,7 +31,7 @@ async function closingCall(): Promise<{ bucket: string; request: AdvanceRequest 
   const worker = randomUUID();
   const lease = randomUUID();
   const first = await advance(db.worker, { run, worker, lease, closing: null });
-  const closing = signAll(lease, first.chunk?.names ?? []);
+  const closing = signAll(lease, first.chunk ?? { number: 0, names: [] });
   return { bucket, request: { run, worker, lease: randomUUID(), closing } };
 }
 
@@ -158,7 +158,7 @@ test("a chunk whose lease expired is taken over and its late writer is fenced of
   const taken = await advance(db.worker, heir);
   expect(taken).toMatchObject({ next: "sign", chunk: { number: 1 } });
   expect(await advance(db.worker, { ...request, lease: null })).toMatchObject({ closed: "stale" });
-  const closing = signAll(heir.lease, taken.chunk?.names ?? []);
+  const closing = signAll(heir.lease, taken.chunk ?? { number: 0, names: [] });
   expect(await advance(db.worker, { ...heir, lease: null, closing })).toMatchObject({ closed: "closed" });
   const records = await db
     .admin`select signed_url from public.part_images where bucket_id = ${bucket} and signed_url is not null order by file_name`;

@@ -332,7 +332,15 @@ test("what was deleted or moved while it was signed is an orphan only where a re
     run: run.id,
     worker,
     lease: null,
-    closing: { ...NOTHING_SIGNED, lease, failures, error: null, storageCalls: 1, retries: 0 },
+    closing: {
+      ...NOTHING_SIGNED,
+      lease,
+      number: answer.chunk.number,
+      failures,
+      error: null,
+      storageCalls: 1,
+      retries: 0,
+    },
   });
   await lab.call({ method: "POST", query: "", body: JSON.stringify({ bucket }) });
   expect(await waitForEnd(lab, run.id)).toMatchObject({

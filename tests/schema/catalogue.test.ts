@@ -38,7 +38,13 @@ describe("every function", () => {
     expect(
       functions.filter(({ config }) => !(config ?? []).includes('search_path=""')).map(({ name }) => name),
       // Inlined where they are called, which a setting would forbid; they name nothing that a search path could find elsewhere.
-    ).toEqual(["image_sync.count_of(jsonb,text)", "image_sync.is_url_of(text,text,text)"]);
+    ).toEqual([
+      "image_sync.compare_names(text,text[],timestamp with time zone,text,text[],text[])",
+      "image_sync.compare_range(text,text,text,timestamp with time zone,text,text[],text[])",
+      "image_sync.count_of(jsonb,text)",
+      "image_sync.followed_file(uuid)",
+      "image_sync.is_url_of(text,text,text)",
+    ]);
   });
 
   test("has a comment", async () => {

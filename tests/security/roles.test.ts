@@ -111,7 +111,13 @@ describe("of every table, view and function of ours", () => {
     expect(
       rows.filter(({ config }) => !config?.includes('search_path=""')).map(({ object }) => object).sort(),
     )
-      .toEqual(["image_sync.count_of(jsonb,text)", "image_sync.is_url_of(text,text,text)"]);
+      .toEqual([
+        "image_sync.compare_names(text,text[],timestamp with time zone,text,text[],text[])",
+        "image_sync.compare_range(text,text,text,timestamp with time zone,text,text[],text[])",
+        "image_sync.count_of(jsonb,text)",
+        "image_sync.followed_file(uuid)",
+        "image_sync.is_url_of(text,text,text)",
+      ]);
     const definers = rows.filter(({ definer }) => definer).map(({ object }) => object);
     expect(definers.filter((object) => !object.startsWith("image_sync."))).toEqual([]);
   });

@@ -76,6 +76,7 @@ async function leaseChunk(run: string): Promise<Closing> {
   const expires = Math.floor(Date.now() / 1000) + expiresIn;
   return {
     lease,
+    number: answer.chunk.number,
     base: "http://ends/",
     names,
     paths: names,

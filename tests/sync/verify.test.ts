@@ -262,7 +262,7 @@ test("a worker that dies costs its chunk a second look, and what it says late co
     balanced: true,
     totals: { opened: 12, shown: 12 },
   });
-  const closing = { lease, ...NOTHING_SIGNED, error: null, storageCalls: 0, retries: 0 };
+  const closing = { lease, number: 1, ...NOTHING_SIGNED, error: null, storageCalls: 0, retries: 0 };
   expect(await lab.database.advance({ run: run.id, worker, lease: null, closing })).toMatchObject({
     closed: "stale",
   });

@@ -16,14 +16,12 @@ export type BareStack = {
 /**
  * Opens one. Nothing calls the function here, so runs move only when a test moves them.
  *
- * @param options `shortestStretch`: how many chunks a stretch has at least, where a handful of files shall come to have one;
- *   `args`: further flags of `local/serve.ts`
+ * @param options `args`: further flags of `local/serve.ts`
  */
 export async function openBareStack(
-  { shortestStretch, args = [] }: { shortestStretch?: number; args?: readonly string[] } = {},
+  { args = [] }: { args?: readonly string[] } = {},
 ): Promise<BareStack> {
   const stack = await startLocalStack(["--no-function", ...args]);
-  if (shortestStretch !== undefined) await shortenStretches(stack.adminDbUrl, shortestStretch);
   const admin = postgres(stack.adminDbUrl, { max: 6, onnotice: () => {} });
   const worker = openAsWorker(stack.adminDbUrl);
   // The first connection of a pool learns the array types for the others.
@@ -37,10 +35,4 @@ export async function openBareStack(
       await stack.stop();
     },
   };
-}
-
-async function shortenStretches(adminDbUrl: string, chunks: number): Promise<void> {
-  const admin = postgres(adminDbUrl, { max: 1 });
-  await admin.unsafe(`alter database postgres set image_sync.shortest_stretch = '${chunks}'`);
-  await admin.end();
 }

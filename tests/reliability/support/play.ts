@@ -10,6 +10,7 @@ import {
   type Closing,
   createRows,
   endAttempt,
+  failed,
   findViolations,
   signAll,
   start,
@@ -23,8 +24,6 @@ type Worker = {
   id: string;
   closing: Closing | null;
   pending: AdvanceRequest | null;
-  /** The lease whose chunk it has still to list. */
-  listing: string | null;
 };
 
 type World = {
@@ -43,32 +42,64 @@ type World = {
   run: string;
 };
 
-const newWorker = (): Worker => ({ id: randomUUID(), closing: null, pending: null, listing: null });
+const newWorker = (): Worker => ({ id: randomUUID(), closing: null, pending: null });
 
 async function send(world: World, request: AdvanceRequest): Promise<Answer> {
   world.sent.push(request);
-  const answer = await advance(world.sql, request);
-  note(world, request, answer);
+  return await take(world, request, () => advance(world.sql, request));
+}
+
+/**
+ * Makes a call, and notes which URLs the database took of it: all, or of a close that is to be repeated those of some names. The URL of
+ * a file that is gone is not stored, unless the file was new when it was looked at: that it went, the next run sees.
+ */
+async function take(
+  world: World,
+  { run, closing }: AdvanceRequest,
+  call: () => Promise<Answer>,
+): Promise<Answer> {
+  const before = await namesLeft(world, run, closing);
+  const answer = await call();
+  if (closing === null || (answer.closed !== "closed" && answer.closed !== "more")) return answer;
+  const after = await namesLeft(world, run, closing);
+  closing.names.forEach((name, index) => {
+    const file = before.find((one) => one.name === name);
+    if (file === undefined || after.some((one) => one.name === name)) return;
+    if (file.exists) world.accepted.set(name, closing.urls[index] ?? "");
+    world.closings.set(run, (world.closings.get(run) ?? 0) + 1);
+  });
   return answer;
 }
 
-function note(world: World, { run, closing }: AdvanceRequest, answer: Answer): void {
-  if (answer.closed !== "closed" || closing === null || closing.error !== null) return;
-  closing.names.forEach((name, index) => world.accepted.set(name, closing.urls[index] ?? ""));
-  world.closings.set(run, (world.closings.get(run) ?? 0) + closing.names.length);
+/** The names that a chunk has still to do, and whether there is a file of that name, or was one that was new. */
+async function namesLeft(
+  { admin, bucket }: World,
+  run: string,
+  closing: Closing | null,
+): Promise<readonly { readonly name: string; readonly exists: boolean }[]> {
+  if (closing === null) return [];
+  return await admin<{ name: string; exists: boolean }[]>`
+    select n.name, n.id is not null or exists (
+      select from storage.objects o where o.bucket_id = ${bucket} and o.name = n.name
+    ) as exists
+    from image_sync.chunks c
+    cross join lateral unnest(c.to_do, c.to_do_ids) as n (name, id)
+    where c.run_id = ${run} and c.number = ${closing.number}`;
 }
 
 function receive(worker: Worker, request: AdvanceRequest, answer: Answer): void {
-  worker.pending = null;
-  worker.listing = answer.next === "list" ? request.lease : null;
-  worker.closing = answer.next === "sign" && request.lease !== null
-    ? signAll(request.lease, answer.chunk?.names ?? [])
+  worker.pending = answer.next === "more" ? request : null;
+  if (answer.next === "more") return;
+  worker.closing = answer.next === "sign" && request.lease !== null && answer.chunk !== undefined
+    ? signAll(request.lease, answer.chunk)
     : null;
 }
 
+const nextRequest = ({ run }: World, worker: Worker): AdvanceRequest =>
+  worker.pending ?? { run, worker: worker.id, lease: randomUUID(), closing: worker.closing };
+
 async function act(world: World, worker: Worker, event: { readonly kind: string }): Promise<void> {
-  const request = worker.pending ??
-    { run: world.run, worker: worker.id, lease: worker.listing ?? randomUUID(), closing: worker.closing };
+  const request = nextRequest(world, worker);
   const answer = await send(world, request);
   if (event.kind === "lose_answer") worker.pending = request;
   else receive(worker, request, answer);
@@ -83,9 +114,9 @@ async function apply(world: World, event: Event): Promise<void> {
     case "lose_answer":
       return await act(world, worker, event);
     case "fail_chunk":
+    case "fail_for_good":
       if (worker.closing !== null && worker.pending === null) {
-        const error = { code: "signing_failed", title: "Injected", detail: "injected" };
-        worker.closing = { ...worker.closing, names: [], urls: [], failures: [], error };
+        worker.closing = failed(worker.closing, { isFinal: event.kind === "fail_for_good" });
       }
       return;
     case "fail_items":
@@ -102,17 +133,19 @@ async function apply(world: World, event: Event): Promise<void> {
       return;
     case "time_out":
     case "meet_lock": {
-      // The transaction of its next call is gone; it says so, and drops what it had.
-      if (worker.pending !== null) return;
-      const closing = worker.closing?.lease ?? null;
-      await endAttempt(sql, {
-        run,
+      // The transaction of its next call is gone; it says so, and closes the same again, or drops what it had.
+      const request = nextRequest(world, worker);
+      const { closing } = request;
+      const lease = closing === null ? request.lease : null;
+      const isToRepeat = await endAttempt(sql, {
+        run: request.run,
         worker: worker.id,
-        lease: closing === null ? worker.listing ?? randomUUID() : null,
-        closing,
+        lease,
+        closing: closing?.lease ?? null,
         code: event.kind === "time_out" ? "database_timeout" : "row_locked",
       });
-      worker.closing = worker.listing = null;
+      worker.pending = isToRepeat ? { ...request, lease } : null;
+      if (!isToRepeat) worker.closing = null;
       return;
     }
     case "die":
@@ -125,7 +158,7 @@ async function apply(world: World, event: Event): Promise<void> {
     }
     case "duplicate": {
       const late = world.sent.at(-1 - event.back);
-      if (late !== undefined) note(world, late, await advance(sql, late));
+      if (late !== undefined) await take(world, late, () => advance(sql, late));
       return;
     }
     case "expire":
@@ -232,16 +265,16 @@ async function settle(world: World): Promise<void> {
   const { sql, bucket, hasUniqueNumbers } = world;
   // An image whose part number is another's is named, every night.
   const state = hasUniqueNumbers ? expect.stringMatching(/^(succeeded|partial)$/) : "succeeded";
-  const onAnswer = (request: AdvanceRequest, answer: Answer) => note(world, request, answer);
+  const call = (request: AdvanceRequest) => take(world, request, () => advance(sql, request));
   const onWait = () => apply(world, { kind: "expire" });
-  await workToEnd(sql, world.run, { onAnswer, onWait });
+  await workToEnd(sql, world.run, { call, onWait });
   const { run } = await start(sql, bucket);
-  await workToEnd(sql, run, { onAnswer, onWait });
+  await workToEnd(sql, run, { call, onWait });
   const [night] = await sql`select image_sync.run_document(${run}) as document`;
   expect(night?.["document"]).toMatchObject({ state, balanced: true });
   // And the one after that has nothing left to do.
   const { run: idle } = await start(sql, bucket);
-  await workToEnd(sql, idle, { onAnswer, onWait });
+  await workToEnd(sql, idle, { call, onWait });
   const [last] = await sql`select image_sync.run_document(${idle}) as document`;
   expect(last?.["document"]).toMatchObject({ state, totals: { rows_written: 0, to_sign: 0 } });
 }

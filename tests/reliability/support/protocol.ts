@@ -14,24 +14,29 @@ export function openAsWorker(adminDbUrl: string, max = 8): Sql {
 }
 
 const answerSchema = z.looseObject({
-  closed: z.enum(["closed", "already_closed", "stale", "held"]).nullable(),
-  next: z.enum(["list", "sign", "open", "again", "busy", "wait", "probe", "stop"]),
+  closed: z.enum(["closed", "more", "already_closed", "stale"]).nullable(),
+  next: z.enum(["more", "sign", "open", "again", "busy", "wait", "probe", "stop"]),
   chunk: z.looseObject({
     number: z.number(),
     names: z.array(z.string()).default([]),
     targets: z.array(z.looseObject({ name: z.string() })).default([]),
   }).optional(),
 });
+/** A leased chunk. */
+export type Chunk = { readonly number: number; readonly names: readonly string[] };
 /** What advance answers. */
 export type Answer = z.infer<typeof answerSchema>;
 
 /** How a chunk is closed. */
 export type Closing = {
   readonly lease: string;
+  readonly number: number;
   readonly names: readonly string[];
   readonly urls: readonly string[];
   readonly failures: readonly { readonly name: string; readonly error: string }[];
-  readonly error: { readonly code: string; readonly title: string; readonly detail: string } | null;
+  readonly error:
+    | { readonly code: string; readonly title: string; readonly detail: string; readonly is_final?: boolean }
+    | null;
 };
 
 /** A call of advance, to be made once or, with the same tokens, again. */
@@ -55,12 +60,13 @@ export async function advance(sql: Sql | TransactionSql, request: AdvanceRequest
       ${sql.array([...closing?.urls ?? []])}::text[],
       ${sql.array((closing?.names ?? []).map(() => String(inAWeek())))}::bigint[],
       ${sql.json([...closing?.failures ?? []])},
-      ${closing === null || closing.error === null ? null : sql.json(closing.error)}
+      ${closing === null || closing.error === null ? null : sql.json(closing.error)},
+      p_number => ${closing?.number ?? null}
     ) as answer`;
   return answerSchema.parse(row?.["answer"]);
 }
 
-/** Says that the database ended an attempt: at the chunk of a lease, or at getting one under it. */
+/** Says that the database ended an attempt: at the chunk of a lease, or at getting one under it. Returns whether to repeat the close. */
 export async function endAttempt(
   sql: Sql,
   { run, worker, lease, closing, code }: {
@@ -70,11 +76,13 @@ export async function endAttempt(
     closing: string | null;
     code: "database_timeout" | "row_locked";
   },
-): Promise<void> {
+): Promise<boolean> {
   const error = { code, title: "Injected", detail: "injected" };
-  await sql`select public.image_sync_end_attempt(${run}, ${worker}, ${lease}, ${closing}, ${
+  const [row] = await sql`
+    select public.image_sync_end_attempt(${run}, ${worker}, ${lease}, ${closing}, ${
     sql.json(error)
-  })`;
+  }) as answer`;
+  return z.looseObject({ more: z.boolean() }).parse(row?.["answer"]).more;
 }
 
 const startSchema = z.looseObject({
@@ -108,36 +116,42 @@ export async function start(
 export const urlFor = (name: string): string => `http://signed/${name}?token=${randomUUID()}`;
 
 /** Signs all of a chunk. */
-export function signAll(lease: string, names: readonly string[]): Closing {
-  return { lease, names, urls: names.map(urlFor), failures: [], error: null };
+export function signAll(lease: string, { number, names }: Chunk): Closing {
+  return { lease, number, names, urls: names.map(urlFor), failures: [], error: null };
+}
+
+/** The same chunk where nothing of it could be signed, this time or ever. */
+export function failed(closing: Closing, { isFinal = false }: { isFinal?: boolean } = {}): Closing {
+  const error = { code: "signing_failed", title: "Injected", detail: "injected", is_final: isFinal };
+  return { ...closing, names: [], urls: [], failures: [], error };
 }
 
 /** What a worker closes a chunk with that it could sign, or whose URLs all showed an image. */
 function closingOf(lease: string, { next, chunk }: Answer): Closing | null {
-  if (next === "sign") return signAll(lease, chunk?.names ?? []);
-  if (next !== "open") return null;
-  const names = chunk?.targets.map(({ name }) => name) ?? [];
-  return { lease, names, urls: names.map(() => ""), failures: [], error: null };
+  if (chunk === undefined) return null;
+  if (next === "sign") return signAll(lease, chunk);
+  const names = chunk.targets.map(({ name }) => name);
+  return { lease, number: chunk.number, names, urls: names.map(() => ""), failures: [], error: null };
 }
 
 /** Works on a run until it is finished; leases that others hold are expired while it waits. Returns how many calls it took. */
 export async function workToEnd(
   sql: Sql | TransactionSql,
   run: string,
-  { onWait, onAnswer }: {
+  { onWait, onAnswer, call = (request) => advance(sql, request) }: {
     onWait?: () => Promise<void>;
     onAnswer?: (request: AdvanceRequest, answer: Answer) => void;
+    /** Makes a call, where more than the call is to be done. */
+    call?: (request: AdvanceRequest) => Promise<Answer>;
   } = {},
 ): Promise<number> {
   const worker = randomUUID();
   let closing: Closing | null = null;
-  let listing: string | null = null;
   for (let calls = 1; calls < 100_000; calls++) {
-    const request: AdvanceRequest = { run, worker, lease: listing ?? randomUUID(), closing };
-    const answer = await advance(sql, request);
+    const request: AdvanceRequest = { run, worker, lease: randomUUID(), closing };
+    const answer = await call(request);
     onAnswer?.(request, answer);
-    listing = answer.next === "list" ? request.lease : null;
-    closing = closingOf(request.lease ?? "", answer);
+    if (answer.next !== "more") closing = closingOf(request.lease ?? "", answer);
     if (answer.next === "stop") return calls;
     if (answer.next === "probe") {
       await sql`select public.image_sync_finish(${run}, '{"checked": 0, "ok": 0, "failures": []}')`;
@@ -180,7 +194,7 @@ export async function findViolations(
     with runs as (
       select r.* from image_sync.runs r where r.bucket_id = ${bucket}
     ), chunks as (
-      select c.*, r.plan_id, r.exhausted, lag(c.to_key) over (partition by c.run_id order by c.from_key collate "C") as previous_to_key
+      select c.*, r.plan_id, r.exhausted, lag(c.to_key) over (partition by c.run_id, c.from_key is null order by c.from_key collate "C") as previous_to_key
       from (${ledgersIn(admin)}) as c
       join runs r on r.id = c.run_id
     )
@@ -189,14 +203,15 @@ export async function findViolations(
     select 'a lease is left in chunk ' || number from chunks where state = 'leased' or lease_expires_at is not null
     union all
     select 'chunk ' || number || ' does not begin where the one before it ended' from chunks
-    where plan_id is null and from_key is distinct from coalesce(previous_to_key, '')
+    where plan_id is null and from_key <> coalesce(previous_to_key, '')
     union all
     select 'the ledger of chunk ' || number || ' does not balance' from chunks
     where listed <> images + not_images
       or images <> recorded + inserted + moved + unmoved + collided + vanished + missing
+        + case when state in ('done', 'dead') then 0 else image_sync.count_of(ledger, 'unsettled') end
       or (state in ('done', 'dead') and to_sign <> signed + withdrawn + failed + held)
     union all
-    select 'run ' || run_id || ' has no last chunk' from chunks where exhausted
+    select 'run ' || run_id || ' has no last chunk' from chunks where exhausted and from_key is not null
     group by run_id having count(*) filter (where to_key is null) <> 1
     union all
     select 'an image has no record or no URL: ' || o.name

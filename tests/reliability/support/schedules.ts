@@ -18,6 +18,7 @@ const workerKinds = [
   "step",
   "lose_answer",
   "fail_chunk",
+  "fail_for_good",
   "fail_items",
   "die",
   "hand_off",
@@ -27,6 +28,7 @@ const workerKinds = [
 const disturbances = [
   "lose_answer",
   "fail_chunk",
+  "fail_for_good",
   "fail_items",
   "die",
   "hand_off",
