@@ -59,7 +59,7 @@ describe.each(VERSIONS)("the function of %s", (version) => {
     async () => {
       // Made before, or the run is over by then.
       const migration = migrationOf(await readSchema(), { from: version, to: VERSION });
-      await setLatency(lab, 40);
+      await setLatency(lab, 400);
       expect((await lab.call({ method: "POST", body: JSON.stringify({ bucket }) })).status).toBe(202);
       await expect.poll(async () => (await runOf())?.["moved_at"] > (await runOf())?.["started_at"]).toBe(
         true,
