@@ -33,7 +33,7 @@ comment on function image_sync.chunk_size(image_sync.runs, image_sync.settings) 
 -- Stores what a look found as the run's next chunk: to be worked on, or done where nothing is to be done.
 --   p_moved  names of it whose record came along
 create or replace function image_sync.store_chunk(
-  p_run image_sync.runs, p_from_key text, p_to_key text, p_look image_sync.look, p_moved text[] default '{}', p_problems jsonb default '[]', p_settings image_sync.settings default null, p_worker uuid default null, p_lease uuid default null
+  p_run image_sync.runs, p_from_key text, p_to_key text, p_look image_sync.look, p_moved text[] default '{}', p_problems jsonb default '[]', p_lease_duration interval default null, p_worker uuid default null, p_lease uuid default null
 )
 returns image_sync.chunks language plpgsql set search_path = '' as $$
 declare
@@ -44,7 +44,7 @@ begin
   insert into image_sync.chunks (run_id, number, from_key, to_key, state, worker_id, lease_token, lease_expires_at, to_do, to_do_ids, to_link, to_move, ledger, facts, problems, closed_at)
   values (
     p_run.id, image_sync.next_number(p_run.id), p_from_key, p_to_key, case when v_is_done then 'done' when p_lease is not null then 'leased' else 'pending' end, p_worker,
-    case when not v_is_done then p_lease end, case when not v_is_done then clock_timestamp() + p_settings.lease_duration end,
+    case when not v_is_done then p_lease end, case when not v_is_done then clock_timestamp() + p_lease_duration end,
     p_look.to_do, p_look.to_do_ids, p_look.to_link, p_look.to_move,
     case when v_moved > 0 then image_sync.add_counts(p_look.ledger, jsonb_build_object('moved', v_moved, 'unsettled', -v_moved)) else p_look.ledger end,
     p_look.facts,
@@ -60,7 +60,7 @@ begin
 end;
 $$;
 
-comment on function image_sync.store_chunk(image_sync.runs, text, text, image_sync.look, text[], jsonb, image_sync.settings, uuid, uuid) is
+comment on function image_sync.store_chunk(image_sync.runs, text, text, image_sync.look, text[], jsonb, interval, uuid, uuid) is
   'Stores a chunk of what a look found and returns it: done, leased where there is a token, or pending. The caller holds the run''s row lock.';
 
 -- Goes on behind the run's cursor until there is something to be done, or 250 ms are over: they keep every call far from the API's
@@ -90,7 +90,7 @@ begin
         continue;
       end if;
       v_look.ledger := v_look.ledger || jsonb_build_object('listing_ms', ceil(1000 * extract(epoch from clock_timestamp() - v_since))::integer);
-      v_chunk := image_sync.store_chunk(v_run, v_run.cursor, v_to_key, v_look, p_settings => p_settings, p_worker => p_worker, p_lease => p_lease);
+      v_chunk := image_sync.store_chunk(v_run, v_run.cursor, v_to_key, v_look, p_lease_duration => p_settings.lease_duration, p_worker => p_worker, p_lease => p_lease);
       v_stride := greatest(1, least(
         v_stride * case when clock_timestamp() > v_since + interval '150 milliseconds' then 1 else 5 end,
         case when v_look.found > 0 then greatest(0.8 * v_size * v_stride / v_look.found, v_size) end,
