@@ -23,7 +23,7 @@
 --              several rows for one file one stays, the others go whole to image_sync.archive. An empty
 --              bucket_id and part_number are filled
 --   check    sed '1,/^$/d' THIS_FILE | sha256sum prints what --dry-run shows on another machine too:
---            968b36503f48681c61d487fc789317947ea3d275e1cd12a36f3a56f7a57db68a
+--            8ce54c05498030774f23e0da7137c94d1b9a416a15c46c6a412bc3c0b53154f4
 
 -- adoption, 1.0.0
 
@@ -3306,6 +3306,7 @@ create or replace function image_sync.close_lease(
 returns text language plpgsql set search_path = '' as $$
 declare
   v_chunk image_sync.chunks := image_sync.lock_chunk(p_run.id, p_number);
+  v_counts constant jsonb := jsonb_build_object('storage_calls', p_storage_calls, 'retries', p_retries);
 begin
   if v_chunk.run_id is null and p_run.finished_at is null and exists (select from image_sync.chunks c where c.run_id = p_run.id and c.number = p_number) then
     return 'more';
@@ -3314,26 +3315,26 @@ begin
   elsif v_chunk.state <> 'leased' then
     return 'already_closed';
   end if;
-  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('storage_calls', p_storage_calls, 'retries', p_retries));
   if p_error is not null and coalesce(p_error ->> 'is_final', 'false') <> 'true' then
     -- It waits for its next attempt, longer each time; after the last one it is given up at once.
     update image_sync.chunks c
     set
       state = 'pending',
       attempts = c.attempts + 1,
-      ledger = v_chunk.ledger,
+      ledger = image_sync.add_counts(c.ledger, v_counts),
       not_before = clock_timestamp() + case when c.attempts + 1 < p_settings.max_attempts then p_settings.retry_delay * power(2, least(c.attempts, 10)) else interval '0' end,
       lease_expires_at = null,
       error = p_error - 'is_final'
     where c.run_id = p_run.id and c.number = p_number;
     return 'closed';
   elsif p_run.mode = 'verify' then
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, v_counts);
     return image_sync.close_verified(p_run, v_chunk, p_names, p_failures, v_chunk.attempts >= p_settings.max_attempts);
   elsif p_error is not null then
     v_chunk.error := p_error - 'is_final';
     v_chunk.attempts := greatest(v_chunk.attempts, p_settings.max_attempts);
   end if;
-  return image_sync.close_chunk(p_run, p_settings, v_chunk, p_names, p_urls, p_expires, p_failures);
+  return image_sync.close_chunk(p_run, p_settings, v_chunk, p_names, p_urls, p_expires, p_failures, v_counts);
 end;
 $$;
 
@@ -3342,8 +3343,9 @@ comment on function image_sync.close_lease(image_sync.runs, image_sync.settings,
 
 -- Writes what a chunk has to write and accounts for each of its names: all of it, or, where the database was too slow for that once, as
 -- many rows as it does in time; the rest is left in the chunk.
+--   p_counts  what signing took, counted once: with the last of its rows
 create or replace function image_sync.close_chunk(
-  p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks, p_names text[], p_urls text[], p_expires bigint[], p_failures jsonb
+  p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks, p_names text[], p_urls text[], p_expires bigint[], p_failures jsonb, p_counts jsonb
 )
 returns text
 language plpgsql
@@ -3384,7 +3386,7 @@ begin
   v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('linked', (select count(*) from unnest(v_linked) as n (name) where n.name = any (v_write.written))));
   if v_is_over then
     -- Whatever of it was found to be an image and had no other end has a record.
-    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger - 'unsettled', jsonb_build_object('recorded', v_chunk.ledger -> 'unsettled'));
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger - 'unsettled', jsonb_build_object('recorded', v_chunk.ledger -> 'unsettled') || p_counts);
   end if;
   update image_sync.chunks c
   set
@@ -3405,7 +3407,7 @@ begin
 end;
 $$;
 
-comment on function image_sync.close_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, text[], text[], bigint[], jsonb) is
+comment on function image_sync.close_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, text[], text[], bigint[], jsonb, jsonb) is
   'Writes the records of a leased chunk whose row the caller has locked. Returns closed, or more where rows are left.';
 
 -- Where every name went that a chunk had to sign: signed, held, withdrawn (gone, or not taken by the table) or failed; and what became of
@@ -4661,10 +4663,11 @@ begin
   where c.run_id is not distinct from p_run and c.lease_token = coalesce(p_closing, p_lease) and c.state = 'leased'
   for update skip locked;
   if v_chunk.run_id is not null then
+    v_ended := image_sync.interrupt_chunk(v_run, v_settings, v_chunk, v_error);
+    -- A close that is made again brings them along.
     update image_sync.chunks c
     set ledger = image_sync.add_counts(c.ledger, jsonb_build_object('storage_calls', p_storage_calls, 'retries', p_retries))
-    where c.run_id = p_run and c.number = v_chunk.number;
-    v_ended := image_sync.interrupt_chunk(v_run, v_settings, v_chunk, v_error);
+    where c.run_id = p_run and c.number = v_chunk.number and v_ended = 'waits';
   elsif p_lease is not null and v_error ->> 'code' = 'database_timeout' and (v_run.plan_id is null or not v_run.exhausted) then
     v_ended := 'next';
     if v_run.plan_id is not null then

@@ -86,6 +86,7 @@ create or replace function image_sync.close_lease(
 returns text language plpgsql set search_path = '' as $$
 declare
   v_chunk image_sync.chunks := image_sync.lock_chunk(p_run.id, p_number);
+  v_counts constant jsonb := jsonb_build_object('storage_calls', p_storage_calls, 'retries', p_retries);
 begin
   if v_chunk.run_id is null and p_run.finished_at is null and exists (select from image_sync.chunks c where c.run_id = p_run.id and c.number = p_number) then
     return 'more';
@@ -94,26 +95,26 @@ begin
   elsif v_chunk.state <> 'leased' then
     return 'already_closed';
   end if;
-  v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('storage_calls', p_storage_calls, 'retries', p_retries));
   if p_error is not null and coalesce(p_error ->> 'is_final', 'false') <> 'true' then
     -- It waits for its next attempt, longer each time; after the last one it is given up at once.
     update image_sync.chunks c
     set
       state = 'pending',
       attempts = c.attempts + 1,
-      ledger = v_chunk.ledger,
+      ledger = image_sync.add_counts(c.ledger, v_counts),
       not_before = clock_timestamp() + case when c.attempts + 1 < p_settings.max_attempts then p_settings.retry_delay * power(2, least(c.attempts, 10)) else interval '0' end,
       lease_expires_at = null,
       error = p_error - 'is_final'
     where c.run_id = p_run.id and c.number = p_number;
     return 'closed';
   elsif p_run.mode = 'verify' then
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, v_counts);
     return image_sync.close_verified(p_run, v_chunk, p_names, p_failures, v_chunk.attempts >= p_settings.max_attempts);
   elsif p_error is not null then
     v_chunk.error := p_error - 'is_final';
     v_chunk.attempts := greatest(v_chunk.attempts, p_settings.max_attempts);
   end if;
-  return image_sync.close_chunk(p_run, p_settings, v_chunk, p_names, p_urls, p_expires, p_failures);
+  return image_sync.close_chunk(p_run, p_settings, v_chunk, p_names, p_urls, p_expires, p_failures, v_counts);
 end;
 $$;
 
@@ -122,8 +123,9 @@ comment on function image_sync.close_lease(image_sync.runs, image_sync.settings,
 
 -- Writes what a chunk has to write and accounts for each of its names: all of it, or, where the database was too slow for that once, as
 -- many rows as it does in time; the rest is left in the chunk.
+--   p_counts  what signing took, counted once: with the last of its rows
 create or replace function image_sync.close_chunk(
-  p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks, p_names text[], p_urls text[], p_expires bigint[], p_failures jsonb
+  p_run image_sync.runs, p_settings image_sync.settings, p_chunk image_sync.chunks, p_names text[], p_urls text[], p_expires bigint[], p_failures jsonb, p_counts jsonb
 )
 returns text
 language plpgsql
@@ -164,7 +166,7 @@ begin
   v_chunk.ledger := image_sync.add_counts(v_chunk.ledger, jsonb_build_object('linked', (select count(*) from unnest(v_linked) as n (name) where n.name = any (v_write.written))));
   if v_is_over then
     -- Whatever of it was found to be an image and had no other end has a record.
-    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger - 'unsettled', jsonb_build_object('recorded', v_chunk.ledger -> 'unsettled'));
+    v_chunk.ledger := image_sync.add_counts(v_chunk.ledger - 'unsettled', jsonb_build_object('recorded', v_chunk.ledger -> 'unsettled') || p_counts);
   end if;
   update image_sync.chunks c
   set
@@ -185,7 +187,7 @@ begin
 end;
 $$;
 
-comment on function image_sync.close_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, text[], text[], bigint[], jsonb) is
+comment on function image_sync.close_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, text[], text[], bigint[], jsonb, jsonb) is
   'Writes the records of a leased chunk whose row the caller has locked. Returns closed, or more where rows are left.';
 
 -- Where every name went that a chunk had to sign: signed, held, withdrawn (gone, or not taken by the table) or failed; and what became of

@@ -405,10 +405,11 @@ begin
   where c.run_id is not distinct from p_run and c.lease_token = coalesce(p_closing, p_lease) and c.state = 'leased'
   for update skip locked;
   if v_chunk.run_id is not null then
+    v_ended := image_sync.interrupt_chunk(v_run, v_settings, v_chunk, v_error);
+    -- A close that is made again brings them along.
     update image_sync.chunks c
     set ledger = image_sync.add_counts(c.ledger, jsonb_build_object('storage_calls', p_storage_calls, 'retries', p_retries))
-    where c.run_id = p_run and c.number = v_chunk.number;
-    v_ended := image_sync.interrupt_chunk(v_run, v_settings, v_chunk, v_error);
+    where c.run_id = p_run and c.number = v_chunk.number and v_ended = 'waits';
   elsif p_lease is not null and v_error ->> 'code' = 'database_timeout' and (v_run.plan_id is null or not v_run.exhausted) then
     v_ended := 'next';
     if v_run.plan_id is not null then

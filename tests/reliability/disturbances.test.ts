@@ -288,6 +288,8 @@ describe("what the database cannot do in its time is done in tenths", { timeout:
       error: { code: "database_timeout" },
     });
     await expectBalance(run);
+    // Each URL was made once, in however many parts it was stored.
+    expect(run.totals.storage_calls).toBe(2);
     const [remembered] = await admin`select chunk_size from image_sync.runs where id = ${run.id}`;
     // A tenth; four times that once it took less than a second.
     expect([100, 400]).toContain(remembered?.["chunk_size"]);

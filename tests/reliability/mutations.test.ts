@@ -64,7 +64,7 @@ async function endsWell({ bucket, run }: Setting): Promise<void> {
 const closeLease =
   "image_sync.close_lease(image_sync.runs, image_sync.settings, integer, uuid, text[], text[], bigint[], jsonb, jsonb, integer, integer)";
 const closeChunk =
-  "image_sync.close_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, text[], text[], bigint[], jsonb)";
+  "image_sync.close_chunk(image_sync.runs, image_sync.settings, image_sync.chunks, text[], text[], bigint[], jsonb, jsonb)";
 const accountFor =
   "image_sync.account_for(image_sync.runs, image_sync.settings, image_sync.chunks, image_sync.item[], image_sync.write, jsonb, boolean)";
 const claimChunk = "image_sync.claim_chunk(image_sync.runs)";
